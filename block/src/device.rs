@@ -1,0 +1,222 @@
+//! What lies above a format: the disk that a guest sees.
+
+use std::fmt::Debug;
+use std::io::{IoSlice, IoSliceMut};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::{Error, Extent, Result, Storage};
+
+/// What becomes of the room when a range is made to read as zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ZeroMode {
+    /// Give it back where that is possible.
+    Unmap,
+    /// Keep it, so that a later write there needs no allocation.
+    Allocate,
+}
+
+/// How much of a new or grown image is laid out in advance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Preallocation {
+    /// Nothing: room is taken as it is written to.
+    #[default]
+    Off,
+    /// The format's tables, with every cluster mapped, and no room for data.
+    Metadata,
+    /// Tables, and room for the data reserved by the host.
+    Falloc,
+    /// Tables, and zeros written for all of the data.
+    Full,
+}
+
+/// A change of a disk's size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resize {
+    /// Permission to cut off what lies beyond the new end.
+    pub shrink: bool,
+    /// What is laid out of a grown part.
+    pub preallocation: Preallocation,
+}
+
+/// What a device is and can do; asked once, never guessed at I/O time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// The format's name as on a command line: `raw`, `qcow2`.
+    pub format: &'static str,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Bytes in the unit of allocation, where there is one.
+    pub cluster_size: Option<u64>,
+    /// [`BlockDevice::zero_at`] is cheaper than writing zeros.
+    pub fast_zero: bool,
+    /// A new device reads as zeros everywhere, so that zeros need not be written to it.
+    pub zero_init: bool,
+    /// The best alignment of requests, in bytes; others work.
+    pub alignment: u32,
+}
+
+impl DeviceInfo {
+    /// A writable device with no clusters, no fast zeroing, and no alignment to heed.
+    pub fn new(format: &'static str) -> Self {
+        Self {
+            format,
+            read_only: false,
+            cluster_size: None,
+            fast_zero: false,
+            zero_init: false,
+            alignment: 1,
+        }
+    }
+}
+
+/// A disk: `size` bytes at offsets, as a guest sees it.
+///
+/// Requests may have any alignment and length; an empty one does nothing. Writes that overlap in time leave the
+/// bytes of either. A write is visible to later reads at once, and durable once a [`flush`](Self::flush) that
+/// began after it has returned.
+pub trait BlockDevice: Send + Sync + Debug {
+    /// What the device is and can do.
+    fn info(&self) -> DeviceInfo;
+
+    /// Length of the disk in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `OutOfBounds` past the end of the disk; `Corrupt`, `Io`. `buf` is then undefined.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes all of `buf` at `offset`.
+    ///
+    /// # Errors
+    /// `OutOfBounds` past the end of the disk, `ReadOnly`, `NoSpace`, `Corrupt`, `Io`. The range is then undefined.
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+
+    /// [`read_at`](Self::read_at) into several buffers, one after the other.
+    ///
+    /// # Errors
+    /// As there.
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], mut offset: u64) -> Result<()> {
+        for buf in bufs {
+            self.read_at(buf, offset)?;
+            offset += buf.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// [`write_at`](Self::write_at) from several buffers, one after the other.
+    ///
+    /// # Errors
+    /// As there.
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], mut offset: u64) -> Result<()> {
+        for buf in bufs {
+            self.write_at(buf, offset)?;
+            offset += buf.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes `len` bytes at `offset` read as zeros.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    fn zero_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()>;
+
+    /// Says that the guest does not need `len` bytes at `offset` any more. Whole clusters inside are given back
+    /// and read as zeros afterwards (never as old data of the backing); the rest may stay as it is.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    fn discard_at(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// The run that starts at `offset`, `len` bytes at most, seen through the whole chain. It may be shorter than
+    /// the run really is, never empty.
+    ///
+    /// # Errors
+    /// `OutOfBounds` where `offset` is not on the disk or `len` is 0; `Corrupt`, `Io`.
+    fn extent_at(&self, offset: u64, len: u64) -> Result<Extent>;
+
+    /// Makes everything acknowledged before this call durable.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`. The device may refuse writes from then on, with this error.
+    fn flush(&self) -> Result<()>;
+
+    /// Changes the size of the disk. What is added reads as zeros, whatever a backing device holds there.
+    ///
+    /// # Errors
+    /// `Unsupported`; `InvalidInput` for a smaller size without [`Resize::shrink`]; as [`write_at`](Self::write_at).
+    fn resize(&self, size: u64, how: Resize) -> Result<()> {
+        let _ = (size, how);
+        Err(Error::unsupported(format!(
+            "a {} device cannot be resized",
+            self.info().format
+        )))
+    }
+
+    /// The way to write compressed clusters, for a device that has it.
+    fn compressed(&self) -> Option<&dyn CompressedWrite> {
+        None
+    }
+}
+
+/// Writing clusters compressed, in two steps: [`compress`](Self::compress) is pure work for many threads, and
+/// [`write_compressed_at`](Self::write_compressed_at) gives out room in the order it is called.
+pub trait CompressedWrite: Send + Sync {
+    /// Compresses one cluster. `None` where that would not save room: write it as it is.
+    ///
+    /// # Errors
+    /// `InvalidInput` unless `cluster` is exactly one cluster long.
+    fn compress(&self, cluster: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// Stores what [`compress`](Self::compress) made of the cluster at `offset`, a multiple of the cluster size.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an offset inside a cluster; as [`BlockDevice::write_at`].
+    fn write_compressed_at(&self, compressed: &[u8], offset: u64) -> Result<()>;
+}
+
+/// How an image names the file below it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BackingReference {
+    /// The name as stored: relative to the directory of the image that names it, or absolute.
+    pub name: String,
+    /// The format as stored. Without it the file cannot be opened: a guest could have written what a probe finds.
+    pub format: Option<String>,
+}
+
+/// How an image names an external file that holds its data.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DataFileReference {
+    /// The name as stored, where one is.
+    pub name: Option<String>,
+    /// The file is a raw image of the whole disk.
+    pub raw: bool,
+}
+
+/// A device that reads through to a backing device where it holds nothing itself.
+pub trait Overlay: BlockDevice {
+    /// The device below, if one was given.
+    fn backing(&self) -> Option<Arc<dyn BlockDevice>>;
+
+    /// The name of the file below, as stored in the image.
+    fn backing_reference(&self) -> Option<BackingReference>;
+
+    /// The run that starts at `offset` in this layer alone: [`Hole`](crate::ExtentState::Hole) is what falls
+    /// through to the backing. Depth is always 0.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::extent_at`].
+    fn own_extent_at(&self, offset: u64, len: u64) -> Result<Extent>;
+
+    /// The file this layer is stored in.
+    fn storage(&self) -> &Arc<dyn Storage>;
+
+    /// The file's name, for messages and maps.
+    fn path(&self) -> Option<&Path> {
+        self.storage().path()
+    }
+}

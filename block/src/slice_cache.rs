@@ -1,0 +1,383 @@
+//! A cache of table slices that is read without a lock.
+//!
+//! A mapping table (a qcow2 L2 table, the owners of a chain's clusters) is cut into *slices* of up to 512
+//! 64-bit entries. The cache is a fixed array of sets of [`WAYS`] slots; a slot holds one slice.
+//!
+//! **Reading** takes no lock and allocates nothing. A reader finds the slot whose tag is the slice, reads the
+//! slot's version, the tag again and the entry, and then the version once more: a change means that the slot was
+//! given to another slice meanwhile, and counts as a miss. Entries, tags and versions are atomics, so this is
+//! safe code, and a reader sees an entry as it was before or after an update, never half of it.
+//!
+//! **Filling** happens under the set's mutex, which is never held over I/O. A loader takes a [`Ticket`], reads the
+//! slice from the file with no lock held, and offers it with [`insert`](SliceCache::insert). If a slice of that
+//! set that had been changed was evicted in between, what the loader read may be older than what was written
+//! back, so the ticket is void and the loader reads again. A victim is found with CLOCK: one bit per slot, set by
+//! readers, cleared as the hand passes.
+//!
+//! **Changing** an entry ([`update`](SliceCache::update)) pins the slot: a pinned slot is never evicted, so the
+//! cache is the truth about it until its owner has written it back and calls [`unpin`](SliceCache::unpin). The
+//! cache knows nothing of where slices come from and go to; order of write-back is its owner's business.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Slots in a set.
+pub const WAYS: usize = 8;
+
+/// Entries in a slice at most: 4 KiB of 64-bit entries, the unit of load and write-back.
+pub const MAX_SLICE_ENTRIES: usize = 512;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct SliceCache {
+    sets: Box<[Set]>,
+    /// Entries in a slice.
+    slice_entries: usize,
+    /// 64 - log2(sets): the multiplicative hash keeps the top bits.
+    hash_shift: u32,
+}
+
+/// One set. Tags come first: eight of them fill the cache line that a look-up reads.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Set {
+    /// Slice number + 1; 0 is an empty slot.
+    tags: [AtomicU64; WAYS],
+    /// Odd while a slot changes hands.
+    versions: [AtomicU32; WAYS],
+    /// Bit per way: read since the hand passed.
+    referenced: AtomicU32,
+    /// Allocated when a slot is first filled, and then kept.
+    entries: [OnceLock<Box<[AtomicU64]>>; WAYS],
+    fill: Mutex<Fill>,
+}
+
+#[derive(Debug, Default)]
+struct Fill {
+    hand: usize,
+    pins: [u32; WAYS],
+    /// Bit per way: changed since it was loaded.
+    changed: u32,
+    /// Counts evictions of changed slices.
+    generation: u64,
+}
+
+/// Leave to insert what was read from the file after it was taken; see [`SliceCache::ticket`].
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket(u64);
+
+/// What became of an [`insert`](SliceCache::insert).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// The slice is in the cache: this one, or one that was there before (and is as new or newer).
+    Yes,
+    /// What was offered may be outdated: take a new ticket and read again.
+    Stale,
+    /// Every slot of the set is pinned: write back first.
+    Full,
+}
+
+impl SliceCache {
+    /// A cache of `slice_entries` entries a slice (a power of two, 512 at most) for a table of `slices` slices,
+    /// in at most `budget` bytes of entries. Memory is taken as slots are first filled.
+    pub fn new(slice_entries: usize, slices: u64, budget: usize) -> Self {
+        assert!(slice_entries.is_power_of_two() && slice_entries <= MAX_SLICE_ENTRIES);
+        let affordable = (budget / (slice_entries * 8 * WAYS)).max(1);
+        let useful = usize::try_from(slices.div_ceil(WAYS as u64))
+            .unwrap_or(usize::MAX)
+            .max(1);
+        // Rounded down to a power of two, so that the hash can be a shift.
+        let sets = 1usize
+            << affordable
+                .min(useful.checked_next_power_of_two().unwrap_or(affordable))
+                .ilog2();
+        Self {
+            sets: (0..sets).map(|_| Set::default()).collect(),
+            slice_entries,
+            hash_shift: 64 - sets.trailing_zeros(),
+        }
+    }
+
+    /// Entries in a slice.
+    pub fn slice_entries(&self) -> usize {
+        self.slice_entries
+    }
+
+    /// The `index`-th entry of slice `slice`, if it is in the cache.
+    #[inline]
+    pub fn get(&self, slice: u64, index: usize) -> Option<u64> {
+        let set = self.set(slice);
+        let tag = slice + 1;
+        let way = set.tags.iter().position(|t| t.load(Ordering::Relaxed) == tag)?;
+        let version = set.versions[way].load(Ordering::Acquire);
+        if version & 1 == 1 || set.tags[way].load(Ordering::Relaxed) != tag {
+            return None;
+        }
+        let entry = set.entries[way].get()?.get(index)?.load(Ordering::Acquire);
+        fence(Ordering::Acquire);
+        if set.versions[way].load(Ordering::Relaxed) != version {
+            return None;
+        }
+        // Written only when it changes: a store on every hit would bounce the line between cores.
+        let bit = 1 << way;
+        if set.referenced.load(Ordering::Relaxed) & bit == 0 {
+            set.referenced.fetch_or(bit, Ordering::Relaxed);
+        }
+        Some(entry)
+    }
+
+    /// Leave to read `slice` from the file and [insert](Self::insert) it.
+    pub fn ticket(&self, slice: u64) -> Ticket {
+        Ticket(self.set(slice).lock().generation)
+    }
+
+    /// Offers a slice read after `ticket` was taken. `entries` has [`slice_entries`](Self::slice_entries) of them.
+    pub fn insert(&self, slice: u64, entries: &[u64], ticket: Ticket) -> Inserted {
+        assert_eq!(entries.len(), self.slice_entries);
+        let set = self.set(slice);
+        let mut fill = set.lock();
+        if set.way_of(slice).is_some() {
+            return Inserted::Yes;
+        }
+        if fill.generation != ticket.0 {
+            return Inserted::Stale;
+        }
+        let Some(way) = set.victim(&mut fill) else {
+            return Inserted::Full;
+        };
+        if fill.changed & (1 << way) != 0 {
+            fill.changed &= !(1 << way);
+            fill.generation += 1;
+        }
+        let slots = set.entries[way].get_or_init(|| entries.iter().map(|_| AtomicU64::new(0)).collect());
+        let version = set.versions[way].load(Ordering::Relaxed);
+        set.versions[way].store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        set.tags[way].store(slice + 1, Ordering::Relaxed);
+        for (slot, entry) in slots.iter().zip(entries) {
+            slot.store(*entry, Ordering::Relaxed);
+        }
+        set.versions[way].store(version.wrapping_add(2), Ordering::Release);
+        set.referenced.fetch_or(1 << way, Ordering::Relaxed);
+        Inserted::Yes
+    }
+
+    /// Changes the entries from `index` on to `values` and pins the slice once if `pin`. `false`, and nothing
+    /// done, if the slice is not in the cache.
+    pub fn update(&self, slice: u64, index: usize, values: impl IntoIterator<Item = u64>, pin: bool) -> bool {
+        let set = self.set(slice);
+        let mut fill = set.lock();
+        let Some(way) = set.way_of(slice) else {
+            return false;
+        };
+        let Some(slots) = set.entries[way].get() else {
+            return false;
+        };
+        for (slot, value) in slots[index..].iter().zip(values) {
+            slot.store(value, Ordering::Release);
+        }
+        fill.changed |= 1 << way;
+        fill.pins[way] += u32::from(pin);
+        true
+    }
+
+    /// A copy of the slice, if it is in the cache. Consistent with respect to [`update`](Self::update).
+    pub fn copy(&self, slice: u64) -> Option<Box<[u64]>> {
+        let set = self.set(slice);
+        let _fill = set.lock();
+        let slots = set.entries[set.way_of(slice)?].get()?;
+        Some(slots.iter().map(|slot| slot.load(Ordering::Relaxed)).collect())
+    }
+
+    /// Undoes one pin of [`update`](Self::update): the slice has been written back.
+    pub fn unpin(&self, slice: u64) {
+        let set = self.set(slice);
+        let mut fill = set.lock();
+        if let Some(way) = set.way_of(slice) {
+            fill.pins[way] = fill.pins[way].saturating_sub(1);
+        }
+    }
+
+    /// Drops every slice for which `gone` says so, pinned or not: its table no longer exists.
+    pub fn forget(&self, gone: impl Fn(u64) -> bool) {
+        for set in &self.sets {
+            let mut fill = set.lock();
+            for way in 0..WAYS {
+                let tag = set.tags[way].load(Ordering::Relaxed);
+                if tag != 0 && gone(tag - 1) {
+                    let version = set.versions[way].load(Ordering::Relaxed);
+                    set.versions[way].store(version.wrapping_add(1), Ordering::Relaxed);
+                    fence(Ordering::Release);
+                    set.tags[way].store(0, Ordering::Relaxed);
+                    set.versions[way].store(version.wrapping_add(2), Ordering::Release);
+                    fill.pins[way] = 0;
+                    fill.changed &= !(1 << way);
+                    // Whoever is reading this slice from the file right now must not insert it.
+                    fill.generation += 1;
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn set(&self, slice: u64) -> &Set {
+        // Fibonacci hashing: slices at a power-of-two stride spread over all sets.
+        let hash = slice.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let index = hash.checked_shr(self.hash_shift).unwrap_or(0) as usize;
+        &self.sets[index]
+    }
+}
+
+impl Default for Set {
+    fn default() -> Self {
+        Self {
+            tags: Default::default(),
+            versions: Default::default(),
+            referenced: AtomicU32::new(0),
+            entries: Default::default(),
+            fill: Mutex::default(),
+        }
+    }
+}
+
+impl Set {
+    fn lock(&self) -> MutexGuard<'_, Fill> {
+        // Nothing that runs under this lock can leave it half changed.
+        self.fill.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a slice is. Stable while the set is locked.
+    fn way_of(&self, slice: u64) -> Option<usize> {
+        self.tags
+            .iter()
+            .position(|tag| tag.load(Ordering::Relaxed) == slice + 1)
+    }
+
+    /// The slot to give up: an empty one, or the first unpinned one that was not read since the hand passed.
+    fn victim(&self, fill: &mut Fill) -> Option<usize> {
+        if let Some(empty) = self.tags.iter().position(|tag| tag.load(Ordering::Relaxed) == 0) {
+            return Some(empty);
+        }
+        // Twice round: the first clears the bits.
+        for _ in 0..2 * WAYS {
+            let way = fill.hand;
+            fill.hand = (fill.hand + 1) % WAYS;
+            let bit = 1 << way;
+            if fill.pins[way] == 0 && self.referenced.fetch_and(!bit, Ordering::Relaxed) & bit == 0 {
+                return Some(way);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cache of one set of 8 slices of 4 entries.
+    fn small() -> SliceCache {
+        SliceCache::new(4, 1 << 20, 1)
+    }
+
+    fn fill(cache: &SliceCache, slice: u64) -> Inserted {
+        cache.insert(
+            slice,
+            &[slice, slice + 1, slice + 2, slice + 3],
+            cache.ticket(slice),
+        )
+    }
+
+    #[test]
+    fn gives_back_what_was_inserted() {
+        let cache = SliceCache::new(512, 1000, 1 << 20);
+        let entries: Vec<u64> = (0..512).collect();
+        assert_eq!(cache.get(7, 3), None);
+        assert_eq!(cache.insert(7, &entries, cache.ticket(7)), Inserted::Yes);
+        assert_eq!(cache.get(7, 3), Some(3));
+        assert_eq!(cache.get(8, 3), None);
+    }
+
+    #[test]
+    fn evicts_what_was_not_read() {
+        let cache = small();
+        for slice in 0..8 {
+            fill(&cache, slice);
+        }
+        // The first pass of the hand clears every bit and takes slot 0; then only slice 5 is read.
+        fill(&cache, 100);
+        assert_eq!(cache.get(5, 0), Some(5));
+        for slice in 101..107 {
+            fill(&cache, slice);
+        }
+        assert_eq!(cache.get(5, 0), Some(5));
+        assert_eq!(cache.get(1, 0), None);
+    }
+
+    #[test]
+    fn a_pinned_slice_stays() {
+        let cache = small();
+        for slice in 0..8 {
+            fill(&cache, slice);
+            assert!(cache.update(slice, 1, [42], true));
+        }
+        assert_eq!(fill(&cache, 9), Inserted::Full);
+        cache.unpin(3);
+        assert_eq!(fill(&cache, 9), Inserted::Yes);
+        assert_eq!(cache.get(3, 1), None);
+        assert_eq!(cache.get(4, 1), Some(42));
+    }
+
+    #[test]
+    fn what_was_read_before_a_changed_slice_left_is_stale() {
+        let cache = small();
+        fill(&cache, 0);
+        cache.update(0, 0, [99], true);
+        cache.unpin(0);
+        let ticket = cache.ticket(0);
+        for slice in 1..20 {
+            fill(&cache, slice);
+        }
+        assert_eq!(cache.get(0, 0), None);
+        assert_eq!(cache.insert(0, &[0; 4], ticket), Inserted::Stale);
+        assert_eq!(fill(&cache, 0), Inserted::Yes);
+    }
+
+    #[test]
+    fn forgotten_slices_are_gone_and_cannot_come_back() {
+        let cache = small();
+        fill(&cache, 1);
+        fill(&cache, 2);
+        cache.update(2, 0, [7], true);
+        let ticket = cache.ticket(3);
+        cache.forget(|slice| slice >= 2);
+        assert_eq!((cache.get(1, 0), cache.get(2, 0)), (Some(1), None));
+        assert_eq!(cache.insert(3, &[0; 4], ticket), Inserted::Stale);
+    }
+
+    #[test]
+    fn readers_never_see_another_slices_entries() {
+        // Entry i of slice s is s * 1000 + i, and more slices than slots: every hit must match its slice.
+        let cache = small();
+        std::thread::scope(|scope| {
+            for thread in 0..3u64 {
+                let cache = &cache;
+                scope.spawn(move || {
+                    let mut x = thread + 1;
+                    for _ in 0..100_000 {
+                        x = x
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
+                        let (slice, index) = ((x >> 33) % 24, ((x >> 60) % 4) as usize);
+                        if let Some(entry) = cache.get(slice, index) {
+                            assert_eq!(entry, slice * 1000 + index as u64);
+                        } else {
+                            let entries = [0, 1, 2, 3].map(|i| slice * 1000 + i);
+                            cache.insert(slice, &entries, cache.ticket(slice));
+                        }
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,1 @@
+//! Create, inspect, convert and check disk images

@@ -1,0 +1,2 @@
+//! The `imgtool` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Work on whole disk images, whatever their format: convert, compare, measure

@@ -1,0 +1,1 @@
+//! Host storage, image locks and the raw disk-image format

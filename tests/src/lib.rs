@@ -1,0 +1,1 @@
+//! Tests of the disk-image toolkit against other people's tools
