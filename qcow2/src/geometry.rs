@@ -1,0 +1,106 @@
+//! The shape of an image: everything that follows from its cluster size, refcount width and kind of L2 entries.
+
+use block::slice_cache::MAX_SLICE_ENTRIES;
+
+use crate::address::{ClusterIndex, GuestOffset, HostOffset};
+
+/// Smallest log2 of a cluster size: 512 bytes ("Header", bytes 20-23).
+pub const MIN_CLUSTER_BITS: u32 = 9;
+/// Largest log2 of a cluster size that QEMU opens, and so do we: 2 MiB.
+pub const MAX_CLUSTER_BITS: u32 = 21;
+/// Largest refcount order: 64-bit refcounts ("Header", bytes 96-99).
+pub const MAX_REFCOUNT_ORDER: u32 = 6;
+/// Largest L1 table, in bytes (QEMU's limit, kept).
+pub const MAX_L1_BYTES: u64 = 32 << 20;
+/// Largest refcount table, in bytes (QEMU's limit, kept).
+pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// Host offsets in table entries are 56 bits wide.
+pub const MAX_HOST_OFFSET: u64 = 1 << 56;
+
+/// The shape of an image. All fields were checked when the header was parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// log2 of the cluster size, 9..=21.
+    pub cluster_bits: u32,
+    /// log2 of the width of a refcount in bits, 0..=6.
+    pub refcount_order: u32,
+    /// L2 entries are 128 bits wide, with 32 subclusters each.
+    pub extended_l2: bool,
+}
+
+impl Geometry {
+    /// Bytes in a cluster.
+    pub fn cluster_size(self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// log2 of the bytes of an L2 entry.
+    pub fn l2_entry_bits(self) -> u32 {
+        if self.extended_l2 { 4 } else { 3 }
+    }
+
+    /// log2 of the entries of an L2 table.
+    pub fn l2_bits(self) -> u32 {
+        self.cluster_bits - self.l2_entry_bits()
+    }
+
+    /// Bytes of the disk that one L2 table maps.
+    pub fn l2_coverage(self) -> u64 {
+        1 << (self.cluster_bits + self.l2_bits())
+    }
+
+    /// log2 of the entries of a slice: the part of an L2 table that is cached, loaded and written as one.
+    pub fn slice_bits(self) -> u32 {
+        self.l2_bits().min(MAX_SLICE_ENTRIES.ilog2())
+    }
+
+    /// L1 entries that a disk of `size` bytes needs.
+    pub fn l1_entries(self, size: u64) -> u64 {
+        size.div_ceil(self.l2_coverage())
+    }
+
+    /// Which L1 entry maps `guest`.
+    pub fn l1_index(self, guest: GuestOffset) -> usize {
+        (guest.0 >> (self.cluster_bits + self.l2_bits())) as usize
+    }
+
+    /// Which entry of its L2 table maps `guest`.
+    pub fn l2_index(self, guest: GuestOffset) -> usize {
+        ((guest.0 >> self.cluster_bits) & ((1 << self.l2_bits()) - 1)) as usize
+    }
+
+    /// log2 of the refcounts in a refcount block.
+    pub fn refcount_block_bits(self) -> u32 {
+        self.cluster_bits + 3 - self.refcount_order
+    }
+
+    /// The largest refcount that fits.
+    pub fn max_refcount(self) -> u64 {
+        u64::MAX >> (64 - (1u32 << self.refcount_order))
+    }
+
+    /// Where `guest` lies in its cluster.
+    pub fn in_cluster(self, guest: GuestOffset) -> u64 {
+        guest.0 & (self.cluster_size() - 1)
+    }
+
+    /// Whether a host offset starts a cluster.
+    pub fn is_aligned(self, host: u64) -> bool {
+        host & (self.cluster_size() - 1) == 0
+    }
+
+    /// Clusters that `bytes` bytes take.
+    pub fn clusters(self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.cluster_size())
+    }
+
+    /// The cluster that holds `host`.
+    pub fn cluster_of(self, host: HostOffset) -> ClusterIndex {
+        ClusterIndex(host.0 >> self.cluster_bits)
+    }
+
+    /// Where a cluster starts.
+    pub fn offset_of(self, cluster: ClusterIndex) -> HostOffset {
+        HostOffset(cluster.0 << self.cluster_bits)
+    }
+}
