@@ -1,0 +1,48 @@
+# `make` lists what there is. The two to know: `make test` and `make demo`.
+
+SHELL := bash
+CARGO ?= cargo
+# The ext4 tools live where an ordinary user's PATH does not look.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help build test demo check deny bench fuzz install clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## The imgtool program, optimised, in target/release
+	scripts/setup.sh build
+	$(CARGO) build --release --package imgtool
+
+test: ## All tests, those against QEMU and the ext4 tools included (installs what is missing)
+	scripts/setup.sh test
+	$(CARGO) test --workspace --all-features
+
+demo: ## A real system's disk to a compressed base, copy-on-write clones and back, each step verified
+	scripts/setup.sh demo
+	$(CARGO) build --release --package imgtool
+	scripts/demo.sh
+
+check: ## Formatting, lints and documentation, with warnings as errors
+	scripts/setup.sh check
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps
+
+deny: ## Licences, advisories and sources of all dependencies (needs cargo-deny)
+	$(CARGO) deny check
+
+bench: ## All benchmarks; `make bench BENCH=lookup` runs those whose name contains it
+	scripts/setup.sh build
+	$(CARGO) bench --package benches -- $(BENCH)
+
+fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a nightly toolchain and cargo-fuzz
+	scripts/fuzz.sh
+
+install: ## imgtool into cargo's bin directory
+	scripts/setup.sh build
+	$(CARGO) install --path imgtool --locked
+
+clean: ## Remove everything built, the demo's cached root filesystem too
+	$(CARGO) clean

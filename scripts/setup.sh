@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Installs, with apt, what a task needs and this machine lacks; touches nothing else.
+#
+#   scripts/setup.sh build|check|test|demo
+#
+# Tests and demo compare with QEMU's tools, version 10 or later. Where the machine's own suite has an older one,
+# its backports suite is added, from the mirror the machine uses already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
+qemu_wanted=10
+
+say() { echo "setup: $*"; }
+fail() { echo "setup: $*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"
+    elif has sudo; then sudo "$@"
+    else fail "needs root or sudo for: $*"
+    fi
+}
+
+apt_is_fresh=
+apt_update() {
+    has apt-get || fail "no apt-get here: install by hand what is missing ($*)"
+    [ -n "$apt_is_fresh" ] || as_root apt-get update -qq || fail "apt-get update failed: is there a network?"
+    apt_is_fresh=1
+}
+
+# packages: a list of names that apt is to install, gathered first so that it runs once.
+packages=()
+need() { # tool package
+    has "$1" || packages+=("$2")
+}
+
+install_packages() {
+    [ ${#packages[@]} -gt 0 ] || return 0
+    say "installing ${packages[*]}"
+    apt_update "${packages[*]}"
+    as_root apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null </dev/null ||
+        fail "could not install: ${packages[*]}"
+}
+
+check_cargo() {
+    has cargo || fail "no cargo: install Rust first, with rustup or from a recent suite"
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    found=$(cargo --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n1)" = "$wanted" ] ||
+        fail "cargo is $found, and the workspace needs $wanted: update it ('rustup update stable')"
+}
+
+need_component() { # subcommand component
+    cargo "$1" --version >/dev/null 2>&1 && return
+    has rustup || fail "no 'cargo $1': install the component $2 of your Rust toolchain"
+    say "adding the Rust component $2"
+    rustup component add "$2"
+}
+
+# The major version of the first qemu-img in PATH; nothing where there is none.
+qemu_installed() {
+    has qemu-img || return 0
+    qemu-img --version | sed -n 's/^qemu-img version \([0-9]*\).*/\1/p'
+}
+
+# The version apt would install, from a suite if one is given, without epoch.
+qemu_candidate() {
+    { apt-cache ${1:+-t "$1"} policy qemu-utils || true; } | sed -n 's/^ *Candidate: \([0-9]*:\)\?\([0-9]*\).*/\2/p'
+}
+
+# "mirror codename" of the Debian archive that this machine's apt reads already.
+debian_archive() {
+    # shellcheck disable=SC2016  # apt fills these in.
+    apt-get indextargets --format '$(SITE) $(CODENAME)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' |
+        grep -v -e '-updates$' -e '-backports$' | head -n1
+}
+
+install_qemu() {
+    local installed archive mirror codename suite=
+    installed=$(qemu_installed)
+    if [ "${installed:-0}" -ge "$qemu_wanted" ] && has qemu-io && has qemu-storage-daemon; then return; fi
+    apt_update qemu-utils
+    if [ "$(qemu_candidate)" -lt "$qemu_wanted" ]; then
+        archive=$(debian_archive)
+        read -r mirror codename <<<"$archive" || fail "qemu-utils is too old here (need $qemu_wanted), and apt reads no Debian archive"
+        suite=$codename-backports
+        if [ "$(qemu_candidate "$suite")" -lt "$qemu_wanted" ]; then
+            say "adding the suite $suite to apt, for qemu-utils $qemu_wanted or later"
+            echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" |
+                as_root tee "/etc/apt/sources.list.d/$suite.list" >/dev/null
+            apt_is_fresh=
+            apt_update qemu-utils
+        fi
+    fi
+    say "installing qemu-utils${suite:+ from $suite}"
+    as_root apt-get install -y -qq --no-install-recommends ${suite:+-t "$suite"} qemu-utils >/dev/null </dev/null ||
+        fail "could not install qemu-utils"
+    installed=$(qemu_installed)
+    [ "${installed:-0}" -ge "$qemu_wanted" ] ||
+        fail "qemu-img is version ${installed:-none}, and the tests need $qemu_wanted or later"
+}
+
+task=${1:-}
+case $task in build | check | test | demo) ;; *) fail "usage: scripts/setup.sh build|check|test|demo" ;; esac
+
+check_cargo
+need cc gcc
+[ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
+case $task in
+    check)
+        need_component fmt rustfmt
+        need_component clippy clippy
+        ;;
+    test | demo)
+        need mke2fs e2fsprogs
+        need mount mount
+        ;;
+esac
+if [ "$task" = demo ]; then
+    need mmdebstrap mmdebstrap
+    need jq jq
+fi
+install_packages
+case $task in test | demo) install_qemu ;; esac
