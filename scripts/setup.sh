@@ -64,9 +64,12 @@ qemu_installed() {
     qemu-img --version | sed -n 's/^qemu-img version \([0-9]*\).*/\1/p'
 }
 
-# The version apt would install, from a suite if one is given, without epoch.
+# The major version that apt would install, from a suite if one is given; 0 where it knows none.
 qemu_candidate() {
-    { apt-cache ${1:+-t "$1"} policy qemu-utils || true; } | sed -n 's/^ *Candidate: \([0-9]*:\)\?\([0-9]*\).*/\2/p'
+    local major
+    major=$(apt-cache ${1:+-t "$1"} policy qemu-utils 2>/dev/null |
+        sed -n 's/^ *Candidate: \([0-9]*:\)\?\([0-9]\+\).*/\2/p') || true
+    echo "${major:-0}"
 }
 
 # "mirror codename" of the Debian archive that this machine's apt reads already.
