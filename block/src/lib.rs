@@ -16,6 +16,7 @@ mod error;
 mod extent;
 mod format;
 pub mod gate;
+mod mem;
 pub mod slice_cache;
 mod storage;
 
@@ -26,4 +27,5 @@ pub use device::{
 pub use error::{Error, ErrorKind, Result, escape};
 pub use extent::{Extent, ExtentState};
 pub use format::{Access, Backing, FileOpener, Format, References};
+pub use mem::MemStorage;
 pub use storage::{Alignment, FileId, HostExtent, Storage};
