@@ -19,6 +19,8 @@ pub mod gate;
 mod mem;
 pub mod slice_cache;
 mod storage;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod test_utils;
 
 pub use device::{
     BackingReference, BlockDevice, CompressedWrite, DataFileReference, DeviceInfo, Overlay, Preallocation,

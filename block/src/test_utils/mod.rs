@@ -1,0 +1,15 @@
+//! Storage that fails, records and loses power on command: to test formats against what hosts do to them.
+//!
+//! [`FaultStorage`] makes chosen calls fail, and everything after an error is up to the code under test.
+//! [`Recorder`] writes down what a format does to its storages, and [`CrashStates`] builds from that what a disk may
+//! hold after a power cut at any moment in between.
+
+mod crash;
+mod fault;
+mod recorder;
+mod rng;
+
+pub use crash::CrashStates;
+pub use fault::{Fault, FaultStorage, IoOp};
+pub use recorder::{Change, Entry, Recorder, RecordingStorage};
+pub use rng::Rng;
