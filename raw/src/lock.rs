@@ -1,0 +1,199 @@
+//! Image locks, as QEMU and libvirt take and respect them.
+//!
+//! A lock says what its holder does with the image, and what it does not want others to do. Both are sets of
+//! *permissions*; each permission is a bit, and each bit of each set a byte of the file that the holder keeps
+//! read-locked: byte 100 + i for "I use permission i", byte 200 + i for "I do not share permission i". Read locks
+//! go together, so the bytes are taken first and looked at afterwards: a write lock that would not be granted on
+//! 200 + i means that somebody does not share what we use, and one on 100 + i that somebody uses what we do not
+//! share. On a conflict everything is released. Two that come at the same instant may thus both be turned away, and
+//! never both let in.
+//!
+//! The locks are of the open file description (OFD): two openings in one process meet them like strangers, and the
+//! kernel drops them with the last descriptor. The bytes need not exist, and nothing is ever written to them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use block::{Error, ErrorKind, Result};
+
+const CONSISTENT_READ: u8 = 0;
+const WRITE: u8 = 1;
+const RESIZE: u8 = 3;
+
+/// First byte of "I use permission i".
+const USED: u64 = 100;
+/// First byte of "I do not share permission i".
+const UNSHARED: u64 = 200;
+/// One past the last byte of either.
+const END: u64 = 204;
+
+/// What an image is locked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// Many readers, no writer.
+    Read,
+    /// One writer, no reader but those that share by force.
+    Write,
+    /// A reader that does not mind writers.
+    ForceShare,
+}
+
+impl LockMode {
+    /// Permissions that the holder uses.
+    fn used(self) -> &'static [u8] {
+        match self {
+            Self::Read | Self::ForceShare => &[CONSISTENT_READ],
+            Self::Write => &[CONSISTENT_READ, WRITE, RESIZE],
+        }
+    }
+
+    /// Permissions that nobody else may use meanwhile.
+    fn unshared(self) -> &'static [u8] {
+        match self {
+            Self::Read | Self::Write => &[WRITE, RESIZE],
+            Self::ForceShare => &[],
+        }
+    }
+
+    /// The bytes to hold.
+    fn held(self) -> impl Iterator<Item = u64> {
+        let used = self.used().iter().map(|&i| USED + u64::from(i));
+        used.chain(self.unshared().iter().map(|&i| UNSHARED + u64::from(i)))
+    }
+
+    /// The bytes that nobody else may hold: first what others may not do, which says more to a user.
+    fn free(self) -> impl Iterator<Item = u64> {
+        let unshared = self.unshared().iter().map(|&i| USED + u64::from(i));
+        unshared.chain(self.used().iter().map(|&i| UNSHARED + u64::from(i)))
+    }
+}
+
+/// Locks the image that is open at `fd`, or says who is in the way. Nothing is held after a failure.
+///
+/// # Errors
+/// `Locked`; `Io` where the file system has no locks.
+pub fn acquire(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
+    let result = hold(fd, mode).and_then(|()| look(fd, mode));
+    if result.is_err() {
+        // Closing the file does it as well; a copy of the descriptor elsewhere should not keep the locks.
+        let _ = ofd(fd, libc::F_OFD_SETLK, libc::F_UNLCK, USED, END - USED);
+    }
+    result
+}
+
+fn hold(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
+    for byte in mode.held() {
+        match ofd(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1) {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                return Err(locked(fd, mode, byte, None));
+            }
+            Err(error) => return Err(no_locks(error)),
+        }
+    }
+    Ok(())
+}
+
+fn look(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
+    for byte in mode.free() {
+        let found = ofd(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte, 1).map_err(no_locks)?;
+        if found.l_type != libc::F_UNLCK as libc::c_short {
+            // A lock of the classic kind has an owner; one of a file description has none (-1).
+            let pid = u32::try_from(found.l_pid).ok().filter(|&pid| pid > 0);
+            return Err(locked(fd, mode, byte, pid));
+        }
+    }
+    Ok(())
+}
+
+fn no_locks(error: io::Error) -> Error {
+    Error::io("lock the image", error).with_hint("open it without locks if nobody else uses it")
+}
+
+/// The error for a byte that somebody else holds.
+fn locked(fd: BorrowedFd<'_>, mode: LockMode, byte: u64, pid: Option<u32>) -> Error {
+    let doing = match byte {
+        101 => "is writing to it",
+        103 => "may resize it",
+        200 => "does not let others read it",
+        201 | 203 => "has it open and does not let others write to it",
+        _ => "holds a lock on it",
+    };
+    let who = match pid.or_else(|| holder(fd, byte)) {
+        Some(pid) if pid == std::process::id() => "this process".to_owned(),
+        Some(pid) => format!("{} (process {pid})", name(pid)),
+        None => "another process".to_owned(),
+    };
+    let hint = match mode {
+        LockMode::Read => "wait for it or stop it, or read the image as it is with force-share",
+        LockMode::Write | LockMode::ForceShare => "wait for it or stop it",
+    };
+    Error::new(ErrorKind::Locked, format!("the image is locked: {who} {doing}")).with_hint(hint)
+}
+
+/// One `fcntl` on `len` bytes from `start`; for `F_OFD_GETLK`, the lock in the way.
+fn ofd(fd: BorrowedFd<'_>, command: i32, kind: i32, start: u64, len: u64) -> io::Result<libc::flock> {
+    let mut lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start.cast_signed(),
+        l_len: len.cast_signed(),
+        l_pid: 0,
+    };
+    loop {
+        // SAFETY: both commands take a pointer to one `flock`, which the kernel reads and may write during the
+        // call; `lock` is that, initialised, and borrowed by nobody else. `fd` is open for as long as it is borrowed.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::fcntl(fd.as_raw_fd(), command, &raw mut lock) };
+        if result != -1 {
+            return Ok(lock);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// The process that holds a lock on `byte` of the file, as `/proc/*/fdinfo` tells: the file's inode number and the
+/// range of each lock. No file is touched that might not answer. `None` where that is not to be seen.
+fn holder(fd: BorrowedFd<'_>, byte: u64) -> Option<u32> {
+    let inode = rustix::fs::fstat(fd).ok()?.st_ino;
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.into_iter().find(|pid| {
+        // Its own locks at this byte, taken a moment ago, are not in its way; those of other openings are.
+        let own = (*pid == std::process::id()).then(|| fd.as_raw_fd().to_string());
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
+            return false;
+        };
+        let others = descriptors
+            .flatten()
+            .filter(|entry| entry.file_name().to_str() != own.as_deref());
+        let mut texts = others.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+        texts.any(|text| text.lines().any(|line| covers(line, inode, byte)))
+    })
+}
+
+/// Whether a line of `fdinfo` is a record lock on that inode and byte:
+/// `lock: 1: OFDLCK ADVISORY READ -1 fe:00:1234 201 201`.
+fn covers(line: &str, inode: u64, byte: u64) -> bool {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let ["lock:", _, "OFDLCK" | "POSIX", _, _, _, file, first, last] = fields[..] else {
+        return false;
+    };
+    let of_file = file.rsplit(':').next().and_then(|text| text.parse().ok()) == Some(inode);
+    let from = first.parse().is_ok_and(|first: u64| first <= byte);
+    let to = last == "EOF" || last.parse().is_ok_and(|last: u64| byte <= last);
+    of_file && from && to
+}
+
+/// The program's name, with control characters escaped.
+fn name(pid: u32) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    match comm.trim_end() {
+        "" => "a process".to_owned(),
+        comm => block::escape(comm).into_owned(),
+    }
+}

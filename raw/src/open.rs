@@ -1,0 +1,309 @@
+//! Opening a host file or block device, and nothing else.
+//!
+//! Opening alone can do harm: a FIFO blocks until somebody writes to it, a tape rewinds, a watchdog starts. So a
+//! file is looked at first (`O_PATH` opens without side effects), opened without blocking, and looked at again,
+//! because the name may have changed hands in between. It is emptied only once its lock is held.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use block::{Alignment, Error, ErrorKind, FileId, Result};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::io::{Errno, retry_on_intr};
+
+use crate::File;
+use crate::direct::Direct;
+use crate::file::Kind;
+use crate::lock::{self, LockMode};
+
+/// What a direct request is aligned to where the host does not say.
+const USUAL_ALIGNMENT: u32 = 4096;
+
+/// What becomes of the name that is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Creation {
+    Never,
+    New,
+    Empty,
+}
+
+/// How a host file or block device is opened. At first: an existing one, for reading, locked against writers,
+/// through the page cache.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    write: bool,
+    creation: Creation,
+    direct: bool,
+    force_share: bool,
+    lock: bool,
+    block_device: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl OpenOptions {
+    /// For reading, locked against writers.
+    pub fn new() -> Self {
+        Self {
+            write: false,
+            creation: Creation::Never,
+            direct: false,
+            force_share: false,
+            lock: true,
+            block_device: true,
+        }
+    }
+
+    /// For writing too, locked against everybody else.
+    #[must_use]
+    pub fn write(mut self, write: bool) -> Self {
+        self.write = write;
+        self
+    }
+
+    /// Create the file; one that exists is refused, whatever it is. Needs [`write`](Self::write).
+    #[must_use]
+    pub fn create_new(mut self, create: bool) -> Self {
+        self.creation = if create { Creation::New } else { Creation::Never };
+        self
+    }
+
+    /// Create the file, or empty the one that exists, after its lock was obtained. A block device stays as it is.
+    /// Needs [`write`](Self::write).
+    #[must_use]
+    pub fn truncate(mut self, truncate: bool) -> Self {
+        self.creation = if truncate {
+            Creation::Empty
+        } else {
+            Creation::Never
+        };
+        self
+    }
+
+    /// Past the page cache (`O_DIRECT`). Requests of any alignment still work; aligned ones save a copy.
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
+    }
+
+    /// Read what somebody else may be writing. Not together with [`write`](Self::write).
+    #[must_use]
+    pub fn force_share(mut self, force_share: bool) -> Self {
+        self.force_share = force_share;
+        self
+    }
+
+    /// Whether image locks are taken. Without, the caller answers for what other processes do to the file.
+    #[must_use]
+    pub fn lock(mut self, lock: bool) -> Self {
+        self.lock = lock;
+        self
+    }
+
+    /// Whether a block device will do as well; one that won't is `Denied`.
+    pub(crate) fn allow_block_device(mut self, allow: bool) -> Self {
+        self.block_device = allow;
+        self
+    }
+
+    /// Opens `path`, following symbolic links.
+    ///
+    /// # Errors
+    /// `Io`; `InvalidInput` for what is neither a regular file nor a block device, and for options that exclude
+    /// each other; `Locked` with the holder's name where the kernel tells it; `Unsupported` for direct I/O on a
+    /// file system without.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<File> {
+        let path = path.as_ref();
+        self.open_by(path, |flags| {
+            rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(0o666))
+        })
+    }
+
+    /// Opens what `open` opens with the flags that it is given; `path` is for messages.
+    pub(crate) fn open_by(
+        &self,
+        path: &Path,
+        open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
+    ) -> Result<File> {
+        self.check()?;
+        let open = |flags| retry_on_intr(|| open(flags | OFlags::CLOEXEC));
+        if self.creation != Creation::New {
+            match open(OFlags::PATH) {
+                Ok(fd) => {
+                    self.kind(path, &fs::File::from(fd))?;
+                }
+                Err(Errno::NOENT) if self.creation == Creation::Empty => {}
+                Err(errno) => return Err(self.refused(path, errno)),
+            }
+        }
+        let fd = open(self.flags()).map_err(|errno| self.refused(path, errno))?;
+        self.adopt(path, fd.into()).map_err(|error| error.with_path(path))
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.creation != Creation::Never && !self.write {
+            return Err(Error::invalid(
+                "a file that is created must be opened for writing",
+            ));
+        }
+        if self.write && self.force_share {
+            return Err(Error::invalid("an image cannot be shared by force for writing")
+                .with_hint("open it read-only, or without force-share"));
+        }
+        Ok(())
+    }
+
+    fn flags(&self) -> OFlags {
+        let mut flags = OFlags::NOCTTY | OFlags::NONBLOCK;
+        flags |= if self.write { OFlags::RDWR } else { OFlags::RDONLY };
+        flags |= match self.creation {
+            Creation::Never => OFlags::empty(),
+            Creation::New => OFlags::CREATE | OFlags::EXCL,
+            Creation::Empty => OFlags::CREATE,
+        };
+        flags.set(OFlags::DIRECT, self.direct);
+        flags
+    }
+
+    fn refused(&self, path: &Path, errno: Errno) -> Error {
+        let op = match (self.creation, self.write) {
+            (Creation::New, _) => "create",
+            (_, true) => "open for writing",
+            (_, false) => "open",
+        };
+        if errno == Errno::INVAL && self.direct {
+            return no_direct().with_path(path);
+        }
+        Error::io(op, errno.into()).with_path(path)
+    }
+
+    fn adopt(&self, path: &Path, file: fs::File) -> Result<File> {
+        let (kind, metadata) = self.kind(path, &file)?;
+        become_blocking(&file).map_err(|errno| Error::io("open", errno.into()))?;
+        let sector = match kind {
+            Kind::Regular => 1,
+            Kind::BlockDevice => rustix::fs::ioctl_blksszget(&file)
+                .ok()
+                .filter(|sector| sector.is_power_of_two())
+                .unwrap_or(USUAL_ALIGNMENT),
+        };
+        let direct = match (self.direct, kind) {
+            (false, _) => None,
+            (true, Kind::Regular) => Some(direct_alignment(&file)?),
+            (true, Kind::BlockDevice) => Some(Alignment {
+                offset: sector,
+                memory: sector,
+            }),
+        };
+        if self.lock {
+            lock::acquire(file.as_fd(), self.lock_mode())?;
+        }
+        if self.creation == Creation::Empty && kind == Kind::Regular {
+            file.set_len(0).map_err(|error| Error::io("truncate", error))?;
+        }
+        Ok(File {
+            host: file,
+            path: path.to_owned(),
+            kind,
+            writable: self.write,
+            id: identity(kind, &metadata),
+            sector: sector.into(),
+            direct: direct.map(Direct::new),
+            sync_failure: OnceLock::new(),
+        })
+    }
+
+    /// What the open file is; refused if that is nothing to keep a disk image in.
+    fn kind(&self, path: &Path, file: &fs::File) -> Result<(Kind, fs::Metadata)> {
+        let metadata = file
+            .metadata()
+            .map_err(|error| Error::io("look at the file", error).with_path(path))?;
+        let file_type = metadata.file_type();
+        let what = if file_type.is_file() {
+            return Ok((Kind::Regular, metadata));
+        } else if file_type.is_block_device() && self.block_device {
+            return Ok((Kind::BlockDevice, metadata));
+        } else if file_type.is_block_device() {
+            let message = "this is a block device, which an image may not open by naming it";
+            return Err(Error::new(ErrorKind::Denied, message).with_path(path));
+        } else if file_type.is_dir() {
+            "a directory"
+        } else if file_type.is_fifo() {
+            "a FIFO"
+        } else if file_type.is_socket() {
+            "a socket"
+        } else if file_type.is_char_device() {
+            "a character device"
+        } else {
+            "neither a file nor a block device"
+        };
+        Err(
+            Error::invalid(format!("this is {what}, which cannot hold a disk image"))
+                .with_path(path)
+                .with_hint("name a regular file or a block device"),
+        )
+    }
+
+    fn lock_mode(&self) -> LockMode {
+        match (self.write, self.force_share) {
+            (true, _) => LockMode::Write,
+            (false, false) => LockMode::Read,
+            (false, true) => LockMode::ForceShare,
+        }
+    }
+}
+
+/// A device is the same under every name that it has, so it goes by its own number; no file has inode 0.
+fn identity(kind: Kind, metadata: &fs::Metadata) -> FileId {
+    match kind {
+        Kind::Regular => FileId {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        },
+        Kind::BlockDevice => FileId {
+            device: metadata.rdev(),
+            inode: 0,
+        },
+    }
+}
+
+fn become_blocking(file: &fs::File) -> rustix::io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    rustix::fs::fcntl_setfl(file, flags - OFlags::NONBLOCK)
+}
+
+fn no_direct() -> Error {
+    Error::unsupported("this file system has no direct I/O")
+        .with_hint("open the image through the page cache")
+}
+
+/// What the file system asks of direct requests, by `statx` where the kernel tells (Linux 6.1).
+fn direct_alignment(file: &fs::File) -> Result<Alignment> {
+    let usual = Alignment {
+        offset: USUAL_ALIGNMENT,
+        memory: USUAL_ALIGNMENT,
+    };
+    let Ok(statx) = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) else {
+        return Ok(usual);
+    };
+    if statx.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+        return Ok(usual);
+    }
+    let told = Alignment {
+        offset: statx.stx_dio_offset_align,
+        memory: statx.stx_dio_mem_align,
+    };
+    match (told.offset, told.memory) {
+        (0, _) => Err(no_direct()),
+        (offset, memory) if offset.is_power_of_two() && memory.is_power_of_two() => Ok(told),
+        _ => Ok(usual),
+    }
+}
