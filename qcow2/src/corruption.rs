@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use crate::address::HostOffset;
+use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 
 /// A contradiction, as found while parsing.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -39,4 +39,58 @@ pub(crate) enum Corruption {
         len: u64,
         file_len: u64,
     },
+    #[error("no refcount block counts cluster {cluster}")]
+    NoRefcountBlock { cluster: ClusterIndex },
+    #[error("cluster {cluster} is counted as free, but holds metadata")]
+    MetadataCountedFree { cluster: ClusterIndex },
+    #[error("cluster {cluster} is in use, but counted as free")]
+    FreedTwice { cluster: ClusterIndex },
+    #[error("guest offset {guest} is mapped to cluster {cluster}, which holds metadata")]
+    MappedToMetadata {
+        guest: GuestOffset,
+        cluster: ClusterIndex,
+    },
+    #[error("header field {field} is {value}, but {rule}")]
+    HeaderField {
+        field: &'static str,
+        value: u64,
+        rule: &'static str,
+    },
+    #[error("header field {field} is {offset}, but {rule}")]
+    HeaderOffset {
+        field: &'static str,
+        offset: HostOffset,
+        rule: &'static str,
+    },
+    #[error("header extension {kind:#010x} at byte {at}: {problem}")]
+    Extension {
+        kind: u32,
+        at: u64,
+        problem: &'static str,
+    },
+    #[error("{first} and {second} overlap at {at}")]
+    Overlap {
+        first: &'static str,
+        second: &'static str,
+        at: HostOffset,
+    },
+    #[error("{what} is cut off: it needs {need} bytes, and there are {have}")]
+    CutOff {
+        what: &'static str,
+        need: u64,
+        have: u64,
+    },
+    #[error("{problem} ({compression}, {compressed} bytes for a cluster of {cluster_size})")]
+    CompressedData {
+        compression: &'static str,
+        compressed: u64,
+        cluster_size: u64,
+        problem: &'static str,
+    },
+}
+
+impl From<Corruption> for block::Error {
+    fn from(corruption: Corruption) -> Self {
+        Self::corrupt(corruption)
+    }
 }
