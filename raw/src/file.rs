@@ -57,6 +57,13 @@ impl AsFd for File {
     }
 }
 
+/// The locks go with the value, even where a copy of the descriptor stays.
+impl Drop for File {
+    fn drop(&mut self) {
+        crate::lock::release(self.host.as_fd());
+    }
+}
+
 impl File {
     /// Opens an existing file or block device for reading, locked against writers.
     ///
@@ -164,6 +171,9 @@ impl File {
     }
 
     fn write_zeros(&self, mut offset: u64, end: u64) -> Result<()> {
+        if offset == end {
+            return Ok(());
+        }
         let memory = self.alignment().memory;
         let zeros = AlignedBuf::zeroed((end - offset).min(ZERO_CHUNK) as usize, memory);
         while offset < end {
@@ -302,8 +312,10 @@ impl Storage for File {
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
         self.check_writable("reserve space")?;
         self.check_range("reserve space", offset, len)?;
-        match self.fallocate(FallocateFlags::empty(), offset, len.max(1)) {
-            _ if len == 0 => Ok(()),
+        if len == 0 {
+            return Ok(());
+        }
+        match self.fallocate(FallocateFlags::empty(), offset, len) {
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::unsupported("the host cannot reserve space in this file")
                 .with_path(&self.path)
@@ -390,3 +402,6 @@ impl Storage for File {
 fn total(lens: impl Iterator<Item = usize>) -> u64 {
     lens.fold(0, |sum, len| sum.saturating_add(len as u64))
 }
+
+#[cfg(test)]
+mod tests;

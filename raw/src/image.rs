@@ -302,3 +302,243 @@ fn whole_sectors(size: u64) -> Result<u64> {
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::testing::{Loop, Mount, run, text};
+    use crate::{File, OpenOptions};
+
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.raw");
+        (directory, path)
+    }
+
+    fn new_file(path: &Path) -> File {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .unwrap()
+    }
+
+    fn open(path: &Path) -> Image {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        Image::open(Arc::new(file), Access::WRITE).unwrap()
+    }
+
+    /// The map as `qemu-img map --output=json` prints it.
+    fn map(image: &Image) -> String {
+        let (mut at, mut lines) = (0, Vec::new());
+        while at < image.size() {
+            let run = image.extent_at(at, u64::MAX).unwrap();
+            let data = run.state == ExtentState::Data;
+            lines.push(format!(
+                "{{ \"start\": {}, \"length\": {}, \"depth\": 0, \"present\": true, \"zero\": {}, \"data\": {data}, \
+                 \"compressed\": false, \"offset\": {}}}",
+                run.offset,
+                run.len,
+                !data,
+                run.host.unwrap()
+            ));
+            at = run.end();
+        }
+        format!("[{}]\n", lines.join(",\n"))
+    }
+
+    #[test]
+    fn the_map_is_that_of_qemu() {
+        let (_directory, path) = directory();
+        let file = new_file(&path);
+        file.write_all_at(&[1; 8192], 65536).unwrap();
+        file.write_all_at(&[1; 1000], 200_000).unwrap();
+        drop(file);
+        let ours = map(&open(&path));
+        assert_eq!(
+            ours,
+            run("qemu-img", &["map", "--output=json", "-f", "raw", text(&path)])
+        );
+        assert_eq!(ours.matches("\"data\": true").count(), 2, "{ours}");
+    }
+
+    #[test]
+    fn the_last_sector_is_whole_whatever_the_length_of_the_file() {
+        let (_directory, path) = directory();
+        fs::write(&path, [7; 1000]).unwrap();
+        let qemu = run("qemu-img", &["info", "-f", "raw", text(&path)]);
+        assert!(qemu.contains("(1024 bytes)"), "{qemu}");
+
+        let image = open(&path);
+        let mut tail = [0xee; 24];
+        image.read_at(&mut tail, 1000).unwrap();
+        assert_eq!((image.size(), tail), (1024, [0; 24]));
+        assert_eq!(image.extent_at(1000, 100).unwrap().state, ExtentState::Zero);
+        image.write_at(&[8; 4], 1020).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 1024);
+        for error in [image.write_at(&[8; 5], 1020), image.read_at(&mut [0], 1024)] {
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::OutOfBounds);
+        }
+        image.extent_at(1024, 1).unwrap_err();
+    }
+
+    #[test]
+    fn qemu_reads_what_we_write() {
+        let (_directory, path) = directory();
+        let file = new_file(&path);
+        create(&file, 1 << 20, Preallocation::Off).unwrap();
+        let image = Image::open(Arc::new(file), Access::WRITE).unwrap();
+        assert!(image.info().zero_init);
+        image.write_at(&vec![0x5a; 70_000], 1234).unwrap();
+        image.zero_at(2000, 5000, ZeroMode::Unmap).unwrap();
+        image.flush().unwrap();
+        drop(image);
+        assert!(!open(&path).info().zero_init);
+        let reads = [
+            "read -P 0 0 1234",
+            "read -P 0x5a 1234 766",
+            "read -P 0 2000 5000",
+            "read -P 0x5a 7000 64234",
+            "read -P 0 71234 977342",
+        ];
+        for read in reads {
+            let printed = run("qemu-io", &["-r", "-f", "raw", "-c", read, text(&path)]);
+            assert!(!printed.contains("failed"), "{read}: {printed}");
+        }
+    }
+
+    #[test]
+    fn preallocation_reserves_or_writes_the_whole() {
+        let mount = Mount::ext4(16 << 20);
+        for (preallocation, allocated, data) in [
+            (Preallocation::Off, 0, false),
+            (Preallocation::Falloc, 1 << 20, false),
+            (Preallocation::Full, 1 << 20, true),
+        ] {
+            let file = new_file(&mount.path().join(format!("{preallocation:?}")));
+            create(&file, (1 << 20) - 3, preallocation).unwrap();
+            let size = file.len().unwrap();
+            assert_eq!(
+                (size, file.allocated().unwrap()),
+                (1 << 20, Some(allocated)),
+                "{preallocation:?}"
+            );
+            assert_eq!(file.host_extent(0, size).unwrap().data, data, "{preallocation:?}");
+        }
+    }
+
+    #[test]
+    fn metadata_is_refused_by_name_before_anything_is_done() {
+        let (_directory, path) = directory();
+        let file = new_file(&path);
+        file.write_all_at(b"old", 0).unwrap();
+        let error = create(&file, 1 << 20, Preallocation::Metadata).unwrap_err();
+        assert_eq!((error.kind(), file.len().unwrap()), (ErrorKind::InvalidInput, 3));
+        assert_eq!(
+            create(&file, u64::MAX, Preallocation::Off).unwrap_err().kind(),
+            ErrorKind::Unsupported
+        );
+    }
+
+    #[test]
+    fn resize_asks_before_it_cuts_and_grows_with_zeros() {
+        let (_directory, path) = directory();
+        fs::write(&path, vec![9; 4096]).unwrap();
+        let image = open(&path);
+        let shrink = Resize {
+            shrink: true,
+            ..Resize::default()
+        };
+        assert_eq!(
+            image.resize(1024, Resize::default()).unwrap_err().kind(),
+            ErrorKind::InvalidInput
+        );
+        assert_eq!((image.size(), fs::metadata(&path).unwrap().len()), (4096, 4096));
+        image.resize(1024, shrink).unwrap();
+        image.resize(2001, Resize::default()).unwrap();
+        let mut bytes = [0xee; 2048];
+        image.read_at(&mut bytes, 0).unwrap();
+        assert!(bytes[..1024] == [9; 1024] && bytes[1024..] == [0; 1024]);
+        assert_eq!((image.size(), fs::metadata(&path).unwrap().len()), (2048, 2048));
+    }
+
+    #[test]
+    fn growing_that_fails_leaves_the_image_as_it_was() {
+        let mount = Mount::tmpfs(1 << 20);
+        let path = mount.path().join("disk.raw");
+        fs::write(&path, [9; 4096]).unwrap();
+        let image = open(&path);
+        for preallocation in [Preallocation::Falloc, Preallocation::Full] {
+            let how = Resize {
+                preallocation,
+                ..Resize::default()
+            };
+            assert_eq!(image.resize(2 << 20, how).unwrap_err().kind(), ErrorKind::NoSpace);
+            assert_eq!((image.size(), fs::metadata(&path).unwrap().len()), (4096, 4096));
+        }
+    }
+
+    #[test]
+    fn a_block_device_holds_images_up_to_its_length() {
+        let backing = tempfile::NamedTempFile::new().unwrap();
+        backing.as_file().set_len(1 << 20).unwrap();
+        let device = Loop::over(backing.path(), 512);
+        let file = Arc::new(OpenOptions::new().write(true).open(device.path()).unwrap());
+        create(&*file, 1 << 20, Preallocation::Full).unwrap();
+        let error = create(&*file, (1 << 20) + 1, Preallocation::Off).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        let image = Image::open(file, Access::WRITE).unwrap();
+        assert_eq!(image.size(), 1 << 20);
+        assert_eq!(
+            image.resize(2 << 20, Resize::default()).unwrap_err().kind(),
+            ErrorKind::Unsupported
+        );
+    }
+
+    #[test]
+    fn read_only_is_read_only_and_nothing_lies_below() {
+        let (_directory, path) = directory();
+        fs::write(&path, [1; 512]).unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(File::open(&path).unwrap());
+        let open = |backing| Raw.open(storage.clone(), None, Access::READ, backing);
+        let image = open(Backing::None).unwrap();
+        let results = [
+            image.write_at(&[0], 0),
+            image.zero_at(0, 1, ZeroMode::Unmap),
+            image.discard_at(0, 1),
+            image.resize(0, Resize::default()),
+        ];
+        assert!(
+            results
+                .into_iter()
+                .all(|result| result.unwrap_err().kind() == ErrorKind::ReadOnly)
+        );
+        assert!(image.backing().is_none() && image.backing_reference().is_none());
+        assert!(image.info().read_only && !Raw.probe(b"QFI\xfb"));
+        assert_eq!(
+            open(Backing::Device(image)).unwrap_err().kind(),
+            ErrorKind::InvalidInput
+        );
+        let data_file = Raw.open(
+            storage.clone(),
+            Some(storage.clone()),
+            Access::READ,
+            Backing::None,
+        );
+        assert_eq!(data_file.unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn an_empty_file_is_an_empty_disk() {
+        let (_directory, path) = directory();
+        fs::write(&path, "").unwrap();
+        let image = open(&path);
+        assert_eq!(image.size(), 0);
+        image.read_at(&mut [], 0).unwrap();
+        image.zero_at(0, 0, ZeroMode::Allocate).unwrap();
+        image.extent_at(0, 1).unwrap_err();
+    }
+}

@@ -30,6 +30,8 @@ mod image;
 pub mod lock;
 mod open;
 mod opener;
+#[cfg(test)]
+mod testing;
 
 pub use file::File;
 pub use image::{Image, Raw, SECTOR, create};

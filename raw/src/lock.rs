@@ -9,7 +9,7 @@
 //! never both let in.
 //!
 //! The locks are of the open file description (OFD): two openings in one process meet them like strangers, and the
-//! kernel drops them with the last descriptor. The bytes need not exist, and nothing is ever written to them.
+//! kernel drops them with the last descriptor, however the process ends. The bytes need not exist, and nothing is ever written to them.
 
 use std::fs;
 use std::io;
@@ -76,10 +76,18 @@ impl LockMode {
 pub fn acquire(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
     let result = hold(fd, mode).and_then(|()| look(fd, mode));
     if result.is_err() {
-        // Closing the file does it as well; a copy of the descriptor elsewhere should not keep the locks.
-        let _ = ofd(fd, libc::F_OFD_SETLK, libc::F_UNLCK, USED, END - USED);
+        release(fd);
     }
     result
+}
+
+/// Gives up the locks of the image that is open at `fd`.
+///
+/// Closing the last descriptor does it as well, but a child that another thread is just forking has copies of all
+/// of them until it runs its program, and would keep the image locked for that long.
+pub fn release(fd: BorrowedFd<'_>) {
+    // The kernel refuses to unlock only what is no open file.
+    let _ = ofd(fd, libc::F_OFD_SETLK, libc::F_UNLCK, USED, END - USED);
 }
 
 fn hold(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
@@ -195,5 +203,179 @@ fn name(pid: u32) -> String {
     match comm.trim_end() {
         "" => "a process".to_owned(),
         comm => block::escape(comm).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use block::Storage;
+
+    use super::*;
+    use crate::testing::{Background, eventually, run, text, try_run};
+    use crate::{File, OpenOptions};
+
+    fn image() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.raw");
+        fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        (directory, path)
+    }
+
+    /// QEMU's raw driver lets others write to what it only reads; a format with tables does not.
+    fn qcow2_image() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.qcow2");
+        run("qemu-img", &["create", "-q", "-f", "qcow2", text(&path), "1M"]);
+        (directory, path)
+    }
+
+    fn write(path: &PathBuf) -> Result<File> {
+        OpenOptions::new().write(true).open(path)
+    }
+
+    fn force_share(path: &PathBuf) -> Result<File> {
+        OpenOptions::new().force_share(true).open(path)
+    }
+
+    /// Another process that has the image open, waited for until it holds its locks.
+    fn qemu_io(
+        path: &PathBuf,
+        options: &[&str],
+        refused: fn(&PathBuf) -> Result<File>,
+    ) -> (Background, Error) {
+        let sleep = ["-c", "sleep 60000", text(path)];
+        let process = Background::start("qemu-io", &[options, &sleep].concat());
+        let error = eventually(|| refused(path).err());
+        assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
+        assert_eq!(error.path(), Some(&**path));
+        assert!(
+            error
+                .message()
+                .contains(&format!("qemu-io (process {})", process.id())),
+            "{error}"
+        );
+        assert!(error.hint().is_some());
+        (process, error)
+    }
+
+    #[test]
+    fn while_qemu_writes_there_is_only_reading_by_force() {
+        let (_directory, path) = image();
+        let (_process, error) = qemu_io(&path, &["-f", "raw"], |path| File::open(path));
+        assert!(error.message().ends_with("is writing to it"), "{error}");
+        assert_eq!(write(&path).unwrap_err().kind(), ErrorKind::Locked);
+        force_share(&path).unwrap();
+    }
+
+    #[test]
+    fn while_qemu_reads_there_is_no_writing() {
+        let (_directory, path) = qcow2_image();
+        let (_process, error) = qemu_io(&path, &["-r", "-f", "qcow2"], write);
+        assert!(
+            error.message().ends_with("does not let others write to it"),
+            "{error}"
+        );
+        File::open(&path).unwrap();
+        force_share(&path).unwrap();
+    }
+
+    #[test]
+    fn while_we_write_qemu_neither_writes_nor_reads_but_by_force() {
+        let (_directory, path) = qcow2_image();
+        let file = write(&path).unwrap();
+        let (success, message) = try_run("qemu-img", &["resize", text(&path), "2M"]);
+        assert!(
+            !success && message.contains("Failed to get \"write\" lock"),
+            "{message}"
+        );
+        let (success, message) = try_run("qemu-img", &["info", text(&path)]);
+        assert!(
+            !success && message.contains("Failed to get shared \"write\" lock"),
+            "{message}"
+        );
+        run("qemu-img", &["info", "-U", text(&path)]);
+        drop(file);
+        run("qemu-img", &["resize", text(&path), "2M"]);
+    }
+
+    #[test]
+    fn while_we_read_qemu_reads_and_does_not_write() {
+        let (_directory, path) = qcow2_image();
+        let _file = File::open(&path).unwrap();
+        run("qemu-img", &["info", text(&path)]);
+        let (success, message) = try_run("qemu-io", &["-c", "write 0 512", text(&path)]);
+        assert!(
+            !success && message.contains("Failed to get \"write\" lock"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn while_we_read_by_force_qemu_writes() {
+        let (_directory, path) = image();
+        let file = force_share(&path).unwrap();
+        run("qemu-io", &["-f", "raw", "-c", "write -P 7 0 512", text(&path)]);
+        let mut head = [0; 512];
+        file.read_exact_at(&mut head, 0).unwrap();
+        assert_eq!(head, [7; 512]);
+    }
+
+    #[test]
+    fn the_bytes_held_are_those_that_qemu_holds() {
+        let bytes = |mode: LockMode| mode.held().collect::<Vec<_>>();
+        assert_eq!(bytes(LockMode::Read), [100, 201, 203]);
+        assert_eq!(bytes(LockMode::Write), [100, 101, 103, 201, 203]);
+        assert_eq!(bytes(LockMode::ForceShare), [100]);
+    }
+
+    #[test]
+    fn two_openings_in_one_process_meet_and_a_refused_one_leaves_nothing() {
+        let (_directory, path) = image();
+        let reader = File::open(&path).unwrap();
+        let error = write(&path).unwrap_err();
+        assert!(error.message().contains("this process"), "{error}");
+        drop(reader);
+        let writer = write(&path).unwrap();
+        assert_eq!(File::open(&path).unwrap_err().kind(), ErrorKind::Locked);
+        drop(writer);
+        File::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_foreign_write_lock_is_in_the_way_too() {
+        let (_directory, path) = image();
+        let other = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let other = std::os::fd::AsFd::as_fd(&other);
+        ofd(other, libc::F_OFD_SETLK, libc::F_WRLCK, 0, 0).unwrap();
+        assert_eq!(File::open(&path).unwrap_err().kind(), ErrorKind::Locked);
+    }
+
+    #[test]
+    fn a_copy_of_the_descriptor_does_not_keep_the_image_locked() {
+        let (_directory, path) = image();
+        let writer = write(&path).unwrap();
+        let _copy = std::os::fd::AsFd::as_fd(&writer).try_clone_to_owned().unwrap();
+        drop(writer);
+        write(&path).unwrap();
+    }
+
+    #[test]
+    fn lines_of_fdinfo() {
+        let line = "lock:\t1: OFDLCK  ADVISORY  READ -1 fe:00:1234 201 203";
+        assert!(covers(line, 1234, 201) && covers(line, 1234, 203));
+        assert!(!covers(line, 1234, 200) && !covers(line, 1235, 201));
+        assert!(covers(
+            "lock:\t1: POSIX  ADVISORY  WRITE 77 fe:00:1234 0 EOF",
+            1234,
+            100
+        ));
+        assert!(!covers(
+            "lock:\t1: FLOCK  ADVISORY  WRITE 77 fe:00:1234 0 EOF",
+            1234,
+            100
+        ));
+        assert!(!covers("pos:\t0", 0, 0));
     }
 }

@@ -307,3 +307,137 @@ fn direct_alignment(file: &fs::File) -> Result<Alignment> {
         _ => Ok(usual),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+
+    use block::{ErrorKind, Storage};
+    use rustix::fs::FileType;
+
+    use super::*;
+    use crate::testing::Mount;
+
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        (directory, path)
+    }
+
+    #[test]
+    fn what_cannot_hold_an_image_is_named_and_nothing_blocks() {
+        let (directory, path) = directory();
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&fifo, &link).unwrap();
+        let _socket = UnixListener::bind(&path).unwrap();
+        let cases = [
+            (directory.path(), "a directory"),
+            (&fifo, "a FIFO"),
+            (&link, "a FIFO"),
+            (&path, "a socket"),
+            (Path::new("/dev/null"), "a character device"),
+        ];
+        for (path, what) in cases {
+            for options in [
+                OpenOptions::new(),
+                OpenOptions::new().write(true),
+                OpenOptions::new().write(true).truncate(true),
+            ] {
+                let error = options.open(path).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                assert!(error.message().contains(what), "{error}");
+                assert_eq!((error.path(), error.hint().is_some()), (Some(path), true));
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_not_made() {
+        let (_directory, path) = directory();
+        for write in [false, true] {
+            let error = OpenOptions::new().write(write).open(&path).unwrap_err();
+            assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound));
+            assert_eq!(error.path(), Some(&*path));
+        }
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_new_file_takes_nobodys_place() {
+        let (_directory, path) = directory();
+        let new = OpenOptions::new().write(true).create_new(true);
+        new.open(&path).unwrap().write_all_at(b"mine", 0).unwrap();
+        let error = new.open(&path).unwrap_err();
+        assert_eq!(error.io_kind(), Some(std::io::ErrorKind::AlreadyExists));
+        assert_eq!(fs::read(&path).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_locked_file_is_not_emptied() {
+        let (_directory, path) = directory();
+        fs::write(&path, "in use").unwrap();
+        let empty = OpenOptions::new().write(true).truncate(true);
+        let reader = File::open(&path).unwrap();
+        assert_eq!(empty.open(&path).unwrap_err().kind(), ErrorKind::Locked);
+        assert_eq!(reader.len().unwrap(), 6);
+        drop(reader);
+        assert_eq!(empty.open(&path).unwrap().len().unwrap(), 0);
+    }
+
+    #[test]
+    fn without_locks_nobody_is_in_the_way() {
+        let (_directory, path) = directory();
+        let _writer = OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+        OpenOptions::new().write(true).lock(false).open(&path).unwrap();
+    }
+
+    #[test]
+    fn options_that_exclude_each_other() {
+        let (_directory, path) = directory();
+        for options in [
+            OpenOptions::new().create_new(true),
+            OpenOptions::new().truncate(true),
+            OpenOptions::new().write(true).force_share(true),
+        ] {
+            assert_eq!(options.open(&path).unwrap_err().kind(), ErrorKind::InvalidInput);
+        }
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn direct_alignment_is_what_the_host_tells() {
+        let mount = Mount::ext4(16 << 20);
+        let options = OpenOptions::new().write(true).create_new(true).direct(true);
+        let file = options.open(mount.path().join("disk")).unwrap();
+        let alignment = file.alignment();
+        assert!(
+            alignment.offset >= 512 && alignment.offset.is_power_of_two(),
+            "{alignment:?}"
+        );
+        assert_eq!(File::open("/proc/self/exe").unwrap().alignment(), Alignment::NONE);
+    }
+
+    #[test]
+    fn a_file_system_without_direct_requests_says_so() {
+        let error = OpenOptions::new()
+            .direct(true)
+            .open("/proc/self/status")
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    }
+
+    #[test]
+    fn a_file_is_the_same_under_every_name() {
+        let (directory, path) = directory();
+        fs::write(&path, "").unwrap();
+        let other = directory.path().join("other");
+        fs::hard_link(&path, &other).unwrap();
+        assert_eq!(
+            File::open(&path).unwrap().file_id(),
+            File::open(&other).unwrap().file_id()
+        );
+    }
+}

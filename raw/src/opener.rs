@@ -104,3 +104,113 @@ fn os_error(error: &Error) -> Option<Errno> {
     let cause = std::error::Error::source(error)?;
     Errno::from_io_error(cause.downcast_ref()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::testing::Loop;
+
+    fn permit(path: impl Into<PathBuf>, within: Option<&Path>) -> Permit {
+        Permit {
+            path: path.into(),
+            within: within.map(Path::to_owned),
+            block_device: false,
+        }
+    }
+
+    fn nested(permit: &Permit) -> Result<Arc<dyn Storage>> {
+        HostOpener::new().open_nested(permit, Access::READ)
+    }
+
+    #[test]
+    fn opens_what_lies_in_the_directory_and_nothing_that_a_link_leads_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path().join("images");
+        fs::create_dir_all(top.join("base")).unwrap();
+        fs::write(top.join("base/a"), "inside").unwrap();
+        fs::write(directory.path().join("secret"), "outside").unwrap();
+        symlink(directory.path(), top.join("up")).unwrap();
+        symlink("base", top.join("beside")).unwrap();
+        symlink("../secret", top.join("link")).unwrap();
+        symlink("/proc/self/exe", top.join("magic")).unwrap();
+
+        let mut head = [0; 6];
+        let storage = nested(&permit(top.join("base/a"), Some(&top))).unwrap();
+        storage.read_exact_at(&mut head, 0).unwrap();
+        assert_eq!((&head, storage.path()), (b"inside", Some(&*top.join("base/a"))));
+
+        for name in [
+            "up/secret",
+            "beside/a",
+            "link",
+            "magic",
+            "../secret",
+            "base/../../secret",
+        ] {
+            let path = top.join(name);
+            let error = nested(&permit(&path, Some(&top))).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Denied, "{name}: {error}");
+            assert_eq!(error.path(), Some(&*path));
+        }
+        let outside = permit(directory.path().join("secret"), Some(&top));
+        assert_eq!(nested(&outside).unwrap_err().kind(), ErrorKind::Denied);
+        let missing = nested(&permit(top.join("none"), Some(&top))).unwrap_err();
+        assert_eq!(missing.io_kind(), Some(std::io::ErrorKind::NotFound));
+        // With no directory to stay in, a link is as good as any name.
+        nested(&permit(top.join("link"), None)).unwrap();
+    }
+
+    #[test]
+    fn what_an_image_names_is_no_fifo_and_no_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (fifo, folder) = (directory.path().join("fifo"), directory.path().join("folder"));
+        fs::create_dir(&folder).unwrap();
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        for within in [None, Some(directory.path())] {
+            for path in [&fifo, &folder] {
+                assert_eq!(
+                    nested(&permit(path, within)).unwrap_err().kind(),
+                    ErrorKind::InvalidInput
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_device_needs_leave_of_its_own() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let device = Loop::over(file.path(), 512);
+        let mut permit = permit(device.path(), None);
+        assert_eq!(nested(&permit).unwrap_err().kind(), ErrorKind::Denied);
+        permit.block_device = true;
+        assert_eq!(nested(&permit).unwrap().len().unwrap(), 1 << 20);
+        let user = HostOpener::new()
+            .direct(true)
+            .open(device.path(), Access::WRITE)
+            .unwrap();
+        assert_eq!(user.alignment().offset, 512);
+    }
+
+    #[test]
+    fn access_decides_the_locks() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let opener = HostOpener::new();
+        let writer = opener.open(file.path(), Access::WRITE).unwrap();
+        assert_eq!(
+            opener.open(file.path(), Access::READ).unwrap_err().kind(),
+            ErrorKind::Locked
+        );
+        let shared = Access {
+            force_share: true,
+            ..Access::READ
+        };
+        opener.open(file.path(), shared).unwrap();
+        writer.write_all_at(b"x", 0).unwrap();
+    }
+}
