@@ -103,6 +103,11 @@ impl SliceCache {
         self.slice_entries
     }
 
+    /// How many slices fit.
+    pub fn slots(&self) -> usize {
+        self.sets.len() * WAYS
+    }
+
     /// The `index`-th entry of slice `slice`, if it is in the cache.
     #[inline]
     pub fn get(&self, slice: u64, index: usize) -> Option<u64> {

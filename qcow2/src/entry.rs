@@ -6,15 +6,15 @@ use crate::corruption::Corruption;
 use crate::geometry::Geometry;
 
 /// Bit 63 of L1 and L2 entries: the refcount of what they name is exactly 1.
-const COPIED: u64 = 1 << 63;
+pub(crate) const COPIED: u64 = 1 << 63;
 /// Bit 62 of L2 entries.
-const COMPRESSED: u64 = 1 << 62;
+pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// Bit 0 of a standard cluster descriptor.
-const ZERO: u64 = 1;
+pub(crate) const ZERO: u64 = 1;
 /// Bits 9-55.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bytes in a sector, the unit in which compressed lengths are stored.
-const SECTOR: u64 = 512;
+pub(crate) const SECTOR: u64 = 512;
 
 /// An L1 entry: where an L2 table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,14 +1,23 @@
 //! The qcow2 disk-image format: copy-on-write images with backing chains.
 
 mod address;
+mod allocator;
 mod bitmap;
 mod compression;
 mod corruption;
 mod entry;
+mod epoch;
 mod extension;
 mod feature;
 mod geometry;
 mod header;
+mod image;
+mod l1_table;
+mod metadata_map;
+mod range_lock;
+mod refcount;
+mod refcount_table;
+mod scratch;
 mod snapshot;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
@@ -18,3 +27,4 @@ pub use extension::{BitmapsExtension, EncryptionHeader, Extensions, UnknownExten
 pub use feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureNames, IncompatibleFeatures};
 pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
+pub use image::{Image, OpenOptions};

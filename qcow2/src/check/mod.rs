@@ -1,0 +1,258 @@
+//! Checking an image: do the refcounts say what the tables say?
+//!
+//! A check is a merge of two sequences over the clusters of the file. One is stored: refcounts, in refcount blocks.
+//! The other is counted: references, from the L1 table through L2 tables to data, from snapshots, bitmaps and the
+//! tables that the header names. Where they differ, a refcount that is too high is a leak, and one that is too low
+//! is a corruption.
+//!
+//! It runs in three phases, each of which reads in file order:
+//!
+//! 1. *Refcounts* ([`stored`]): every refcount block is read once, and what remains in memory is a bit for each
+//!    cluster, "the refcount is exactly 1". That is all the COPIED flags need, so that the tables are read once.
+//! 2. *References* ([`tables`], [`metadata`]): all L1 tables are walked, the L2 tables that they name are sorted by
+//!    offset, and each is read once, however often it is named: its references count as many times. Counters
+//!    are small and appear on demand ([`references`]).
+//! 3. *Comparison* ([`compare`]): refcount blocks are read again and compared with the counters, 64 at a time.
+//!
+//! Nothing about a damaged or hostile image may make that slow or large. Time follows the bytes that the file holds
+//! (holes are skipped, [`reader`]; what overlaps is visited once, [`sweep`]), and memory follows what is
+//! referenced, within a budget. What QEMU counts is counted the same way, so that figures can be compared.
+
+mod compare;
+mod loose;
+mod metadata;
+mod reader;
+mod references;
+mod report;
+mod stored;
+mod sweep;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::ops::{ControlFlow, Range};
+
+use block::{Error, ErrorKind, Result, Storage};
+
+use self::reader::TableReader;
+use self::references::References;
+use self::report::Recorder;
+use self::stored::StoredRefcounts;
+use crate::address::{ClusterIndex, HostOffset};
+use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
+use crate::geometry::Geometry;
+use crate::header::Header;
+
+pub use self::report::{CheckReport, Finding, Severity, Table};
+
+/// How to check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// How many findings to keep. All are counted.
+    pub max_findings: usize,
+}
+
+impl Default for CheckOptions {
+    /// Keeps the first 1000 findings.
+    fn default() -> Self {
+        Self { max_findings: 1000 }
+    }
+}
+
+/// What a check is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CheckPhase {
+    /// Reading refcounts.
+    Refcounts,
+    /// Counting references.
+    References,
+    /// Comparing them.
+    Comparison,
+}
+
+/// How far a check has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckProgress {
+    /// What it is doing.
+    pub phase: CheckPhase,
+    /// Tables of this phase that are done.
+    pub done: u64,
+    /// Tables of this phase in all; 0 if there are none.
+    pub total: u64,
+}
+
+impl CheckProgress {
+    /// How much of the whole check is done, from 0 to 1. Counting references is most of it.
+    pub fn fraction(self) -> f64 {
+        let (before, share) = match self.phase {
+            CheckPhase::Refcounts => (0.0, 0.1),
+            CheckPhase::References => (0.1, 0.7),
+            CheckPhase::Comparison => (0.8, 0.2),
+        };
+        before + share * self.done as f64 / self.total.max(1) as f64
+    }
+}
+
+/// Checks the refcounts, tables and flags of an image without changing it. `progress` is told how far the check
+/// has come, often and from this thread; it may end it.
+///
+/// The image is a storage and not an [`Image`](crate::Image), since a damaged one can't be opened. It must not
+/// be written to meanwhile.
+///
+/// Only the header must be sound: where the tables are is not a matter of findings. Guest data is not read.
+///
+/// # Errors
+/// As [`Header::read`]; `Corrupt` for a snapshot table that can't be read to its end; `Unsupported` if the
+/// references are so scattered that counting them takes more memory than any sound image needs; `Interrupted` if
+/// `progress` says so; `Io`.
+pub fn check(
+    storage: &dyn Storage,
+    options: &CheckOptions,
+    progress: &mut dyn FnMut(CheckProgress) -> ControlFlow<()>,
+) -> Result<CheckReport> {
+    check_storage(storage, options, progress).map_err(|error| error.with_path_of(storage.path()))
+}
+
+fn check_storage(
+    storage: &dyn Storage,
+    options: &CheckOptions,
+    progress: &mut dyn FnMut(CheckProgress) -> ControlFlow<()>,
+) -> Result<CheckReport> {
+    let header = Header::read(storage)?;
+    let geometry = header.geometry;
+    let file_len = storage.len()?;
+    let table = (
+        header.refcount_table_offset,
+        u64::from(header.refcount_table_clusters) << geometry.cluster_bits,
+    );
+    let stored = StoredRefcounts::load(storage, geometry, table, file_len, |done, total| {
+        report_progress(progress, CheckPhase::Refcounts, done, total)
+    })?;
+    let host_bytes = storage.allocated()?.map_or(file_len, |bytes| bytes.min(file_len));
+    let mut checker = Checker {
+        storage,
+        geometry,
+        file_len,
+        data_file: header
+            .incompatible
+            .contains(IncompatibleFeatures::EXTERNAL_DATA_FILE),
+        refcount_table_offset: header.refcount_table_offset,
+        stored,
+        references: References::new(host_bytes),
+        recorder: Recorder::new(options.max_findings),
+        progress,
+    };
+    checker.recorder.report.total_clusters = geometry.clusters(header.size);
+    checker.count_all(&header)?;
+    checker.compare()?;
+    Ok(checker.recorder.report)
+}
+
+fn report_progress(
+    progress: &mut dyn FnMut(CheckProgress) -> ControlFlow<()>,
+    phase: CheckPhase,
+    done: u64,
+    total: u64,
+) -> Result<()> {
+    match progress(CheckProgress { phase, done, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::new(ErrorKind::Interrupted, "the check was stopped")),
+    }
+}
+
+/// A check in the making.
+struct Checker<'a> {
+    storage: &'a dyn Storage,
+    geometry: Geometry,
+    file_len: u64,
+    /// Data clusters lie in another file, and have no refcounts.
+    data_file: bool,
+    refcount_table_offset: HostOffset,
+    stored: StoredRefcounts,
+    references: References,
+    recorder: Recorder,
+    progress: &'a mut dyn FnMut(CheckProgress) -> ControlFlow<()>,
+}
+
+impl<'a> Checker<'a> {
+    /// Counts every reference that there is.
+    fn count_all(&mut self, header: &Header) -> Result<()> {
+        let geometry = self.geometry;
+        self.count_region(HostOffset(0), geometry.cluster_size(), 1)?;
+        self.count_region(
+            header.refcount_table_offset,
+            u64::from(header.refcount_table_clusters) << geometry.cluster_bits,
+            1,
+        )?;
+        if let Some(encryption) = &header.extensions.encryption_header {
+            self.count_region(encryption.offset, encryption.len, 1)?;
+        }
+        let snapshot_tables = self.count_snapshots(header)?;
+        let active = table_range(header.l1_offset, header.l1_entries.into());
+        self.count_tables(active, &snapshot_tables)?;
+        if let Some(bitmaps) = &header.extensions.bitmaps
+            && header.autoclear.contains(AutoclearFeatures::BITMAPS)
+        {
+            self.count_bitmaps(bitmaps)?;
+        }
+        self.count_refcount_blocks()
+    }
+
+    /// Counts `times` references to every cluster that `len` bytes at `start` touch. The last cluster of a file may
+    /// be incomplete; what reaches further is not counted but recorded.
+    #[inline]
+    fn count_region(&mut self, start: HostOffset, len: u64, times: u64) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let bits = self.geometry.cluster_bits;
+        match start.0.checked_add(len) {
+            Some(end) if end < self.file_len.saturating_add(self.geometry.cluster_size()) => {
+                for cluster in start.0 >> bits..=(end - 1) >> bits {
+                    self.references.add(ClusterIndex(cluster), times)?;
+                }
+            }
+            _ => self.recorder.record(times, Finding::BeyondEnd { start, len }),
+        }
+        Ok(())
+    }
+
+    /// Counts regions that may overlap, each once.
+    fn count_regions(&mut self, regions: &[Range<u64>]) -> Result<()> {
+        let limit = self.file_len.saturating_add(self.geometry.cluster_size());
+        let mut clusters = Vec::new();
+        for region in regions.iter().filter(|region| !region.is_empty()) {
+            if region.end < limit {
+                let bits = self.geometry.cluster_bits;
+                clusters.push(region.start >> bits..((region.end - 1) >> bits) + 1);
+            } else {
+                let (start, len) = (HostOffset(region.start), region.end - region.start);
+                self.recorder.record(1, Finding::BeyondEnd { start, len });
+            }
+        }
+        for segment in sweep::sweep(&clusters) {
+            for cluster in segment.range {
+                self.references.add(ClusterIndex(cluster), segment.times)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Clusters that the file has, the last one perhaps incomplete; one more if something touches it.
+    fn file_clusters(&self) -> u64 {
+        self.geometry.clusters(self.file_len).max(self.references.end())
+    }
+
+    fn tick(&mut self, phase: CheckPhase, done: u64, total: u64) -> Result<()> {
+        report_progress(self.progress, phase, done, total)
+    }
+
+    fn reader(&self) -> TableReader<'a> {
+        TableReader::new(self.storage, self.file_len)
+    }
+}
+
+/// The bytes of a table of 64-bit entries; they end where a `u64` does.
+fn table_range(start: HostOffset, entries: u64) -> Range<u64> {
+    start.0..start.0.saturating_add(entries.saturating_mul(8))
+}

@@ -1,0 +1,332 @@
+//! Counting what the L1 and L2 tables name, and checking their flags.
+//!
+//! An L2 table counts as often as L1 entries name it, and is read once. The active L1 table is special: what it
+//! names is the guest's disk, so that figures about the disk come from it, and COPIED means something in it and in
+//! the L2 tables that it names. (In a snapshot's tables the flags are what they were, until it is applied.)
+
+use std::ops::Range;
+
+use block::Result;
+
+use super::loose::{self, LooseL2};
+use super::report::{Finding, Table};
+use super::sweep::sweep;
+use super::{CheckPhase, Checker};
+use crate::address::HostOffset;
+
+/// Tables that start inside a cluster may overlap, so that reading each takes longer than the file is long. So
+/// many are looked into; a sound image has none.
+const MAX_UNALIGNED: u32 = 1024;
+/// Uses of L2 tables are merged when there are so many more than after the last time.
+const MERGE_AFTER: usize = 1 << 20;
+
+/// An L2 table, and how often it is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct L2Use {
+    table: HostOffset,
+    /// By entries of the active L1 table: at most all of them.
+    active: u32,
+    /// By entries of snapshots' L1 tables.
+    snapshots: u64,
+}
+
+impl L2Use {
+    fn times(self) -> u64 {
+        u64::from(self.active) + self.snapshots
+    }
+}
+
+/// Uses of L2 tables, merged now and then so that a table named by many snapshots takes one place.
+#[derive(Debug, Default)]
+struct L2Uses {
+    uses: Vec<L2Use>,
+    merged: usize,
+}
+
+impl L2Uses {
+    fn push(&mut self, one: L2Use) {
+        if self.uses.len() == self.merged + MERGE_AFTER.max(self.merged) {
+            self.merge();
+        }
+        self.uses.push(one);
+    }
+
+    fn merge(&mut self) {
+        self.uses.sort_unstable_by_key(|one| one.table);
+        self.uses.dedup_by(|next, kept| {
+            let same = next.table == kept.table;
+            if same {
+                kept.active += next.active;
+                kept.snapshots = kept.snapshots.saturating_add(next.snapshots);
+            }
+            same
+        });
+        self.merged = self.uses.len();
+    }
+
+    /// All tables, in file order.
+    fn finish(mut self) -> Vec<L2Use> {
+        self.merge();
+        self.uses
+    }
+}
+
+impl Checker<'_> {
+    /// Counts the L1 tables at these places, the L2 tables they name, and all that those name.
+    pub(super) fn count_tables(&mut self, active: Range<u64>, snapshots: &[Range<u64>]) -> Result<()> {
+        let mut uses = L2Uses::default();
+        let mut reader = self.reader();
+        self.count_regions(std::slice::from_ref(&active))?;
+        reader.read(active.start, active.end, |at, piece| {
+            self.walk_l1(at, piece, active.start, 1, 0, &mut uses)
+        })?;
+        self.count_regions(snapshots)?;
+        for segment in sweep(snapshots) {
+            reader.read(segment.range.start, segment.range.end, |at, piece| {
+                self.walk_l1(at, piece, 0, 0, segment.times, &mut uses)
+            })?;
+        }
+
+        let uses = uses.finish();
+        let total = uses.len() as u64;
+        let cluster_size = self.geometry.cluster_size();
+        let mut unaligned = 0;
+        for (done, &one) in (0..).zip(&uses) {
+            self.tick(CheckPhase::References, done, total)?;
+            let table = one.table;
+            self.count_region(table, cluster_size, one.times())?;
+            if !self.geometry.is_aligned(table.0) {
+                unaligned += 1;
+                if unaligned > MAX_UNALIGNED {
+                    self.recorder.record(1, Finding::NotWalked { table });
+                    continue;
+                }
+            }
+            let mut walk = L2Walk::new(self, one);
+            reader.read(table.0, table.0 + cluster_size, |at, piece| walk.piece(at, piece))?;
+        }
+        self.tick(CheckPhase::References, total, total)
+    }
+
+    /// Looks at the L1 entries in `piece`, which lies at `at` and belongs to the active table as often as `active`
+    /// says (that starts at `start`) and to so many snapshots'.
+    fn walk_l1(
+        &mut self,
+        at: u64,
+        piece: &[u8],
+        start: u64,
+        active: u32,
+        snapshots: u64,
+        uses: &mut L2Uses,
+    ) -> Result<()> {
+        let times = u64::from(active) + snapshots;
+        for (at, entry) in (at..).step_by(8).zip(loose::words(piece)) {
+            if entry == 0 {
+                continue;
+            }
+            let (place, table) = (HostOffset(at), loose::l2_table(entry));
+            if loose::l1_reserved(entry) {
+                let finding = Finding::ReservedBits {
+                    table: Table::L1,
+                    at: place,
+                    entry,
+                };
+                self.recorder.record(times, finding);
+            }
+            if !self.geometry.is_aligned(table.0) {
+                let finding = Finding::Unaligned {
+                    table: Table::L1,
+                    at: place,
+                    entry,
+                };
+                self.recorder.record(times, finding);
+            }
+            let cluster = self.geometry.cluster_of(table);
+            if active > 0
+                && table.0 != 0
+                && let Some(one) = self.stored.is_one(cluster)
+                && one != loose::is_copied(entry)
+            {
+                let finding = Finding::CopiedL2Table {
+                    at: place,
+                    l1_index: (at - start) / 8,
+                    entry,
+                    refcount: self.stored.read_one(self.storage, cluster)?,
+                };
+                self.recorder.record(1, finding);
+            }
+            uses.push(L2Use {
+                table,
+                active,
+                snapshots,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The walk through one L2 table.
+struct L2Walk<'c, 'a> {
+    checker: &'c mut Checker<'a>,
+    active: u64,
+    times: u64,
+    /// How often a wrong COPIED flag counts.
+    flags: u64,
+    /// Where the next cluster would be if it followed the last one.
+    next: Option<HostOffset>,
+}
+
+impl<'c, 'a> L2Walk<'c, 'a> {
+    fn new(checker: &'c mut Checker<'a>, one: L2Use) -> Self {
+        // A table whose own refcount can't be read has no flags worth a look, nor is one at the header's place
+        // part of the disk.
+        let own = checker.stored.is_one(checker.geometry.cluster_of(one.table));
+        let flags = if own.is_some() && one.table.0 != 0 { one.active.into() } else { 0 };
+        Self {
+            checker,
+            active: one.active.into(),
+            times: one.times(),
+            flags,
+            next: None,
+        }
+    }
+
+    fn piece(&mut self, at: u64, piece: &[u8]) -> Result<()> {
+        if self.checker.geometry.extended_l2 {
+            let mut words = loose::words(piece);
+            for at in (at..at + piece.len() as u64).step_by(16) {
+                let (entry, bitmap) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
+                self.entry(at, entry, bitmap)?;
+            }
+            return Ok(());
+        }
+        for (at, entry) in (at..).step_by(8).zip(loose::words(piece)) {
+            if entry != 0 {
+                self.entry(at, entry, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn entry(&mut self, at: u64, entry: u64, bitmap: u64) -> Result<()> {
+        let at = HostOffset(at);
+        let mapping = LooseL2::new(entry, self.checker.geometry);
+        if loose::l2_reserved(entry) && !matches!(mapping, LooseL2::Compressed { .. }) {
+            self.record(Finding::ReservedBits {
+                table: Table::L2,
+                at,
+                entry,
+            });
+        }
+        match mapping {
+            LooseL2::Compressed { host, len } => self.compressed(at, entry, bitmap, host, len),
+            LooseL2::Cluster { host, zero } => self.cluster(at, entry, bitmap, host, zero),
+            // In a data file a guest cluster may lie at offset 0; COPIED tells it from none.
+            LooseL2::Nothing if self.checker.data_file && loose::is_copied(entry) && !loose::is_zero(entry) => {
+                self.cluster(at, entry, bitmap, HostOffset(0), false)
+            }
+            LooseL2::Nothing => {
+                if loose::allocated_subclusters(bitmap) {
+                    self.record(Finding::SubclusterBitmap { at, entry, bitmap });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    #[inline]
+    fn cluster(&mut self, at: HostOffset, entry: u64, bitmap: u64, host: HostOffset, zero: bool) -> Result<()> {
+        let geometry = self.checker.geometry;
+        if loose::contradicts_itself(bitmap) {
+            self.record(Finding::SubclusterBitmap { at, entry, bitmap });
+            return self.flag(at, entry, host);
+        }
+        if !geometry.is_aligned(host.0) {
+            let preallocated = zero || (geometry.extended_l2 && !loose::allocated_subclusters(bitmap));
+            self.record(if preallocated {
+                Finding::UnalignedPreallocated { at, entry }
+            } else {
+                Finding::Unaligned {
+                    table: Table::L2,
+                    at,
+                    entry,
+                }
+            });
+        }
+        if self.active > 0 {
+            let report = &mut self.checker.recorder.report;
+            report.allocated_clusters = report.allocated_clusters.saturating_add(self.active);
+            if self.next.is_some_and(|next| next != host) {
+                report.fragmented_clusters = report.fragmented_clusters.saturating_add(self.active);
+            }
+            self.next = Some(host + geometry.cluster_size());
+        }
+        if !self.checker.data_file {
+            self.checker
+                .count_region(host, geometry.cluster_size(), self.times)?;
+        }
+        self.flag(at, entry, host)
+    }
+
+    /// Compares COPIED with the refcount.
+    #[inline]
+    fn flag(&mut self, at: HostOffset, entry: u64, host: HostOffset) -> Result<()> {
+        if self.flags == 0 {
+            return Ok(());
+        }
+        let checker = &*self.checker;
+        let cluster = checker.geometry.cluster_of(host);
+        let one = if checker.data_file { Some(true) } else { checker.stored.is_one(cluster) };
+        match one {
+            Some(one) if one != loose::is_copied(entry) => self.wrong_flag(at, entry, host),
+            _ => Ok(()),
+        }
+    }
+
+    #[cold]
+    fn wrong_flag(&mut self, at: HostOffset, entry: u64, host: HostOffset) -> Result<()> {
+        let checker = &mut *self.checker;
+        let refcount = if checker.data_file {
+            1
+        } else if checker.recorder.keeps() {
+            let cluster = checker.geometry.cluster_of(host);
+            checker.stored.read_one(checker.storage, cluster)?
+        } else {
+            0
+        };
+        checker
+            .recorder
+            .record(self.flags, Finding::CopiedData { at, entry, refcount });
+        Ok(())
+    }
+
+    fn compressed(&mut self, at: HostOffset, entry: u64, bitmap: u64, host: HostOffset, len: u64) -> Result<()> {
+        if loose::is_copied(entry) {
+            self.record(Finding::CopiedCompressed { at, entry });
+        }
+        if self.checker.data_file {
+            self.record(Finding::CompressedWithDataFile { at, entry });
+            return Ok(());
+        }
+        if bitmap != 0 {
+            self.record(Finding::SubclusterBitmap { at, entry, bitmap });
+            return Ok(());
+        }
+        // Two compressed clusters share a sector where they meet: none of them simply follows another.
+        let report = &mut self.checker.recorder.report;
+        for figure in [
+            &mut report.allocated_clusters,
+            &mut report.compressed_clusters,
+            &mut report.fragmented_clusters,
+        ] {
+            *figure = figure.saturating_add(self.active);
+        }
+        self.checker.count_region(host, len, self.times)
+    }
+
+    #[cold]
+    fn record(&mut self, finding: Finding) {
+        self.checker.recorder.record(self.times, finding);
+    }
+}

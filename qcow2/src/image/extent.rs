@@ -1,0 +1,88 @@
+//! Which runs of the disk are data, zeros or holes, without reading any of it.
+
+use block::{Extent, ExtentState, Result};
+
+use super::Image;
+use crate::address::GuestOffset;
+use crate::entry::{L1Entry, L2Mapping};
+
+impl Image {
+    /// The run that starts at `guest` in this layer, `len` bytes at most. It ends with its L2 table at the latest,
+    /// unless nothing is allocated there.
+    pub(super) fn own_extent(&self, guest: GuestOffset, len: u64) -> Result<Extent> {
+        let end = guest + len;
+        if self.l1_entry(guest)? == L1Entry::Unallocated {
+            let len = (self.unallocated_tables_end(guest, end)? - guest).min(len);
+            return Ok(Extent {
+                offset: guest.0,
+                len,
+                state: ExtentState::Hole,
+                depth: 0,
+                host: None,
+            });
+        }
+        let coverage = self.geometry.l2_coverage();
+        let end = end.min(GuestOffset((guest.0 / coverage + 1).saturating_mul(coverage)));
+        let first = self.extent_of(self.lookup(guest)?, guest);
+        let mut run = first;
+        while run.end() < end.0 {
+            let next = self.extent_of(self.lookup(GuestOffset(run.end()))?, GuestOffset(run.end()));
+            if !run.continued_by(&next) {
+                break;
+            }
+            run.len += next.len;
+        }
+        Ok(run.clip(guest.0, end - guest))
+    }
+
+    /// Where the first L2 table after `guest` starts that exists; `end` if none does before it.
+    fn unallocated_tables_end(&self, guest: GuestOffset, end: GuestOffset) -> Result<GuestOffset> {
+        let coverage = self.geometry.l2_coverage();
+        let mut at = guest;
+        while at < end && self.l1_entry(at)? == L1Entry::Unallocated {
+            at = GuestOffset((at.0 / coverage + 1).saturating_mul(coverage));
+        }
+        Ok(at)
+    }
+
+    /// The rest of one cluster, from `guest` on, as an extent.
+    fn extent_of(&self, mapping: L2Mapping, guest: GuestOffset) -> Extent {
+        let in_cluster = self.geometry.in_cluster(guest);
+        let (state, host) = match mapping {
+            L2Mapping::Unallocated => (ExtentState::Hole, None),
+            L2Mapping::Zero { preallocated } => (ExtentState::Zero, preallocated.map(|(host, _)| host)),
+            L2Mapping::Standard { host, .. } => (ExtentState::Data, Some(host)),
+            L2Mapping::Compressed(_) => (ExtentState::Compressed, None),
+        };
+        let host = host.map(|host| (host + in_cluster).0);
+        Extent {
+            offset: guest.0,
+            len: self.geometry.cluster_size() - in_cluster,
+            state,
+            depth: 0,
+            host,
+        }
+    }
+
+    /// The run that starts at `guest`, `len` bytes at most, through the backing.
+    pub(super) fn extent(&self, guest: GuestOffset, len: u64) -> Result<Extent> {
+        let own = self.own_extent(guest, len)?;
+        let Some(backing) = self.backing.as_ref().filter(|_| own.state == ExtentState::Hole) else {
+            return Ok(own);
+        };
+        let inside = backing.size().saturating_sub(own.offset);
+        if inside == 0 {
+            // What a short backing device lacks reads as zeros, and it is the backing's saying so.
+            return Ok(Extent {
+                state: ExtentState::Zero,
+                depth: 1,
+                ..own
+            });
+        }
+        let below = backing.extent_at(own.offset, own.len.min(inside))?;
+        Ok(Extent {
+            depth: below.depth + 1,
+            ..below
+        })
+    }
+}

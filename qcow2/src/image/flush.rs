@@ -1,0 +1,172 @@
+//! Write-back, in the order that makes every crash harmless.
+//!
+//! Between two syncs, writes reach the disk in any order, or not at all. So, each step durable before the next:
+//!
+//! 1. guest data (written already), refcount blocks, and L2 tables that the file's L1 table does not name yet;
+//! 2. entries for new refcount blocks in the refcount table, or the header where the whole table moved;
+//! 3. L2 entries, and L1 entries for the tables of step 1;
+//! 4. in memory only: what step 3 has stopped naming can be reused.
+//!
+//! Wherever a cut falls, clusters may be counted that nothing names (leaks), and never the other way round. Steps
+//! with nothing to do cost nothing: a flush with no metadata to write is one sync, one after allocating writes two.
+//! Between flushes nothing syncs; the cache is written back early only when half of it waits.
+
+use std::ops::Range;
+
+use block::Result;
+
+use super::{Image, Meta, Writer};
+use crate::address::HostOffset;
+use crate::entry::L1Entry;
+use crate::refcount_table::{RefcountWrites, Write};
+
+/// Runs of freed clusters that may wait for a flush before one is made.
+const MAX_WAITING: usize = 1 << 16;
+
+/// What a flush has taken out of [`Meta`].
+#[derive(Default)]
+struct Batch {
+    refcounts: RefcountWrites,
+    freed: Vec<Range<u64>>,
+    slices: Vec<u64>,
+    /// Slices of tables that the file's L1 table does not name yet.
+    new_tables: Vec<Write>,
+    /// Slices of tables that it does.
+    tables: Vec<Write>,
+    l1: Vec<Write>,
+}
+
+impl Image {
+    /// Writes everything back, in order, and makes it durable. A failure is remembered: which of the metadata
+    /// reached the disk is then unknown, so every later write is refused with the same error.
+    pub(super) fn write_back(&self) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        let _one_at_a_time = writer.flushing();
+        self.writer("flush")?;
+        let result = self.write_back_in_order(writer);
+        result.inspect_err(|error| writer.latch(error))
+    }
+
+    fn write_back_in_order(&self, writer: &Writer) -> Result<()> {
+        let batch = self.take_batch(&mut writer.meta())?;
+        self.write_each(&batch.refcounts.blocks)?;
+        self.write_each(&batch.new_tables)?;
+        self.storage.sync_data()?;
+        if !batch.refcounts.table.is_empty() {
+            self.write_each(&batch.refcounts.table)?;
+            self.storage.sync_data()?;
+        }
+        if let Some((offset, clusters)) = batch.refcounts.moved_to {
+            self.update_header(|header| {
+                header.refcount_table_offset = offset;
+                header.refcount_table_clusters = clusters;
+            })?;
+        }
+        if !batch.tables.is_empty() || !batch.l1.is_empty() {
+            self.write_each(&batch.tables)?;
+            self.write_each(&batch.l1)?;
+            self.storage.sync_data()?;
+        }
+        let mut meta = writer.meta();
+        for slice in &batch.slices {
+            self.cache.unpin(*slice);
+        }
+        meta.allocator
+            .end_flush(&batch.refcounts, batch.freed, &writer.epoch)
+    }
+
+    /// Takes what waits, as it is now. Later changes wait for the next flush.
+    fn take_batch(&self, meta: &mut Meta) -> Result<Batch> {
+        let (refcounts, freed) = meta.allocator.begin_flush();
+        let mut batch = Batch {
+            refcounts,
+            freed,
+            ..Batch::default()
+        };
+        let new_tables = std::mem::take(&mut meta.dirty_l1);
+        for slice in std::mem::take(&mut meta.dirty_slices) {
+            let index = self.geometry.l1_index(self.slice_start(slice));
+            batch.slices.push(slice);
+            let (Some(entries), L1Entry::Table { host, .. }) = (
+                self.cache.copy(slice),
+                self.decode_l1(self.l1.load(index), index)?,
+            ) else {
+                continue;
+            };
+            let bytes = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            let write = Write {
+                at: self.slice_place(slice, host),
+                bytes,
+            };
+            if new_tables.contains(&index) {
+                batch.new_tables.push(write)
+            } else {
+                batch.tables.push(write)
+            }
+        }
+        let l1_offset = self.header().l1_offset;
+        for index in new_tables {
+            batch.l1.push(Write {
+                at: l1_offset + index as u64 * 8,
+                bytes: self.l1.load(index).to_be_bytes().to_vec(),
+            });
+        }
+        Ok(batch)
+    }
+
+    /// Writes back early when much waits. Called with no range held.
+    pub(super) fn write_back_if_full(&self, writer: &Writer) -> Result<()> {
+        let meta = writer.meta();
+        let full = meta.dirty_slices.len() > self.cache.slots() / 2 || meta.allocator.waiting() > MAX_WAITING;
+        drop(meta);
+        if full { self.write_back() } else { Ok(()) }
+    }
+
+    /// Writes each, those that touch as one.
+    fn write_each(&self, writes: &[Write]) -> Result<()> {
+        let mut rest = writes;
+        while let Some((first, after)) = rest.split_first() {
+            let mut end = first.at + first.bytes.len() as u64;
+            let touching = after.iter().take_while(|write| {
+                let touches = write.at == end;
+                end += write.bytes.len() as u64;
+                touches
+            });
+            let (run, after) = rest.split_at(1 + touching.count());
+            match run {
+                [one] => self.storage.write_all_at(&one.bytes, one.at.0)?,
+                run => {
+                    let bytes = run
+                        .iter()
+                        .flat_map(|write| &write.bytes)
+                        .copied()
+                        .collect::<Vec<_>>();
+                    self.storage.write_all_at(&bytes, first.at.0)?;
+                }
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Changes the header, in memory and durably in the file. Only the sectors that differ are written, and every
+    /// field of fixed place is in the first: a tear leaves the old header or the new one.
+    pub(super) fn update_header(&self, change: impl FnOnce(&mut crate::header::Header)) -> Result<()> {
+        let mut header = self
+            .header
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut new = header.clone();
+        change(&mut new);
+        let (old_bytes, new_bytes) = (header.encode()?, new.encode()?);
+        for (index, sector) in new_bytes.chunks(512).enumerate() {
+            let start = index * 512;
+            if old_bytes.get(start..start + sector.len()) != Some(sector) {
+                self.storage.write_all_at(sector, HostOffset(start as u64).0)?;
+            }
+        }
+        self.storage.sync_data()?;
+        *header = new;
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! Guest offset to host offset ("Cluster mapping"): the hot path, and how table slices come into the cache.
+//!
+//! A look-up that hits the cache reads one slot of [`SliceCache`](block::slice_cache::SliceCache) and decodes the
+//! entry: no lock, no allocation, and not even the L1 table, since slots are found by guest offset. A miss reads
+//! the L1 entry and then 4 KiB of the L2 table, with no lock held over the I/O.
+
+use block::slice_cache::{Inserted, MAX_SLICE_ENTRIES};
+use block::{Error, Result};
+use byteorder::{BigEndian, ByteOrder};
+
+use super::Image;
+use crate::address::{GuestOffset, HostOffset};
+use crate::corruption::Corruption;
+use crate::entry::{L1Entry, L2Mapping};
+
+impl Image {
+    /// What this layer says about the cluster that `guest` lies in. Offsets past the end of the disk are unallocated.
+    ///
+    /// # Errors
+    /// `Corrupt` for an entry that the format does not allow, or a table outside the file; `Io`.
+    #[inline]
+    pub fn lookup(&self, guest: GuestOffset) -> Result<L2Mapping> {
+        let (slice, index) = self.slice_of(guest);
+        let entry = match self.cache.get(slice, index) {
+            Some(entry) => entry,
+            None => self.load(guest)?,
+        };
+        L2Mapping::decode(
+            entry,
+            self.geometry.l2_index(guest) as u64,
+            self.geometry,
+            self.zero_flag,
+        )
+        .map_err(|corruption| self.corrupt_entry(corruption, guest))
+    }
+
+    /// Which slice maps `guest`, counted over the whole disk, and which of its entries does.
+    #[inline]
+    pub(super) fn slice_of(&self, guest: GuestOffset) -> (u64, usize) {
+        let cluster = guest.0 >> self.geometry.cluster_bits;
+        let bits = self.geometry.slice_bits();
+        (cluster >> bits, (cluster & ((1 << bits) - 1)) as usize)
+    }
+
+    /// The first guest offset that slice `slice` maps.
+    pub(super) fn slice_start(&self, slice: u64) -> GuestOffset {
+        GuestOffset(slice << (self.geometry.slice_bits() + self.geometry.cluster_bits))
+    }
+
+    /// One past the last guest offset that the slice of `guest` maps.
+    pub(super) fn slice_end(&self, guest: GuestOffset) -> GuestOffset {
+        self.slice_start(self.slice_of(guest).0 + 1)
+    }
+
+    /// The L1 entry for `guest`.
+    pub(super) fn l1_entry(&self, guest: GuestOffset) -> Result<L1Entry> {
+        let index = self.geometry.l1_index(guest);
+        self.decode_l1(self.l1.load(index), index)
+    }
+
+    pub(super) fn decode_l1(&self, entry: u64, index: usize) -> Result<L1Entry> {
+        L1Entry::decode(entry, index as u64, self.geometry).map_err(|corruption| self.corrupt(corruption))
+    }
+
+    /// Where a slice lies in the file, given its L2 table.
+    pub(super) fn slice_place(&self, slice: u64, table: HostOffset) -> HostOffset {
+        let slices_per_table = 1 << (self.geometry.l2_bits() - self.geometry.slice_bits());
+        table + slice % slices_per_table * (8 << self.geometry.slice_bits())
+    }
+
+    #[cold]
+    fn load(&self, guest: GuestOffset) -> Result<u64> {
+        let (slice, index) = self.slice_of(guest);
+        loop {
+            let mut entries = [0; MAX_SLICE_ENTRIES];
+            // The ticket before the L1 entry: were it the other way round, a table that moved and changed in
+            // between would be read at its old place without the ticket's telling.
+            let ticket = self.cache.ticket(slice);
+            let L1Entry::Table { host, .. } = self.l1_entry(guest)? else {
+                return Ok(0);
+            };
+            let entries = self.read_slice(slice, host, &mut entries)?;
+            match self.cache.insert(slice, entries, ticket) {
+                Inserted::Stale => {}
+                Inserted::Full => return Ok(entries[index]),
+                Inserted::Yes => {
+                    if let Some(entry) = self.cache.get(slice, index) {
+                        return Ok(entry);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Brings the slice of `guest` into the cache; its table must exist. It may be evicted again at once.
+    pub(super) fn load_for_update(&self, guest: GuestOffset) -> Result<()> {
+        let (slice, index) = self.slice_of(guest);
+        while self.cache.get(slice, index).is_none() {
+            let mut entries = [0; MAX_SLICE_ENTRIES];
+            let ticket = self.cache.ticket(slice);
+            let L1Entry::Table { host, .. } = self.l1_entry(guest)? else {
+                return Ok(());
+            };
+            let entries = self.read_slice(slice, host, &mut entries)?;
+            if self.cache.insert(slice, entries, ticket) == Inserted::Full {
+                self.write_back()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_slice<'a>(&self, slice: u64, table: HostOffset, entries: &'a mut [u64]) -> Result<&'a [u64]> {
+        let entries = &mut entries[..1 << self.geometry.slice_bits()];
+        self.check_inside("L2 table", table, self.geometry.cluster_size())?;
+        let mut bytes = [0; MAX_SLICE_ENTRIES * 8];
+        let bytes = &mut bytes[..entries.len() * 8];
+        self.storage
+            .read_exact_at(bytes, self.slice_place(slice, table).0)?;
+        BigEndian::read_u64_into(bytes, entries);
+        Ok(entries)
+    }
+
+    /// Refuses metadata that lies past the end of the file: reading it as zeros would make data disappear.
+    pub(super) fn check_inside(&self, what: &'static str, start: HostOffset, len: u64) -> Result<()> {
+        let file_len = self.storage.len()?;
+        if start.0.checked_add(len).is_none_or(|end| end > file_len) {
+            return Err(self.corrupt(Corruption::BeyondEnd {
+                what,
+                start,
+                len,
+                file_len,
+            }));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn corrupt_entry(&self, corruption: Corruption, guest: GuestOffset) -> Error {
+        self.corrupt(corruption).with_hint(format!(
+            "the guest's data at offset {guest} cannot be found; check the image"
+        ))
+    }
+
+    #[cold]
+    pub(super) fn corrupt(&self, corruption: Corruption) -> Error {
+        Error::corrupt(corruption).with_path_of(self.storage.path())
+    }
+}

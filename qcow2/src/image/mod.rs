@@ -1,0 +1,358 @@
+//! An open image.
+//!
+//! # Locks
+//!
+//! A thread takes them in this order, and does no I/O under those marked with a star, but for a refcount block that
+//! has to be read:
+//!
+//! 1. `structure`: shared by every change of the disk, exclusive while its size changes;
+//! 2. `ranges`: guest clusters that an allocating write or a discard is busy with;
+//! 3. `flush`: one write-back at a time;
+//! 4. `header`;
+//! 5. `meta`*: the allocator, and what of the cache waits to be written back;
+//! 6. `metadata`*: which host clusters hold metadata;
+//! 7. a cache set*.
+//!
+//! Reads and writes in place take none of these exclusively. They count themselves in ([`crate::epoch`]), look up
+//! where the data lies, and move it.
+//!
+//! # Order
+//!
+//! See [`flush`].
+
+mod device;
+mod extent;
+mod flush;
+mod mapping;
+mod read;
+mod resize;
+#[cfg(test)]
+mod tests;
+mod write;
+mod zero;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+
+use block::slice_cache::SliceCache;
+use block::{Access, Backing, BlockDevice, Error, Result, Storage};
+
+use crate::address::HostOffset;
+use crate::allocator::Allocator;
+use crate::compression::CompressionType;
+use crate::entry::{L1Entry, L2Mapping};
+use crate::epoch::Epoch;
+use crate::geometry::Geometry;
+use crate::header::Header;
+use crate::l1_table::L1Table;
+use crate::metadata_map::MetadataMap;
+use crate::range_lock::RangeLocks;
+use crate::refcount_table::RefcountTable;
+
+/// Bytes of L2 entries cached where none is asked for: the whole map of 32 GiB in clusters of 64 KiB.
+const DEFAULT_L2_CACHE: usize = 4 << 20;
+
+/// How to open an image.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Whether writes are allowed.
+    pub access: Access,
+    /// What lies below.
+    pub backing: Backing,
+    /// Bytes of L2 entries to cache at most. 8 bytes map a cluster.
+    pub l2_cache: usize,
+    /// Level for clusters written compressed; see [`CompressionType::levels`].
+    pub compression_level: Option<i32>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            access: Access::READ,
+            backing: Backing::None,
+            l2_cache: DEFAULT_L2_CACHE,
+            compression_level: None,
+        }
+    }
+}
+
+/// An open image: a disk, made of what its file holds and of its backing device.
+///
+/// Share it between threads by reference or in an [`Arc`]. Dropping it writes back what waits, and can't report a
+/// failure: call [`close`](Self::close), or [`flush`](BlockDevice::flush) at least.
+#[derive(Debug)]
+pub struct Image {
+    storage: Arc<dyn Storage>,
+    geometry: Geometry,
+    /// Bit 0 of an L2 entry means "zeros".
+    zero_flag: bool,
+    compression: CompressionType,
+    compression_level: Option<i32>,
+    size: AtomicU64,
+    header: Mutex<Header>,
+    l1: L1Table,
+    cache: SliceCache,
+    backing: Option<Arc<dyn BlockDevice>>,
+    /// What writing needs; `None` in an image that is open for reading, which then needs no locks at all.
+    writer: Option<Writer>,
+}
+
+/// What an image needs for writing.
+#[derive(Debug)]
+struct Writer {
+    structure: RwLock<()>,
+    ranges: RangeLocks,
+    flush: Mutex<()>,
+    meta: Mutex<Meta>,
+    metadata: Arc<RwLock<MetadataMap>>,
+    epoch: Epoch,
+    /// The header says that somebody has written: autoclear bits are gone.
+    begun: AtomicBool,
+    /// The failure after which no write is taken any more.
+    failed: OnceLock<Error>,
+}
+
+/// What is changed in memory and waits to be written back.
+#[derive(Debug)]
+struct Meta {
+    allocator: Allocator,
+    /// Slices that differ from the file's; each is pinned once for being here.
+    dirty_slices: BTreeSet<u64>,
+    /// L1 entries that differ from the file's.
+    dirty_l1: BTreeSet<usize>,
+}
+
+impl Image {
+    /// Opens the image in `storage`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what is no qcow2 image, and for a backing that the image does not name or one missing
+    /// that it does; `Unsupported` for what this version does not do, by name; `Corrupt`, `Io`.
+    pub fn open(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
+        let path = storage.path().map(std::path::Path::to_owned);
+        Self::open_in(storage, options).map_err(|error| error.with_path_of(path.as_deref()))
+    }
+
+    fn open_in(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
+        let header = Header::read(&*storage)?;
+        if let Some(error) = header.unsupported(options.access.write) {
+            return Err(error);
+        }
+        let backing = Self::backing_for(&header, options.backing)?;
+        let geometry = header.geometry;
+        let slices = header
+            .size
+            .div_ceil(geometry.cluster_size())
+            .div_ceil(1 << geometry.slice_bits());
+        let mut image = Self {
+            geometry,
+            zero_flag: header.has_zero_flag(),
+            compression: header.compression,
+            compression_level: options.compression_level,
+            size: AtomicU64::new(header.size),
+            l1: L1Table::new(header.l1_entries as usize),
+            cache: SliceCache::new(1 << geometry.slice_bits(), slices, options.l2_cache),
+            backing,
+            writer: None,
+            header: Mutex::new(header),
+            storage,
+        };
+        image.read_l1()?;
+        if options.access.write {
+            image.writer = Some(image.open_writer()?);
+        }
+        Ok(image)
+    }
+
+    fn backing_for(header: &Header, backing: Backing) -> Result<Option<Arc<dyn BlockDevice>>> {
+        match (header.backing(), backing) {
+            (None, Backing::None | Backing::Detached) | (Some(_), Backing::Detached) => Ok(None),
+            (Some(_), Backing::Device(device)) => Ok(Some(device)),
+            (Some(reference), Backing::None) => Err(Error::invalid(format!(
+                "the image has the backing file '{}', and none was given",
+                block::escape(&reference.name)
+            ))
+            .with_hint("open it as a chain, or say that its backing is to be left out")),
+            (None, Backing::Device(_)) => Err(Error::invalid(
+                "a backing device was given, and the image has none",
+            )),
+        }
+    }
+
+    /// Reads the active L1 table, a piece at a time: an empty one, however long, takes no memory.
+    fn read_l1(&self) -> Result<()> {
+        let (start, entries) = {
+            let header = self.header();
+            (header.l1_offset, header.l1_entries as usize)
+        };
+        self.check_inside(
+            "L1 table",
+            start,
+            if entries == 0 { 0 } else { entries as u64 * 8 },
+        )?;
+        let mut bytes = vec![0; (entries * 8).min(32 << 10)];
+        for first in (0..entries).step_by(4096) {
+            let piece = &mut bytes[..(entries - first).min(4096) * 8];
+            self.storage.read_exact_at(piece, (start + first as u64 * 8).0)?;
+            for (i, entry) in piece.chunks_exact(8).enumerate() {
+                self.l1.store(
+                    first + i,
+                    u64::from_be_bytes(entry.try_into().unwrap_or_default()),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn open_writer(&self) -> Result<Writer> {
+        let header = self.header();
+        let refcounts = RefcountTable::open(
+            Arc::clone(&self.storage),
+            self.geometry,
+            header.refcount_table_offset,
+            header.refcount_table_clusters,
+        )?;
+        let metadata = Arc::new(RwLock::new(self.map_metadata(&header, &refcounts)));
+        let allocator = Allocator::new(
+            refcounts,
+            Arc::clone(&self.storage),
+            self.geometry,
+            Arc::clone(&metadata),
+        )?;
+        Ok(Writer {
+            structure: RwLock::default(),
+            ranges: RangeLocks::default(),
+            flush: Mutex::default(),
+            meta: Mutex::new(Meta {
+                allocator,
+                dirty_slices: BTreeSet::new(),
+                dirty_l1: BTreeSet::new(),
+            }),
+            metadata,
+            epoch: Epoch::default(),
+            begun: AtomicBool::new(header.autoclear.is_empty()),
+            failed: OnceLock::new(),
+        })
+    }
+
+    /// Everything that the header, the L1 table and the refcount table name.
+    fn map_metadata(&self, header: &Header, refcounts: &RefcountTable) -> MetadataMap {
+        let mut map = MetadataMap::default();
+        let mut insert = |start: HostOffset, len: u64| {
+            let first = self.geometry.cluster_of(start).0;
+            map.insert(first..first + self.geometry.clusters(len));
+        };
+        insert(HostOffset(0), 1);
+        insert(header.l1_offset, u64::from(header.l1_entries) * 8);
+        if header.snapshot_count > 0 {
+            insert(header.snapshots_offset, 1);
+        }
+        if let Some(bitmaps) = &header.extensions.bitmaps {
+            insert(bitmaps.directory_offset, bitmaps.directory_size);
+        }
+        for index in 0..self.l1.entries() {
+            if let Ok(L1Entry::Table { host, .. }) = self.decode_l1(self.l1.load(index), index) {
+                insert(host, 1);
+            }
+        }
+        refcounts.metadata().for_each(|clusters| map.insert(clusters));
+        map
+    }
+
+    /// Writes back everything that waits and closes the image. Unlike dropping it, this reports failures.
+    ///
+    /// # Errors
+    /// As [`flush`](BlockDevice::flush).
+    pub fn close(self) -> Result<()> {
+        self.settle()
+    }
+
+    /// Flushes until nothing waits: what a flush frees is counted as free by the next.
+    fn settle(&self) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        self.write_back()?;
+        while writer.meta().allocator.is_dirty() {
+            self.write_back()?;
+        }
+        Ok(())
+    }
+
+    /// The header as it is now.
+    pub fn header(&self) -> MutexGuard<'_, Header> {
+        self.header.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cluster size, refcount width and kind of L2 entries.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
+    /// Before the first change of the disk: clears the header's autoclear bits, whose promises writing breaks.
+    fn begin_writing(&self, writer: &Writer) -> Result<()> {
+        if writer.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _one_at_a_time = writer.flushing();
+        if !writer.begun.load(Ordering::Acquire) {
+            self.update_header(|header| {
+                header.clear_autoclear();
+            })?;
+            writer.begun.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // A failure can't be told here; the image is as after a crash: whole, with leaks at worst.
+            let _ = self.settle();
+        }
+    }
+}
+
+impl Writer {
+    fn meta(&self) -> MutexGuard<'_, Meta> {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn metadata_map(&self) -> RwLockReadGuard<'_, MetadataMap> {
+        self.metadata.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flushing(&self) -> MutexGuard<'_, ()> {
+        self.flush.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn latch(&self, error: &Error) {
+        let _ = self.failed.set(error.clone());
+    }
+}
+
+impl Meta {
+    /// Takes back the host clusters that `old` named and `new` does not.
+    fn take_back(&mut self, old: L2Mapping, new: L2Mapping, geometry: Geometry) {
+        let place = |mapping| match mapping {
+            L2Mapping::Standard { host, .. }
+            | L2Mapping::Zero {
+                preallocated: Some((host, _)),
+            } => Some(host),
+            _ => None,
+        };
+        if let L2Mapping::Compressed(data) = old {
+            let clusters = self.allocator.clusters_of(data);
+            self.allocator.free(clusters);
+        } else if let Some(host) = place(old)
+            && place(new) != Some(host)
+        {
+            let cluster = geometry.cluster_of(host).0;
+            self.allocator.free(cluster..cluster + 1);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Changing the size of the disk. Each step leaves an image that is whole: a cut in the middle finds the old size or
+//! the new one, and leaks at worst.
+
+use block::{BlockDevice, Error, Preallocation, Resize, Result};
+
+use super::zero::Becomes;
+use super::{Image, Writer};
+use crate::address::{ClusterIndex, GuestOffset};
+use crate::allocator::Use;
+use crate::entry::{L1Entry, L2Mapping};
+use crate::geometry::MAX_L1_BYTES;
+use crate::scratch::Scratch;
+
+impl Image {
+    /// Changes the size. Nobody else is writing.
+    pub(super) fn change_size(&self, writer: &Writer, size: u64, how: Resize) -> Result<()> {
+        let old = self.size();
+        if !size.is_multiple_of(512) {
+            return Err(
+                Error::invalid(format!("a qcow2 disk cannot be {size} bytes long"))
+                    .with_hint("give a multiple of 512"),
+            );
+        }
+        if size < old && !how.shrink {
+            return Err(Error::invalid(format!(
+                "shrinking from {old} to {size} bytes would delete what lies beyond"
+            ))
+            .with_hint("shrink the filesystem first, then allow it with --shrink"));
+        }
+        if size < old && how.preallocation != Preallocation::Off {
+            return Err(Error::invalid("preallocation cannot be used when shrinking"));
+        }
+        if size < old {
+            self.shrink(writer, size)
+        } else {
+            self.grow(writer, size, how.preallocation)
+        }
+        .map_err(|error| error.with_path_of(self.storage.path()))
+    }
+
+    fn grow(&self, writer: &Writer, size: u64, preallocation: Preallocation) -> Result<()> {
+        let old = self.size();
+        let entries = self.geometry.l1_entries(size);
+        if entries * 8 > MAX_L1_BYTES {
+            let most = MAX_L1_BYTES / 8 * self.geometry.l2_coverage();
+            return Err(Error::invalid(format!(
+                "{size} bytes are more than clusters of {} bytes can map ({most})",
+                self.geometry.cluster_size()
+            ))
+            .with_hint("convert to an image with larger clusters"));
+        }
+        if entries as usize > self.l1.entries() {
+            self.move_l1(writer, entries as usize)?;
+        }
+        self.hide_what_lies_below(writer, old, size)?;
+        if preallocation != Preallocation::Off {
+            self.preallocate(writer, old, size, preallocation)?;
+        }
+        self.write_back()?;
+        self.update_header(|header| header.size = size)?;
+        self.set_size(size);
+        Ok(())
+    }
+
+    /// Makes what is added read as zeros: the rest of the last cluster, which may hold anything, and what a backing
+    /// file that is longer than the disk was holds there.
+    fn hide_what_lies_below(&self, writer: &Writer, old: u64, size: u64) -> Result<()> {
+        let cluster_size = self.geometry.cluster_size();
+        let boundary = old.next_multiple_of(cluster_size).min(size);
+        self.zero_part(writer, GuestOffset(old), boundary - old)?;
+        let below = self
+            .backing
+            .as_ref()
+            .map_or(0, |backing| backing.size())
+            .min(size);
+        if below <= boundary {
+            return Ok(());
+        }
+        if self.zero_flag {
+            let last = GuestOffset(below.next_multiple_of(cluster_size));
+            self.change_clusters(writer, GuestOffset(boundary), last, Becomes::Zero)
+        } else {
+            self.zero_part(writer, GuestOffset(boundary), below - boundary)
+        }
+    }
+
+    /// Moves the L1 table to where it has room for `entries`.
+    fn move_l1(&self, writer: &Writer, entries: usize) -> Result<()> {
+        self.write_back()?;
+        let (old_start, old_entries) = {
+            let header = self.header();
+            (self.geometry.cluster_of(header.l1_offset).0, header.l1_entries)
+        };
+        let old_len = self.geometry.clusters(u64::from(old_entries) * 8);
+        let count = self.geometry.clusters(entries as u64 * 8);
+        let allocation = writer.meta().allocator.allocate(count, Use::Metadata)?;
+        let place = self.geometry.offset_of(ClusterIndex(allocation.clusters.start));
+        let written = self.storage.zero(
+            place.0,
+            count << self.geometry.cluster_bits,
+            block::ZeroMode::Allocate,
+        );
+        let written = written.and_then(|()| {
+            self.storage
+                .write_all_at(&self.l1.to_bytes(0, old_entries as usize), place.0)
+        });
+        if let Err(error) = written {
+            writer.meta().allocator.give_back(allocation.clusters)?;
+            return Err(error);
+        }
+        // The new table and its refcounts before the header that names it.
+        self.write_back()?;
+        self.update_header(|header| {
+            header.l1_offset = place;
+            header.l1_entries = entries as u32;
+        })
+        .inspect_err(|error| writer.latch(error))?;
+        self.l1.set_entries(entries);
+        if old_len > 0 {
+            writer.meta().allocator.free(old_start..old_start + old_len);
+        }
+        Ok(())
+    }
+
+    fn shrink(&self, writer: &Writer, size: u64) -> Result<()> {
+        let old = self.size();
+        // The size first: from here on nobody reaches what is about to go.
+        self.update_header(|header| header.size = size)?;
+        self.set_size(size);
+        let cluster_size = self.geometry.cluster_size();
+        let first = GuestOffset(size.next_multiple_of(cluster_size));
+        let last = GuestOffset(old.next_multiple_of(cluster_size));
+        self.change_clusters(writer, first, last, Becomes::Unallocated)?;
+        self.write_back()?;
+        self.drop_tables(writer, self.geometry.l1_entries(size) as usize)?;
+        self.write_back()
+    }
+
+    /// Takes back the L2 tables from `from` on. They map nothing any more.
+    fn drop_tables(&self, writer: &Writer, from: usize) -> Result<()> {
+        let tables_per_l1 = self.geometry.l2_bits() - self.geometry.slice_bits();
+        let mut meta = writer.meta();
+        for index in from..self.l1.entries() {
+            if let L1Entry::Table { host, .. } = self.decode_l1(self.l1.load(index), index)? {
+                self.l1.store(index, L1Entry::Unallocated.encode());
+                meta.dirty_l1.insert(index);
+                let cluster = self.geometry.cluster_of(host).0;
+                meta.allocator.free(cluster..cluster + 1);
+            }
+        }
+        self.cache.forget(|slice| slice >> tables_per_l1 >= from as u64);
+        Ok(())
+    }
+
+    /// Lays out the clusters of `from .. to` in advance: mapped, and with as much room as `how` asks for.
+    pub(super) fn preallocate(&self, writer: &Writer, from: u64, to: u64, how: Preallocation) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let end = GuestOffset(to.next_multiple_of(self.geometry.cluster_size()));
+        let mut guest = GuestOffset(from.next_multiple_of(self.geometry.cluster_size()));
+        while guest < end {
+            self.write_back_if_full(writer)?;
+            let count = (end.min(self.slice_end(guest)) - guest) >> bits;
+            if self.lookup(guest)? == L2Mapping::Unallocated
+                || matches!(self.lookup(guest)?, L2Mapping::Zero { .. })
+            {
+                self.preallocate_run(writer, guest, count, how)?;
+            }
+            guest += count << bits;
+        }
+        Ok(())
+    }
+
+    fn preallocate_run(
+        &self,
+        writer: &Writer,
+        guest: GuestOffset,
+        count: u64,
+        how: Preallocation,
+    ) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let _range = writer.ranges.lock(guest.0 >> bits..(guest.0 >> bits) + count);
+        self.ensure_table(writer, guest)?;
+        let allocation = writer.meta().allocator.allocate(count, Use::Data)?;
+        let host = self.geometry.offset_of(ClusterIndex(allocation.clusters.start));
+        let len = count << bits;
+        let laid_out = match how {
+            Preallocation::Full => self.fill(host.0, len),
+            Preallocation::Falloc => self
+                .clear(host.0, len, allocation.fresh)
+                .and_then(|()| self.storage.allocate(host.0, len)),
+            Preallocation::Off | Preallocation::Metadata => self.clear(host.0, len, allocation.fresh),
+        };
+        let mapped = laid_out.and_then(|()| {
+            let mappings = (0..count).map(|i| L2Mapping::Standard {
+                host: host + (i << bits),
+                copied: true,
+            });
+            self.set_mappings(writer, guest, mappings)
+        });
+        if mapped.is_err() {
+            writer.meta().allocator.give_back(allocation.clusters)?;
+        }
+        mapped
+    }
+
+    /// Makes host clusters read as zeros and lie inside the file.
+    fn clear(&self, host: u64, len: u64, fresh: bool) -> Result<()> {
+        if !fresh {
+            return self.storage.zero(host, len, block::ZeroMode::Unmap);
+        }
+        let end = host + len;
+        if self.storage.len()? < end {
+            self.storage.set_len(end)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes zeros, for room that is really there.
+    fn fill(&self, host: u64, len: u64) -> Result<()> {
+        let mut zeros = Scratch::new((1 << 20).min(len) as usize);
+        zeros.fill(0);
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(zeros.len() as u64);
+            self.storage.write_all_at(&zeros[..step as usize], host + done)?;
+            done += step;
+        }
+        Ok(())
+    }
+}
