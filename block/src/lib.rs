@@ -11,6 +11,7 @@
 //! A trait has one address space, so its offsets are plain `u64` bytes. Formats, which juggle several, give
 //! each its own type.
 
+pub mod chain;
 mod device;
 mod error;
 mod extent;
