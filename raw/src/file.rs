@@ -78,6 +78,12 @@ impl File {
         self.kind == Kind::BlockDevice
     }
 
+    /// Length in bytes between two writes: a direct one may make it longer than it will be.
+    fn steady_len(&self) -> io::Result<u64> {
+        let _steady = self.direct.as_ref().map(Direct::among_writers);
+        self.host_len()
+    }
+
     /// Length in bytes, whatever another thread is in the middle of.
     pub(crate) fn host_len(&self) -> io::Result<u64> {
         match self.kind {
@@ -357,8 +363,7 @@ impl Storage for File {
     }
 
     fn len(&self) -> Result<u64> {
-        let _steady = self.direct.as_ref().map(Direct::among_writers);
-        self.host_len()
+        self.steady_len()
             .map_err(|error| Error::io("find the length", error).with_path(&self.path))
     }
 

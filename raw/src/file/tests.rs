@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::Barrier;
 use std::thread;
 
 use block::ErrorKind;
@@ -263,7 +263,7 @@ fn more_buffers_than_the_kernel_takes_at_once() {
 #[test]
 fn writers_of_one_sector_keep_each_others_bytes() {
     let directory = tempfile::tempdir().unwrap();
-    let file = Arc::new(create(directory.path(), true));
+    let file = create(directory.path(), true);
     thread::scope(|scope| {
         for writer in 0..4_u8 {
             let file = &file;
@@ -288,20 +288,26 @@ fn writers_of_one_sector_keep_each_others_bytes() {
 
 #[test]
 fn growing_by_zeros_never_cuts_what_another_thread_wrote() {
+    const ROUNDS: u64 = 5000;
     let directory = tempfile::tempdir().unwrap();
     let file = create(directory.path(), false);
+    let round = Barrier::new(2);
+    let each_round = |step: &dyn Fn(u64)| {
+        for i in 0..ROUNDS {
+            round.wait();
+            step(i * 100);
+        }
+    };
     thread::scope(|scope| {
-        scope.spawn(|| (0..500).for_each(|i| file.zero(i * 100, 50, ZeroMode::Unmap).unwrap()));
-        scope.spawn(|| (0..500).for_each(|i| file.write_all_at(&[9; 50], i * 100 + 50).unwrap()));
+        scope.spawn(|| each_round(&|at| file.zero(at, 50, ZeroMode::Unmap).unwrap()));
+        scope.spawn(|| each_round(&|at| file.write_all_at(&[9; 50], at + 50).unwrap()));
     });
     let bytes = content(&file);
-    assert_eq!(bytes.len(), 50_000);
-    assert!(
-        bytes
-            .chunks(50)
-            .enumerate()
-            .all(|(i, part)| part.iter().all(|&byte| byte == [0, 9][i % 2]))
-    );
+    assert_eq!(bytes.len() as u64, ROUNDS * 100);
+    for (i, part) in bytes.chunks(50).enumerate() {
+        let byte = [0, 9][i % 2];
+        assert!(part.iter().all(|&found| found == byte), "at {}", i * 50);
+    }
 }
 
 #[test]
