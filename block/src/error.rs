@@ -124,6 +124,15 @@ impl Error {
         }
     }
 
+    /// The same error, told of `to` where it was told of `from`: for a file that has another name until it is whole.
+    #[must_use]
+    pub fn with_path_replaced(mut self, from: &Path, to: &Path) -> Self {
+        if self.path() == Some(from) {
+            self.edit().path = Some(to.to_owned());
+        }
+        self
+    }
+
     /// The same error, with the byte offset in the file (or on the disk) it happened at.
     #[must_use]
     pub fn with_offset(mut self, offset: u64) -> Self {
