@@ -35,7 +35,7 @@ const MIN_GRANULE: u64 = 4096;
 /// How far [`BlockDevice::extent_at`] looks at first, in bytes.
 const LOOK_AHEAD: u64 = 64 << 20;
 
-/// The layers below the active one as a read-only device. See the [module](self) of chains.
+/// The layers below the active one as a read-only device. See the [module](super) of chains.
 ///
 /// The depth of an extent is the layer's number here, from 0 for the first below the active one. What no layer holds
 /// is a hole of the deepest layer that is long enough to hold it.

@@ -20,7 +20,7 @@
 mod base;
 mod open;
 #[cfg(test)]
-mod toy;
+pub(crate) mod toy;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};

@@ -13,13 +13,13 @@ use crate::{
 };
 
 /// What a data cluster with this `fill` holds at a guest offset: never zero, and never the same for long.
-pub(super) fn byte_at(fill: u8, offset: u64) -> u8 {
+pub(crate) fn byte_at(fill: u8, offset: u64) -> u8 {
     ((u64::from(fill) * 31 + offset * 7 + (offset >> 9) * 3) as u8) | 1
 }
 
 /// A layer that holds only a map; its data is made up. Over a backing device it reads through, as a format would.
 #[derive(Debug)]
-pub(super) struct ToyImage {
+pub(crate) struct ToyImage {
     size: u64,
     bits: u32,
     /// Fill by cluster; 1 is zero. What is not there is a hole.
@@ -33,7 +33,7 @@ pub(super) struct ToyImage {
 
 impl ToyImage {
     /// A layer that stands alone. Fill 0 is a hole.
-    pub(super) fn new(size: u64, bits: u32, clusters: impl IntoIterator<Item = (usize, u8)>) -> Self {
+    pub(crate) fn new(size: u64, bits: u32, clusters: impl IntoIterator<Item = (usize, u8)>) -> Self {
         let clusters = clusters.into_iter().filter(|(_, fill)| *fill != 0);
         Self {
             size,

@@ -390,6 +390,23 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_sync_is_found() {
+        // A header that says "valid" before what it vouches for is durable.
+        let states = recorded(|storage| {
+            storage.write_all_at(&[7; 512], 512).unwrap();
+            storage.write_all_at(b"valid", 0).unwrap();
+            storage.sync_data().unwrap();
+        });
+        let broken = states.points().any(|point| {
+            (0..16).any(|seed| {
+                let disk = states.at(point, seed)[0].to_vec();
+                disk.starts_with(b"valid") && disk.get(512..) != Some(&[7; 512])
+            })
+        });
+        assert!(broken);
+    }
+
+    #[test]
     fn one_storages_sync_says_nothing_about_another() {
         let recorder = Recorder::new();
         let [image, data] = [0, 1].map(|_| recorder.storage(MemStorage::new()));
