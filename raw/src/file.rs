@@ -24,6 +24,9 @@ const MAX_BUFFERS: usize = 1024;
 /// Bytes of zeros written at once where the host cannot zero by itself.
 const ZERO_CHUNK: u64 = 1 << 20;
 
+/// How often a direct read that stopped inside a sector is tried again while the file grows.
+const MAX_READS_AGAIN: u32 = 1000;
+
 /// What the storage is on its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -94,24 +97,31 @@ impl File {
 
     /// Reads until `buf` is full or the file ends, and zeroes the rest of `buf`.
     pub(crate) fn read_filled(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut done = 0;
+        let sector = self
+            .direct
+            .as_ref()
+            .map_or(1, |direct| direct.alignment().offset as usize);
+        let (mut done, mut again) = (0, 0);
         while done < buf.len() {
             let at = offset + done as u64;
-            match self.host.read_at(&mut buf[done..], at) {
+            let n = match self.host.read_at(&mut buf[done..], at) {
                 Ok(0) => break,
-                Ok(n) => {
-                    done += n;
-                    if done < buf.len() && !self.direct.as_ref().is_none_or(|direct| direct.aligned(n as u64))
-                    {
-                        // Direct I/O stops inside a sector only where the file ends, and could not go on there.
-                        if self.host_len()? > at + n as u64 {
-                            return Err(io::Error::other("the host cut a direct read short"));
-                        }
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
+            };
+            done += n;
+            // Direct I/O stops inside a sector only where the file ends, and cannot go on from there. If it does
+            // not end there any more, another thread has made it longer: read that sector again.
+            if n % sector != 0 && done < buf.len() {
+                if self.host_len()? <= at + n as u64 {
+                    break;
+                }
+                if again == MAX_READS_AGAIN {
+                    return Err(io::Error::other("the host keeps cutting direct reads short"));
+                }
+                again += 1;
+                done -= n % sector;
             }
         }
         buf[done..].fill(0);
@@ -166,7 +176,7 @@ impl File {
             (Kind::Regular, ZeroMode::Unmap) => {
                 let end = offset + len;
                 let reaches =
-                    end <= self.host_len()? || self.fallocate(FallocateFlags::empty(), end - 1, 1)?;
+                    end <= self.steady_len()? || self.fallocate(FallocateFlags::empty(), end - 1, 1)?;
                 reaches && self.fallocate(PUNCH, offset, len)?
             }
             (Kind::BlockDevice, ZeroMode::Allocate) => self.fallocate(keep, offset, len)?,

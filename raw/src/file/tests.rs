@@ -287,6 +287,28 @@ fn writers_of_one_sector_keep_each_others_bytes() {
 }
 
 #[test]
+fn direct_reads_at_an_end_that_moves() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = create(directory.path(), true);
+    thread::scope(|scope| {
+        scope.spawn(|| (0..500).for_each(|i| file.write_all_at(&[9; 100], i * 100).unwrap()));
+        scope.spawn(|| {
+            let mut bytes = vec![0; 60_000];
+            let mut known = 0;
+            while known < 50_000 {
+                known = file.len().unwrap() as usize;
+                file.read_exact_at(&mut bytes, 0).unwrap();
+                assert!(
+                    bytes[..known].iter().all(|&byte| byte == 9),
+                    "what was there at {known}"
+                );
+                assert!(bytes[50_000..].iter().all(|&byte| byte == 0));
+            }
+        });
+    });
+}
+
+#[test]
 fn growing_by_zeros_never_cuts_what_another_thread_wrote() {
     const ROUNDS: u64 = 5000;
     let directory = tempfile::tempdir().unwrap();
