@@ -1,0 +1,292 @@
+//! Making an image.
+//!
+//! The header is written last, after everything else is on the disk: a file that is only half an image starts
+//! with zeros and is refused by every reader.
+
+mod layout;
+#[cfg(test)]
+mod tests;
+
+use block::{BackingReference, Error, ErrorKind, Preallocation, Result, Storage, ZeroMode};
+use byteorder::{BE, ByteOrder};
+
+pub(crate) use self::layout::{ENTRY, refcount_clusters};
+use self::layout::{Layout, Run};
+use crate::address::{ClusterIndex, HostOffset};
+use crate::compression::CompressionType;
+use crate::entry::{L1Entry, L2Mapping};
+use crate::extension::Extensions;
+use crate::feature::{AutoclearFeatures, CompatibleFeatures, FeatureNames, IncompatibleFeatures};
+use crate::geometry::{Geometry, MAX_CLUSTER_BITS, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS};
+use crate::header::{Encryption, Header, MAX_BACKING_NAME, Version};
+use crate::refcount;
+
+/// Padding behind `compression_type`, with which a new header is 112 bytes long.
+const PADDING: usize = 7;
+/// Largest log2 of the cluster size at which the header has no room to spare for a feature name table.
+const MAX_BITS_WITHOUT_NAMES: u32 = 12;
+/// Bytes written at once.
+const CHUNK: u64 = 1 << 20;
+
+/// What a new image is to be. The default is an empty disk, with `qemu-img create`'s other defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Length of the virtual disk in bytes; a multiple of 512.
+    pub size: u64,
+    /// Version of the format.
+    pub version: Version,
+    /// log2 of the cluster size, 9..=21.
+    pub cluster_bits: u32,
+    /// log2 of the width of a refcount in bits, 0..=6; 4 in version 2.
+    pub refcount_order: u32,
+    /// How compressed clusters are to be compressed; zlib in version 2.
+    pub compression: CompressionType,
+    /// Refcount updates may be postponed; not in version 2.
+    pub lazy_refcounts: bool,
+    /// The backing file. It is only named: whether it exists, and how long it is, is the caller's business.
+    pub backing: Option<BackingReference>,
+    /// What is laid out in advance; nothing in an image with a backing file.
+    pub preallocation: Preallocation,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self {
+            size: 0,
+            version: Version::V3,
+            cluster_bits: 16,
+            refcount_order: 4,
+            compression: CompressionType::Zlib,
+            lazy_refcounts: false,
+            backing: None,
+            preallocation: Preallocation::Off,
+        }
+    }
+}
+
+impl CreateOptions {
+    /// Checks that there can be such an image.
+    ///
+    /// # Errors
+    /// `InvalidInput`, naming the option, its value and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        self.plan().map(|_| ())
+    }
+
+    /// The image's shape.
+    pub fn geometry(&self) -> Geometry {
+        Geometry {
+            cluster_bits: self.cluster_bits,
+            refcount_order: self.refcount_order,
+            extended_l2: false,
+        }
+    }
+
+    /// Where everything goes, and the header that says so.
+    fn plan(&self) -> Result<(Layout, Vec<u8>)> {
+        self.check()?;
+        let layout = Layout::of(self, self.preallocation != Preallocation::Off)?;
+        let header = self.header(&layout).encode()?;
+        Ok((layout, header))
+    }
+
+    /// Checks everything that does not depend on the layout.
+    fn check(&self) -> Result<()> {
+        let v2 = self.version == Version::V2;
+        if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&self.cluster_bits) {
+            return Err(Error::invalid(format!(
+                "a cluster size of 2^{} bytes: it must be from 512 bytes to 2 MiB",
+                self.cluster_bits
+            )));
+        }
+        if self.refcount_order > MAX_REFCOUNT_ORDER {
+            return Err(Error::invalid(format!(
+                "refcounts of 2^{} bits: they must be from 1 to 64 bits wide",
+                self.refcount_order
+            )));
+        }
+        let too_new = match () {
+            () if !v2 => None,
+            () if self.refcount_order != 4 => Some("refcounts of another width than 16 bits"),
+            () if self.lazy_refcounts => Some("lazy refcounts"),
+            () if self.compression != CompressionType::Zlib => Some("another compression than zlib"),
+            () => None,
+        };
+        if let Some(feature) = too_new {
+            let message = format!("version 2 (compat=0.10) has no {feature}");
+            return Err(Error::invalid(message).with_hint("use version 3 (compat=1.1)"));
+        }
+        if !self.size.is_multiple_of(512) {
+            return Err(Error::invalid(format!(
+                "a disk of {} bytes: its size must be a multiple of 512",
+                self.size
+            )));
+        }
+        self.check_backing()
+    }
+
+    fn check_backing(&self) -> Result<()> {
+        let Some(backing) = &self.backing else {
+            return Ok(());
+        };
+        let len = backing.name.len();
+        if len == 0 || len > MAX_BACKING_NAME || backing.name.contains('\0') {
+            return Err(Error::invalid(format!(
+                "the name of the backing file has {len} bytes: it must have from 1 to 1023, and no NUL"
+            )));
+        }
+        if self.preallocation != Preallocation::Off {
+            let message = "an image with a backing file cannot be preallocated: nothing would be read from the backing file";
+            return Err(Error::invalid(message));
+        }
+        Ok(())
+    }
+
+    fn header(&self, layout: &Layout) -> Header {
+        let v3 = self.version >= Version::V3;
+        let (compressed, lazy) = (self.compression != CompressionType::Zlib, self.lazy_refcounts);
+        let mut incompatible = IncompatibleFeatures::empty();
+        incompatible.set(IncompatibleFeatures::COMPRESSION_TYPE, compressed);
+        let mut compatible = CompatibleFeatures::empty();
+        compatible.set(CompatibleFeatures::LAZY_REFCOUNTS, lazy);
+        let named = v3 && self.cluster_bits > MAX_BITS_WITHOUT_NAMES;
+        let mut header = Header {
+            version: self.version,
+            geometry: layout.geometry,
+            size: self.size,
+            encryption: Encryption::None,
+            l1_entries: layout.l1_entries as u32,
+            l1_offset: match layout.l1.count {
+                0 => HostOffset(0),
+                _ => layout.host(layout.l1.start),
+            },
+            refcount_table_offset: layout.host(layout.refcount_table.start),
+            refcount_table_clusters: layout.refcount_table.count as u32,
+            snapshot_count: 0,
+            snapshots_offset: HostOffset(0),
+            incompatible,
+            compatible,
+            autoclear: AutoclearFeatures::empty(),
+            compression: self.compression,
+            later_fields: if v3 { vec![0; PADDING] } else { Vec::new() },
+            extensions: Extensions {
+                feature_names: named.then(FeatureNames::known),
+                ..Extensions::default()
+            },
+            backing_name: None,
+        };
+        header.set_backing(self.backing.clone());
+        header
+    }
+}
+
+/// Makes an image in `storage`, whatever was there before. It is durable when this returns.
+///
+/// # Errors
+/// `InvalidInput` as [`CreateOptions::validate`], with nothing written; `Io`, `NoSpace`, and what is in `storage`
+/// is then no image.
+pub fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
+    let named = |error: Error| error.with_path_of(storage.path());
+    let (layout, header) = options.plan().map_err(named)?;
+    clear(storage)?;
+    write_refcounts(storage, &layout)?;
+    if layout.data.count > 0 {
+        write_l1(storage, &layout)?;
+        write_l2(storage, &layout)?;
+        preallocate(storage, &layout, options.preallocation)?;
+    } else if layout.l1.count > 0 {
+        let l1 = layout.host(layout.l1.start);
+        storage.zero(l1.0, layout.l1_entries * ENTRY, ZeroMode::Unmap)?;
+    }
+    if storage.len()? < layout.file_len() {
+        storage.set_len(layout.file_len())?;
+    }
+    storage.sync_data()?;
+    storage.write_all_at(&header, 0)?;
+    storage.sync_data()
+}
+
+/// Makes sure that no old header is found while the new image is half made.
+fn clear(storage: &dyn Storage) -> Result<()> {
+    if storage.is_empty()? {
+        return Ok(());
+    }
+    match storage.set_len(0) {
+        // A block device keeps its length, and its bytes.
+        Err(error) if error.kind() == ErrorKind::Unsupported => storage.write_all_at(&[0; 512], 0)?,
+        result => result?,
+    }
+    storage.sync_data()
+}
+
+/// Writes the refcount table and its blocks: every cluster in front of the image's end is in use, once.
+fn write_refcounts(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+    let geometry = layout.geometry;
+    let table = layout.refcount_blocks.iter().map(|block| layout.host(*block).0);
+    write_entries(storage, layout, layout.refcount_table, table)?;
+    let per_block = 1u64 << geometry.refcount_block_bits();
+    let mut block = vec![0; geometry.cluster_size() as usize];
+    let mut ones = 0;
+    for (number, cluster) in layout.refcount_blocks.iter().enumerate() {
+        let first = number as u64 * per_block;
+        let used = layout.end().0.saturating_sub(first).min(per_block);
+        if used < ones {
+            block.fill(0);
+            ones = 0;
+        }
+        for index in ones..used {
+            refcount::write(&mut block, geometry.refcount_order, index as usize, 1);
+        }
+        ones = used;
+        storage.write_all_at(&block, layout.host(*cluster).0)?;
+    }
+    Ok(())
+}
+
+fn write_l1(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+    let tables = (layout.l2.start.0..layout.l2.end().0).map(|table| {
+        let host = layout.host(ClusterIndex(table));
+        L1Entry::Table { host, copied: true }.encode()
+    });
+    write_entries(storage, layout, layout.l1, tables)
+}
+
+/// The L2 tables lie one after the other, and so do the clusters that they map.
+fn write_l2(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+    let clusters = (layout.data.start.0..layout.data.end().0).map(|cluster| {
+        let host = layout.host(ClusterIndex(cluster));
+        L2Mapping::Standard { host, copied: true }.encode(layout.geometry)
+    });
+    write_entries(storage, layout, layout.l2, clusters)
+}
+
+/// Fills a run of clusters with entries, and zeros behind them.
+fn write_entries(
+    storage: &dyn Storage,
+    layout: &Layout,
+    run: Run,
+    mut entries: impl Iterator<Item = u64>,
+) -> Result<()> {
+    let (mut at, end) = (layout.host(run.start).0, layout.host(run.end()).0);
+    let mut chunk = vec![0; CHUNK.min(end - at) as usize];
+    while at < end {
+        let len = CHUNK.min(end - at) as usize;
+        for bytes in chunk[..len].chunks_exact_mut(ENTRY as usize) {
+            BE::write_u64(bytes, entries.next().unwrap_or(0));
+        }
+        storage.write_all_at(&chunk[..len], at)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+/// Makes the data clusters read as zeros, with as much room as was asked for.
+fn preallocate(storage: &dyn Storage, layout: &Layout, preallocation: Preallocation) -> Result<()> {
+    let (start, end) = (layout.host(layout.data.start).0, layout.host(layout.data.end()).0);
+    match preallocation {
+        Preallocation::Off => Ok(()),
+        Preallocation::Metadata => storage.zero(start, end - start, ZeroMode::Unmap),
+        Preallocation::Falloc => storage.zero(start, end - start, ZeroMode::Allocate),
+        Preallocation::Full => write_entries(storage, layout, layout.data, std::iter::empty()),
+    }
+}
