@@ -7,7 +7,7 @@ use crate::corruption::Corruption;
 use crate::feature::FeatureNames;
 
 /// Most extensions that are read from one header.
-pub const MAX_EXTENSIONS: usize = 256;
+pub(crate) const MAX_EXTENSIONS: usize = 256;
 
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;

@@ -5,17 +5,17 @@ use block::slice_cache::MAX_SLICE_ENTRIES;
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 
 /// Smallest log2 of a cluster size: 512 bytes ("Header", bytes 20-23).
-pub const MIN_CLUSTER_BITS: u32 = 9;
+pub(crate) const MIN_CLUSTER_BITS: u32 = 9;
 /// Largest log2 of a cluster size that QEMU opens, and so do we: 2 MiB.
-pub const MAX_CLUSTER_BITS: u32 = 21;
+pub(crate) const MAX_CLUSTER_BITS: u32 = 21;
 /// Largest refcount order: 64-bit refcounts ("Header", bytes 96-99).
-pub const MAX_REFCOUNT_ORDER: u32 = 6;
+pub(crate) const MAX_REFCOUNT_ORDER: u32 = 6;
 /// Largest L1 table, in bytes (QEMU's limit, kept).
-pub const MAX_L1_BYTES: u64 = 32 << 20;
+pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 /// Largest refcount table, in bytes (QEMU's limit, kept).
-pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Host offsets in table entries are 56 bits wide.
-pub const MAX_HOST_OFFSET: u64 = 1 << 56;
+pub(crate) const MAX_HOST_OFFSET: u64 = 1 << 56;
 
 /// The shape of an image. All fields were checked when the header was parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -138,7 +138,10 @@ impl Checker<'_> {
         }
         let mut total = InUse::default();
         let first_key = keys.partition_point(|key| (key + 1) * CHUNK <= clusters.start);
-        for key in keys[first_key..].iter().take_while(|key| **key * CHUNK < clusters.end) {
+        for key in keys[first_key..]
+            .iter()
+            .take_while(|key| **key * CHUNK < clusters.end)
+        {
             let range = clusters.start.max(key * CHUNK)..clusters.end.min((key + 1) * CHUNK);
             let part = self.compare_clusters(place, clusters.start, range)?;
             total.refcounts += part.refcounts;
@@ -153,7 +156,12 @@ impl Checker<'_> {
     }
 
     /// Compares `clusters` with what a refcount block (all zero without one) whose first cluster is `first` says.
-    fn compare_clusters(&mut self, block: Option<HostOffset>, first: u64, clusters: Range<u64>) -> Result<InUse> {
+    fn compare_clusters(
+        &mut self,
+        block: Option<HostOffset>,
+        first: u64,
+        clusters: Range<u64>,
+    ) -> Result<InUse> {
         let order = self.geometry.refcount_order;
         let mut total = InUse::default();
         let mut bytes = Vec::new();
@@ -192,7 +200,10 @@ impl Checker<'_> {
                 self.compare_cluster(ClusterIndex(cluster), refcount, references, max);
             }
         }
-        total.refcounts += refcounts.iter().map(|&refcount| u64::from(refcount != 0)).sum::<u64>();
+        total.refcounts += refcounts
+            .iter()
+            .map(|&refcount| u64::from(refcount != 0))
+            .sum::<u64>();
         let in_use = |(refcount, references): (&u64, &u64)| refcount | references != 0;
         if let Some(index) = refcounts.iter().zip(counted).rposition(in_use) {
             total.last = Some(clusters.start + index as u64);

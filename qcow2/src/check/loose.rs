@@ -19,7 +19,11 @@ const BITMAP_RESERVED: u64 = !(OFFSET | 1);
 
 /// The big-endian words of a table.
 pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word))
+    bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|word| u64::from_be_bytes(*word))
 }
 
 /// COPIED is set.

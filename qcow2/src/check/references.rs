@@ -161,7 +161,8 @@ impl References {
         }
         self.spend(CHUNK)?;
         self.places.insert(key, self.chunks.len());
-        self.chunks.push(Chunk::Narrow(vec![0; CHUNK as usize].into_boxed_slice()));
+        self.chunks
+            .push(Chunk::Narrow(vec![0; CHUNK as usize].into_boxed_slice()));
         Ok(self.chunks.len() - 1)
     }
 

@@ -220,12 +220,20 @@ impl fmt::Display for Finding {
                 cluster,
                 refcount,
                 references,
-            } => write!(f, "Leaked cluster {} refcount={refcount} reference={references}", cluster.0),
+            } => write!(
+                f,
+                "Leaked cluster {} refcount={refcount} reference={references}",
+                cluster.0
+            ),
             Self::RefcountTooLow {
                 cluster,
                 refcount,
                 references,
-            } => write!(f, "ERROR cluster {} refcount={refcount} reference={references}", cluster.0),
+            } => write!(
+                f,
+                "ERROR cluster {} refcount={refcount} reference={references}",
+                cluster.0
+            ),
             Self::RefcountOverflow {
                 cluster,
                 references,
@@ -254,7 +262,10 @@ impl fmt::Display for Finding {
                 "ERROR OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={refcount}"
             ),
             Self::CopiedData { entry, refcount, .. } => {
-                write!(f, "ERROR OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}")
+                write!(
+                    f,
+                    "ERROR OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}"
+                )
             }
             Self::CopiedCompressed { at, entry } => write!(
                 f,
@@ -299,11 +310,17 @@ impl fmt::Display for Finding {
                 "ERROR snapshot table entry {index}: {problem} (L1 table of {l1_entries} entries at {l1_offset})"
             ),
             Self::SnapshotsWithDataFile { snapshots } => {
-                write!(f, "ERROR {snapshots} snapshots in an image with an external data file")
+                write!(
+                    f,
+                    "ERROR {snapshots} snapshots in an image with an external data file"
+                )
             }
             Self::BitmapDirectory { at, problem } => write!(f, "ERROR bitmap directory: {problem} at {at}"),
             Self::NotWalked { table } => {
-                write!(f, "ERROR L2 table at {table} not checked: too many tables are not cluster aligned")
+                write!(
+                    f,
+                    "ERROR L2 table at {table} not checked: too many tables are not cluster aligned"
+                )
             }
         }
     }

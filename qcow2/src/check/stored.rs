@@ -109,7 +109,10 @@ impl StoredRefcounts {
 
     /// Where the refcounts of the `index`-th refcount block's clusters come from.
     pub(super) fn source(&self, index: u64) -> Source<'_> {
-        match usize::try_from(index).ok().and_then(|index| self.sources.get(index)) {
+        match usize::try_from(index)
+            .ok()
+            .and_then(|index| self.sources.get(index))
+        {
             None | Some(&ABSENT) => Source::Absent,
             Some(&UNREADABLE) => Source::Unreadable(loose::refcount_block(self.table[index as usize])),
             Some(&place) => Source::Block(&self.blocks[place as usize]),
@@ -165,7 +168,10 @@ impl Block {
                 }
                 used += group.iter().map(|&count| u64::from(count != 0)).sum::<u64>();
                 last_used = number * GROUP as u64 + last as u64;
-                ones[number as usize] = group.iter().rev().fold(0, |word, &count| word << 1 | u64::from(count == 1));
+                ones[number as usize] = group
+                    .iter()
+                    .rev()
+                    .fold(0, |word, &count| word << 1 | u64::from(count == 1));
             }
             Ok(())
         })?;
@@ -222,7 +228,11 @@ mod tests {
             let mut group = [0; GROUP];
             decode_group(order, &bytes, &mut group);
             for (index, &count) in group.iter().enumerate() {
-                assert_eq!(count, refcount::read(&bytes, order, index), "order {order}, index {index}");
+                assert_eq!(
+                    count,
+                    refcount::read(&bytes, order, index),
+                    "order {order}, index {index}"
+                );
             }
         }
     }

@@ -181,7 +181,11 @@ impl<'c, 'a> L2Walk<'c, 'a> {
         // A table whose own refcount can't be read has no flags worth a look, nor is one at the header's place
         // part of the disk.
         let own = checker.stored.is_one(checker.geometry.cluster_of(one.table));
-        let flags = if own.is_some() && one.table.0 != 0 { one.active.into() } else { 0 };
+        let flags = if own.is_some() && one.table.0 != 0 {
+            one.active.into()
+        } else {
+            0
+        };
         Self {
             checker,
             active: one.active.into(),
@@ -223,7 +227,9 @@ impl<'c, 'a> L2Walk<'c, 'a> {
             LooseL2::Compressed { host, len } => self.compressed(at, entry, bitmap, host, len),
             LooseL2::Cluster { host, zero } => self.cluster(at, entry, bitmap, host, zero),
             // In a data file a guest cluster may lie at offset 0; COPIED tells it from none.
-            LooseL2::Nothing if self.checker.data_file && loose::is_copied(entry) && !loose::is_zero(entry) => {
+            LooseL2::Nothing
+                if self.checker.data_file && loose::is_copied(entry) && !loose::is_zero(entry) =>
+            {
                 self.cluster(at, entry, bitmap, HostOffset(0), false)
             }
             LooseL2::Nothing => {
@@ -236,7 +242,14 @@ impl<'c, 'a> L2Walk<'c, 'a> {
     }
 
     #[inline]
-    fn cluster(&mut self, at: HostOffset, entry: u64, bitmap: u64, host: HostOffset, zero: bool) -> Result<()> {
+    fn cluster(
+        &mut self,
+        at: HostOffset,
+        entry: u64,
+        bitmap: u64,
+        host: HostOffset,
+        zero: bool,
+    ) -> Result<()> {
         let geometry = self.checker.geometry;
         if loose::contradicts_itself(bitmap) {
             self.record(Finding::SubclusterBitmap { at, entry, bitmap });
@@ -277,7 +290,11 @@ impl<'c, 'a> L2Walk<'c, 'a> {
         }
         let checker = &*self.checker;
         let cluster = checker.geometry.cluster_of(host);
-        let one = if checker.data_file { Some(true) } else { checker.stored.is_one(cluster) };
+        let one = if checker.data_file {
+            Some(true)
+        } else {
+            checker.stored.is_one(cluster)
+        };
         match one {
             Some(one) if one != loose::is_copied(entry) => self.wrong_flag(at, entry, host),
             _ => Ok(()),
@@ -301,7 +318,14 @@ impl<'c, 'a> L2Walk<'c, 'a> {
         Ok(())
     }
 
-    fn compressed(&mut self, at: HostOffset, entry: u64, bitmap: u64, host: HostOffset, len: u64) -> Result<()> {
+    fn compressed(
+        &mut self,
+        at: HostOffset,
+        entry: u64,
+        bitmap: u64,
+        host: HostOffset,
+        len: u64,
+    ) -> Result<()> {
         if loose::is_copied(entry) {
             self.record(Finding::CopiedCompressed { at, entry });
         }

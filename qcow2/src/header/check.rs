@@ -29,9 +29,12 @@ pub(super) fn check(header: &Header, file_len: u64) -> Result<(), Corruption> {
 
 fn check_limits(header: &Header) -> Result<(), Corruption> {
     let geometry = header.geometry;
-    let field = |holds: bool, field, value, rule| match holds {
-        true => Ok(()),
-        false => Err(Corruption::HeaderField { field, value, rule }),
+    let field = |holds, field, value, rule| {
+        if holds {
+            Ok(())
+        } else {
+            Err(Corruption::HeaderField { field, value, rule })
+        }
     };
     field(
         !geometry.extended_l2 || geometry.cluster_bits >= MIN_CLUSTER_BITS_EXTENDED_L2,

@@ -29,11 +29,11 @@ use crate::feature::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures
 use crate::geometry::{Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
 
 /// First bytes of every qcow2 image: `QFI` and 0xfb.
-pub const MAGIC: [u8; 4] = *b"QFI\xfb";
+pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Longest name of a backing file, in bytes.
-pub const MAX_BACKING_NAME: usize = 1023;
+pub(crate) const MAX_BACKING_NAME: usize = 1023;
 /// Most internal snapshots (QEMU's limit, kept).
-pub const MAX_SNAPSHOTS: u32 = 65_536;
+pub(crate) const MAX_SNAPSHOTS: u32 = 65_536;
 
 /// Bytes that the fixed fields of a version 2 header take.
 const V2_LENGTH: usize = 72;

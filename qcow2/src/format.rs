@@ -1,0 +1,52 @@
+//! qcow2 as one of the formats that a chain is made of.
+
+use std::sync::Arc;
+
+use block::{Access, Backing, Error, Format, Overlay, References, Result, Storage};
+
+use crate::header::Header;
+use crate::image::{Image, OpenOptions};
+
+/// The format, for [`Chain::open`](block::chain::Chain::open).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Qcow2;
+
+impl Format for Qcow2 {
+    fn name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn probe(&self, head: &[u8]) -> bool {
+        Header::probe(head)
+    }
+
+    fn references(&self, storage: &dyn Storage) -> Result<References> {
+        let header = Header::read(storage)?;
+        Ok(References {
+            backing: header.backing(),
+            data_file: header.data_file(),
+        })
+    }
+
+    fn open(
+        &self,
+        storage: Arc<dyn Storage>,
+        data_file: Option<Arc<dyn Storage>>,
+        access: Access,
+        backing: Backing,
+    ) -> Result<Arc<dyn Overlay>> {
+        if data_file.is_some() {
+            return Err(
+                Error::unsupported("external data files cannot be opened yet").with_path_of(storage.path())
+            );
+        }
+        Ok(Arc::new(Image::open(
+            storage,
+            OpenOptions {
+                access,
+                backing,
+                ..OpenOptions::default()
+            },
+        )?))
+    }
+}

@@ -1,0 +1,143 @@
+//! What the tests share: images made and judged by QEMU's tools.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use block::test_utils::Rng;
+use block::{Access, Backing, BlockDevice, MemStorage, Storage};
+use qcow2::{Image, OpenOptions};
+
+/// Runs a program that must be there.
+pub(crate) fn run(program: &str, args: &[&str]) -> Output {
+    let output = Command::new(program).args(args).output();
+    output.unwrap_or_else(|error| panic!("{program} cannot be run ({error}): install qemu-utils"))
+}
+
+/// Runs a program that must succeed.
+pub(crate) fn run_ok(program: &str, args: &[&str]) -> String {
+    let output = run(program, args);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {text}{errors}");
+    text
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// A file in memory.
+pub(crate) fn load(path: &Path) -> MemStorage {
+    let storage = MemStorage::new();
+    storage
+        .write_all_at(&std::fs::read(path).expect("the file can be read"), 0)
+        .expect("memory");
+    storage
+}
+
+/// An image made by qemu-img, in memory. `backing` is the length of a backing file of which only the name matters.
+pub(crate) fn create(options: &str, size: u64, backing: Option<u64>) -> MemStorage {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let image = dir.path().join("image.qcow2");
+    let size = size.to_string();
+    let mut args = vec!["create", "-q", "-f", "qcow2", "-o", options];
+    if backing.is_some() {
+        args.extend(["-u", "-b", "base.raw", "-F", "raw"]);
+    }
+    args.extend([text(&image), &size]);
+    run_ok("qemu-img", &args);
+    load(&image)
+}
+
+/// Opens an image for writing.
+pub(crate) fn open(storage: Arc<dyn Storage>, backing: Option<&Arc<dyn BlockDevice>>) -> Image {
+    let backing = backing.map_or(Backing::None, |device| Backing::Device(Arc::clone(device)));
+    // A cache of one set of slots, so that eviction happens too.
+    let options = OpenOptions {
+        access: Access::WRITE,
+        backing,
+        l2_cache: 1,
+        ..OpenOptions::default()
+    };
+    Image::open(storage, options).expect("the image opens")
+}
+
+/// What `qemu-img check` says: its exit code (0 clean, 2 corrupt, 3 leaks) and its words.
+pub(crate) fn qemu_check(image: &[u8]) -> (i32, String) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("image.qcow2");
+    std::fs::write(&path, image).expect("room for the image");
+    // What the image may name must be there; what it holds does not matter.
+    std::fs::write(dir.path().join("base.raw"), []).expect("room for the backing file");
+    let output = run("qemu-img", &["check", "-f", "qcow2", text(&path)]);
+    let words = [output.stdout, output.stderr].concat();
+    (
+        output.status.code().unwrap_or(-1),
+        String::from_utf8_lossy(&words).into_owned(),
+    )
+}
+
+/// The disk as QEMU reads it, over a raw backing file of `backing`.
+pub(crate) fn qemu_read(image: &[u8], backing: Option<&[u8]>) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (path, raw) = (dir.path().join("image.qcow2"), dir.path().join("out.raw"));
+    std::fs::write(&path, image).expect("room for the image");
+    if let Some(backing) = backing {
+        std::fs::write(dir.path().join("base.raw"), backing).expect("room for the backing file");
+    }
+    run_ok(
+        "qemu-img",
+        &["convert", "-f", "qcow2", "-O", "raw", text(&path), text(&raw)],
+    );
+    std::fs::read(&raw).expect("the output")
+}
+
+/// A device in memory with the given bytes.
+#[derive(Debug)]
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
+
+impl Bytes {
+    /// `len` bytes, none of them zero.
+    pub(crate) fn pattern(len: u64, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        Self((0..len).map(|_| rng.below(255) as u8 + 1).collect())
+    }
+}
+
+impl BlockDevice for Bytes {
+    fn info(&self) -> block::DeviceInfo {
+        block::DeviceInfo::new("raw")
+    }
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> block::Result<()> {
+        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
+        Ok(())
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> block::Result<()> {
+        Err(block::Error::read_only("write"))
+    }
+    fn zero_at(&self, _: u64, _: u64, _: block::ZeroMode) -> block::Result<()> {
+        Err(block::Error::read_only("write"))
+    }
+    fn discard_at(&self, _: u64, _: u64) -> block::Result<()> {
+        Err(block::Error::read_only("discard"))
+    }
+    fn extent_at(&self, offset: u64, len: u64) -> block::Result<block::Extent> {
+        let len = len.min(self.size() - offset);
+        Ok(block::Extent {
+            offset,
+            len,
+            state: block::ExtentState::Data,
+            depth: 0,
+            host: Some(offset),
+        })
+    }
+    fn flush(&self) -> block::Result<()> {
+        Ok(())
+    }
+}
