@@ -2,10 +2,11 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 use block::test_utils::Rng;
-use block::{BlockDevice, MemStorage, ZeroMode};
+use block::{BlockDevice, MemStorage, Storage, ZeroMode};
 use common::Bytes;
 
 const UNIT: u64 = 700;
@@ -93,43 +94,102 @@ fn eight_threads_share_one_large_cluster() {
     (0..2).for_each(|seed| threads("cluster_size=2M", Some(100_000), 8, seed));
 }
 
-/// One thread keeps discarding what the others read: they must never see another cluster's data.
-#[test]
-fn a_freed_cluster_is_not_seen_by_readers_of_its_old_place() {
-    let storage: Arc<MemStorage> = Arc::new(common::create("cluster_size=4096", 1 << 20, None));
-    let image = common::open(storage, None);
-    let clusters = 64;
-    std::thread::scope(|scope| {
-        let image = &image;
-        scope.spawn(move || {
-            let mut rng = Rng::new(1);
-            for _ in 0..4000 {
-                let cluster = rng.below(clusters);
-                if rng.coin() {
-                    image.discard_at(cluster * 4096, 4096).expect("discard");
-                    image.flush().expect("flush");
-                } else {
-                    image
-                        .write_at(&[cluster as u8 + 1; 4096], cluster * 4096)
-                        .expect("write");
-                }
-            }
-        });
-        for thread in 0..2 {
-            scope.spawn(move || {
-                let mut rng = Rng::new(thread + 10);
-                let mut buf = [0; 4096];
-                for _ in 0..8000 {
-                    let cluster = rng.below(clusters);
-                    image.read_at(&mut buf, cluster * 4096).expect("read");
-                    let own = cluster as u8 + 1;
-                    assert!(
-                        buf.iter().all(|byte| *byte == 0 || *byte == own),
-                        "cluster {cluster} holds {}",
-                        buf[0]
-                    );
-                }
-            });
+/// A storage that lets a thread be stopped in the middle of a read.
+#[derive(Debug)]
+struct Turnstile {
+    inner: MemStorage,
+    /// Reads of this length stop until it is `None`.
+    stopped: Mutex<Option<usize>>,
+    changed: Condvar,
+    waiting: AtomicBool,
+}
+
+impl Turnstile {
+    fn stop(&self, len: Option<usize>) {
+        *self.stopped.lock().expect("no panic") = len;
+        self.changed.notify_all();
+    }
+}
+
+impl Storage for Turnstile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> block::Result<()> {
+        let mut stopped = self.stopped.lock().expect("no panic");
+        while *stopped == Some(buf.len()) {
+            self.waiting.store(true, Ordering::SeqCst);
+            stopped = self.changed.wait(stopped).expect("no panic");
         }
+        drop(stopped);
+        self.inner.read_exact_at(buf, offset)
+    }
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> block::Result<()> {
+        self.inner.write_all_at(buf, offset)
+    }
+    fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> block::Result<()> {
+        self.inner.zero(offset, len, mode)
+    }
+    fn discard(&self, offset: u64, len: u64) -> block::Result<()> {
+        self.inner.discard(offset, len)
+    }
+    fn host_extent(&self, offset: u64, len: u64) -> block::Result<block::HostExtent> {
+        self.inner.host_extent(offset, len)
+    }
+    fn sync_data(&self) -> block::Result<()> {
+        self.inner.sync_data()
+    }
+    fn len(&self) -> block::Result<u64> {
+        self.inner.len()
+    }
+    fn set_len(&self, len: u64) -> block::Result<()> {
+        self.inner.set_len(len)
+    }
+}
+
+/// A reader that has looked up where its data lies, and is slow to read it, must not find another cluster's data
+/// there.
+#[test]
+fn a_freed_cluster_is_not_reused_under_a_slow_reader() {
+    const CLUSTER: usize = 4096;
+    let storage = Arc::new(Turnstile {
+        inner: common::create("cluster_size=4096", 1 << 20, None),
+        stopped: Mutex::new(None),
+        changed: Condvar::new(),
+        waiting: AtomicBool::new(false),
     });
+    let image = common::open(storage.clone(), None);
+    image.write_at(&[1; CLUSTER], 0).expect("write");
+    image.flush().expect("flush");
+    // Not the length of a table slice, nor of a refcount block.
+    let len = 1000;
+    storage.stop(Some(len));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut buf = vec![0; len];
+            image.read_at(&mut buf, 0).expect("read");
+            buf
+        });
+        while !storage.waiting.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        image.discard_at(0, CLUSTER as u64).expect("discard");
+        for cluster in 1..20 {
+            image.flush().expect("flush");
+            image
+                .write_at(&[2; CLUSTER], cluster * CLUSTER as u64)
+                .expect("write");
+        }
+        storage.stop(None);
+        let seen = reader.join().expect("no thread fails");
+        assert!(
+            seen.iter().all(|byte| *byte != 2),
+            "the reader saw another cluster's data"
+        );
+    });
+    let length = storage.len().expect("memory");
+    image.flush().expect("flush");
+    image.write_at(&[3; CLUSTER], 30 * CLUSTER as u64).expect("write");
+    assert_eq!(
+        storage.len().expect("memory"),
+        length,
+        "the freed cluster is used once the reader has ended"
+    );
 }

@@ -253,7 +253,6 @@ impl<'c, 'a> L2Walk<'c, 'a> {
         let geometry = self.checker.geometry;
         if loose::contradicts_itself(bitmap) {
             self.record(Finding::SubclusterBitmap { at, entry, bitmap });
-            return self.flag(at, entry, host);
         }
         if !geometry.is_aligned(host.0) {
             let preallocated = zero || (geometry.extended_l2 && !loose::allocated_subclusters(bitmap));

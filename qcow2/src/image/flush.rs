@@ -2,9 +2,9 @@
 //!
 //! Between two syncs, writes reach the disk in any order, or not at all. So, each step durable before the next:
 //!
-//! 1. guest data (written already), refcount blocks, and L2 tables that the file's L1 table does not name yet;
+//! 1. guest data and new L2 tables, empty or copies (all written already), and refcount blocks;
 //! 2. entries for new refcount blocks in the refcount table, or the header where the whole table moved;
-//! 3. L2 entries, and L1 entries for the tables of step 1;
+//! 3. L2 and L1 entries;
 //! 4. in memory only: what step 3 has stopped naming can be reused.
 //!
 //! Wherever a cut falls, clusters may be counted that nothing names (leaks), and never the other way round. Steps
@@ -29,11 +29,8 @@ struct Batch {
     refcounts: RefcountWrites,
     freed: Vec<Range<u64>>,
     slices: Vec<u64>,
-    /// Slices of tables that the file's L1 table does not name yet.
-    new_tables: Vec<Write>,
-    /// Slices of tables that it does.
-    tables: Vec<Write>,
-    l1: Vec<Write>,
+    /// L2 slices and L1 entries.
+    mappings: Vec<Write>,
 }
 
 impl Image {
@@ -50,7 +47,6 @@ impl Image {
     fn write_back_in_order(&self, writer: &Writer) -> Result<()> {
         let batch = self.take_batch(&mut writer.meta())?;
         self.write_each(&batch.refcounts.blocks)?;
-        self.write_each(&batch.new_tables)?;
         self.storage.sync_data()?;
         if !batch.refcounts.table.is_empty() {
             self.write_each(&batch.refcounts.table)?;
@@ -62,9 +58,8 @@ impl Image {
                 header.refcount_table_clusters = clusters;
             })?;
         }
-        if !batch.tables.is_empty() || !batch.l1.is_empty() {
-            self.write_each(&batch.tables)?;
-            self.write_each(&batch.l1)?;
+        if !batch.mappings.is_empty() {
+            self.write_each(&batch.mappings)?;
             self.storage.sync_data()?;
         }
         let mut meta = writer.meta();
@@ -83,32 +78,25 @@ impl Image {
             freed,
             ..Batch::default()
         };
-        let new_tables = std::mem::take(&mut meta.dirty_l1);
         for slice in std::mem::take(&mut meta.dirty_slices) {
-            let index = self.geometry.l1_index(self.slice_start(slice));
             batch.slices.push(slice);
-            let (Some(entries), L1Entry::Table { host, .. }) = (
-                self.cache.copy(slice),
-                self.decode_l1(self.l1.load(index), index)?,
-            ) else {
-                continue;
-            };
-            let bytes = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-            let write = Write {
-                at: self.slice_place(slice, host),
-                bytes,
-            };
-            if new_tables.contains(&index) {
-                batch.new_tables.push(write)
-            } else {
-                batch.tables.push(write)
+            let index = self.geometry.l1_index(self.slice_start(slice));
+            if let Some(entries) = self.cache.copy(slice)
+                && let L1Entry::Table { host, .. } = self.decode_l1(self.l1.load(index), index)?
+            {
+                let bytes = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+                batch.mappings.push(Write {
+                    at: self.slice_place(slice, host),
+                    bytes,
+                });
             }
         }
         let l1_offset = self.header().l1_offset;
-        for index in new_tables {
-            batch.l1.push(Write {
+        for index in std::mem::take(&mut meta.dirty_l1) {
+            let bytes = self.l1.load(index).to_be_bytes().to_vec();
+            batch.mappings.push(Write {
                 at: l1_offset + index as u64 * 8,
-                bytes: self.l1.load(index).to_be_bytes().to_vec(),
+                bytes,
             });
         }
         Ok(batch)
