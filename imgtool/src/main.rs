@@ -1,2 +1,7 @@
 //! The `imgtool` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    imgtool::run(std::env::args_os())
+}

@@ -1,0 +1,116 @@
+//! Arguments that several commands have.
+
+use block::{Error, Result};
+use clap::{Args, ValueEnum};
+
+/// What images may open by naming it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Nested {
+    /// Nothing.
+    Deny,
+    /// Files beside the image or in directories below it.
+    Beside,
+    /// Any file.
+    Any,
+}
+
+/// How image files are opened.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OpenArgs {
+    /// What images may open by naming it [default: backing files anywhere, data files beside the image]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub(crate) nested: Option<Nested>,
+    #[command(flatten)]
+    refused: RefusedArgs,
+}
+
+impl OpenArgs {
+    /// Fails for arguments that are known and not supported.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.refused.check()
+    }
+}
+
+/// Arguments of other tools that are refused by name.
+#[derive(Clone, Debug, Args)]
+struct RefusedArgs {
+    #[arg(long, hide = true)]
+    image_opts: bool,
+    #[arg(long, hide = true, value_name = "OBJECT")]
+    object: Option<String>,
+}
+
+impl RefusedArgs {
+    fn check(&self) -> Result<()> {
+        if self.image_opts {
+            let hint = "name the file, and its format with -f";
+            return Err(refused("--image-opts").with_hint(hint));
+        }
+        if self.object.is_some() {
+            return Err(refused("--object").with_hint("encrypted images cannot be opened"));
+        }
+        Ok(())
+    }
+}
+
+/// The error for an option that is known and not supported.
+pub(crate) fn refused(option: &str) -> Error {
+    Error::unsupported(format!("the option {option} is not supported"))
+}
+
+/// How the host's page cache is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheMode {
+    /// Past the page cache.
+    #[value(alias = "off")]
+    None,
+    /// Through the page cache, and on disk at the end.
+    Writeback,
+    /// The same: nothing is waited for before the end.
+    Writethrough,
+    /// Past the page cache.
+    Directsync,
+    /// Through the page cache, and on disk when the host gets to it.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// Past the page cache.
+    pub(crate) fn direct(self) -> bool {
+        matches!(self, Self::None | Self::Directsync)
+    }
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// A bar on a terminal; with -p and no terminal, percentages on standard output.
+    #[default]
+    Auto,
+    /// One JSON object a line on standard error.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// How a job that takes a while is watched.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Show progress, on a terminal or not
+    #[arg(short = 'p')]
+    pub(crate) show: bool,
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) progress: ProgressMode,
+    /// Print errors and nothing else
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Threads that do the work.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ThreadArgs {
+    /// Threads that do the work [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) threads: Option<u16>,
+}

@@ -1,0 +1,112 @@
+//! `imgtool compare`: do two images hold the same disk?
+
+use std::io;
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use block::Access;
+use block::chain::Chain;
+use clap::Args;
+use ops::{CompareError, CompareOptions, Comparison, Control};
+
+use super::Outcome;
+use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs};
+use crate::failure::Failure;
+use crate::images::Opening;
+use crate::interrupt;
+use crate::watch::Watch;
+
+const DIFFERENT: u8 = 1;
+const CANNOT_OPEN: u8 = 2;
+const CANNOT_MAP: u8 = 3;
+const CANNOT_READ: u8 = 4;
+
+/// Tell whether two images hold the same disk, whatever their formats
+///
+/// A longer disk that only adds zeros is the same. The exit code is 0 for the same, 1 for a difference, and 2, 3 or 4
+/// if an image cannot be opened, mapped or read.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  imgtool compare disk.raw disk.qcow2
+  imgtool compare -f raw -F qcow2 disk.img clone.qcow2
+  imgtool compare -s copy1.qcow2 copy2.qcow2")]
+pub(crate) struct CompareArgs {
+    /// Format of the first image [default: found out]
+    #[arg(short, long = "a-format", value_name = "FORMAT")]
+    format: Option<String>,
+    /// Format of the second image [default: found out]
+    #[arg(short = 'F', long = "b-format", value_name = "FORMAT")]
+    second_format: Option<String>,
+    /// Sizes must be equal too, and what is data, zeros or unallocated must be so in both
+    #[arg(short, long)]
+    strict: bool,
+    /// How the page cache is used
+    #[arg(short = 'T', long = "cache", value_enum, value_name = "MODE")]
+    cache: Option<CacheMode>,
+    /// Read images that somebody else may be writing to
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// An image
+    first: PathBuf,
+    /// Another
+    second: PathBuf,
+}
+
+impl CompareArgs {
+    pub(crate) fn run(self) -> Outcome {
+        self.open.check()?;
+        let first = self.open(&self.first, self.format.as_deref())?;
+        let second = self.open(&self.second, self.second_format.as_deref())?;
+        let mut options = CompareOptions::new();
+        options.strict = self.strict;
+        if let Some(threads) = self.threads.threads.and_then(|n| NonZeroUsize::new(n.into())) {
+            options.threads = threads;
+        }
+        let sizes_differ = first.size() != second.size();
+        let mut out = io::stdout();
+        if sizes_differ && !self.strict && !self.watch.quiet {
+            writeln!(out, "Warning: Image size mismatch!")?;
+        }
+        let watch = Watch::new(&self.watch);
+        let report = |progress| watch.report(progress);
+        let control = Control::new(interrupt::watch()?, &report);
+        let result = ops::compare(&**first.active(), &**second.active(), &options, &control);
+        watch.finish();
+        let (text, code) = match result {
+            Ok(Comparison::Identical) => ("Images are identical.".to_owned(), 0),
+            Ok(Comparison::Size) => ("Strict mode: Image size mismatch!".to_owned(), DIFFERENT),
+            Ok(Comparison::Content(offset)) => (format!("Content mismatch at offset {offset}!"), DIFFERENT),
+            Ok(Comparison::State(offset)) => (
+                format!("Strict mode: Offset {offset} block status mismatch!"),
+                DIFFERENT,
+            ),
+            Err(CompareError::Extents(error)) => return Err(Failure::from(error).with_code(CANNOT_MAP)),
+            Err(CompareError::Read(error)) => return Err(Failure::from(error).with_code(CANNOT_READ)),
+        };
+        if !self.watch.quiet {
+            writeln!(out, "{text}")?;
+        }
+        Ok(code)
+    }
+
+    fn open(&self, path: &Path, format: Option<&str>) -> Result<Chain, Failure> {
+        let opening = Opening {
+            nested: self.open.nested,
+            access: Access {
+                write: false,
+                force_share: self.force_share,
+            },
+            direct: self.cache.is_some_and(CacheMode::direct),
+        };
+        opening
+            .chain(path, format)
+            .map_err(|error| Failure::from(error).with_code(CANNOT_OPEN))
+    }
+}

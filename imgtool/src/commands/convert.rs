@@ -1,0 +1,406 @@
+//! `imgtool convert`: copy an image into another format, or into the same one anew.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use block::chain::Chain;
+use block::{Access, Backing, BlockDevice, Error, ErrorKind, Result, Storage};
+use clap::Args;
+use ops::{Before, Cancel, Concat, Control, ConvertOptions};
+
+use super::Outcome;
+use super::create::no_backing_format;
+use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
+use crate::formats::NewImage;
+use crate::images::{Opening, backing_path};
+use crate::option_list::OptionList;
+use crate::target::{Making, TargetFile, is_one_of};
+use crate::watch::Watch;
+use crate::{interrupt, size};
+
+/// Largest -S, in bytes.
+const MAX_SPARSE: u64 = 16 << 20;
+
+/// The unit of -S, in bytes.
+const SECTOR: u64 = 512;
+
+/// Copy the disk in an image into a new image
+///
+/// What the image is based on is copied too, unless -B names a backing file for the new one. Zeros take no room in
+/// it. The new image is written under another name and gets its own when it is complete; until then, one that it
+/// replaces stays as it was. Several images are joined, one after the other.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  imgtool convert -p -O qcow2 disk.raw disk.qcow2
+  imgtool convert -O raw clone.qcow2 flat.raw
+  imgtool convert -c -O qcow2 -o compression_type=zstd disk.raw small.qcow2
+  imgtool convert -O qcow2 -B base.qcow2 -F qcow2 clone.qcow2 copy.qcow2
+  imgtool convert -n -O raw disk.qcow2 /dev/vg0/disk")]
+pub(crate) struct ConvertArgs {
+    /// Format of the images to copy [default: found out]
+    #[arg(short, long = "source-format", value_name = "FORMAT")]
+    format: Option<String>,
+    /// Format of the new image
+    #[arg(short = 'O', long, default_value = "raw", value_name = "FORMAT")]
+    target_format: String,
+    /// Options of that format, as key=value,key=value; `help` lists them
+    #[arg(short, long = "target-options", value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Compress the new image
+    #[arg(short, long)]
+    compress: bool,
+    /// How much to compress, from 1 for fast; zlib has 12 levels, zstd 22
+    #[arg(long, value_name = "LEVEL", requires = "compress", value_parser = clap::value_parser!(i32).range(1..=22))]
+    level: Option<i32>,
+    /// Backing file of the new image, whose contents it need not hold; a relative name is looked up from the
+    /// directory of the new image
+    #[arg(short = 'B', long, value_name = "FILE")]
+    backing: Option<String>,
+    /// Format of that file
+    #[arg(short = 'F', long, value_name = "FORMAT")]
+    backing_format: Option<String>,
+    /// Shortest run of zeros that is left out, in bytes; 0 leaves out nothing
+    #[arg(short = 'S', long, value_name = "SIZE", default_value = "4k")]
+    sparse_size: String,
+    /// Write into an image or device that exists and keep its format, size and options
+    #[arg(short = 'n', long)]
+    no_create: bool,
+    /// With -n: the target reads as zeros already
+    #[arg(long, requires = "no_create")]
+    target_is_zero: bool,
+    /// Write the new image under its own name at once, instead of moving it there when it is complete
+    #[arg(long)]
+    in_place: bool,
+    /// How the page cache is used for the new image; all but unsafe have it on disk at the end
+    #[arg(
+        short = 't',
+        long = "target-cache",
+        value_enum,
+        default_value = "unsafe",
+        value_name = "MODE"
+    )]
+    cache: CacheMode,
+    /// How the page cache is used for the images to copy
+    #[arg(
+        short = 'T',
+        long = "source-cache",
+        value_enum,
+        default_value = "writeback",
+        value_name = "MODE"
+    )]
+    source_cache: CacheMode,
+    /// Threads that do the work, for scripts written for other tools
+    #[arg(short = 'm', long = "parallel", value_name = "N", conflicts_with = "threads",
+        value_parser = clap::value_parser!(u16).range(1..=16))]
+    parallel: Option<u16>,
+    /// Write out of order, where that is faster
+    #[arg(short = 'W', long = "oob")]
+    out_of_order: bool,
+    /// Leave copying to the host where it can do it; accepted, and of no effect
+    #[arg(short = 'C', long = "copy-range-offloading")]
+    copy_offloading: bool,
+    /// Read images that somebody else may be writing to
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
+    open: OpenArgs,
+    #[command(flatten)]
+    refused: Refused,
+    /// The images to copy, and the new image last
+    #[arg(required_unless_present = "options", value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// Options of other tools that are refused by name.
+#[derive(Debug, Args)]
+struct Refused {
+    #[arg(short = 'l', long, hide = true, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+    #[arg(short = 'r', long, hide = true, value_name = "RATE")]
+    rate_limit: Option<String>,
+    #[arg(long, hide = true)]
+    target_image_opts: bool,
+    #[arg(long, hide = true)]
+    salvage: bool,
+    #[arg(long, hide = true)]
+    bitmaps: bool,
+    #[arg(long, hide = true)]
+    skip_broken_bitmaps: bool,
+}
+
+impl Refused {
+    fn check(&self) -> Result<()> {
+        let given = [
+            ("-l (internal snapshots)", self.snapshot.is_some()),
+            ("-r (rate limit)", self.rate_limit.is_some()),
+            ("--target-image-opts", self.target_image_opts),
+            ("--salvage", self.salvage),
+            ("--bitmaps", self.bitmaps),
+            ("--skip-broken-bitmaps", self.skip_broken_bitmaps),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(refused(option)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is copied.
+struct Source {
+    chains: Vec<Chain>,
+    device: Arc<dyn BlockDevice>,
+}
+
+impl Source {
+    /// Every file of every chain.
+    fn files(&self) -> impl Iterator<Item = &Arc<dyn Storage>> {
+        let layers = self.chains.iter().flat_map(Chain::layers);
+        layers.flat_map(|layer| std::iter::once(&layer.storage).chain(&layer.data_file))
+    }
+}
+
+impl ConvertArgs {
+    pub(crate) fn run(self) -> Outcome {
+        self.open.check()?;
+        self.refused.check()?;
+        let options = OptionList::parse(&self.options)?;
+        if options.help {
+            NewImage::print_options(&self.target_format, &mut std::io::stdout())??;
+            return Ok(0);
+        }
+        let Some((target, sources)) = self.files.split_last().filter(|(_, sources)| !sources.is_empty())
+        else {
+            let hint = "imgtool convert -O qcow2 disk.raw disk.qcow2";
+            return Err(
+                Error::invalid("an image to copy and a new image have to be named")
+                    .with_hint(hint)
+                    .into(),
+            );
+        };
+        let backing = self.backing.clone();
+        let image = NewImage::parse(&self.target_format, options, backing, self.backing_format.clone())
+            .map_err(|error| error.with_path(target))?;
+        self.check(&image, sources)
+            .map_err(|error| error.with_path(target))?;
+        let copy = self.copy_options()?;
+        let source = self.source(sources)?;
+        if is_one_of(target, source.files()) {
+            let error = Error::invalid("the target is an image that is read from").with_path(target);
+            return Err(error
+                .with_hint("give the new image another name, and move it afterwards")
+                .into());
+        }
+        let cancel = interrupt::watch()?;
+        if self.no_create {
+            self.fill(target, &source, copy, &cancel)?;
+        } else {
+            self.make(target, image, &source, copy, &cancel)?;
+        }
+        Ok(0)
+    }
+
+    /// Fails for options that exclude each other.
+    fn check(&self, image: &NewImage, sources: &[PathBuf]) -> Result<()> {
+        let wrong = match () {
+            () if self.no_create && !self.options.is_empty() => {
+                "-o says what to make, and -n that nothing is to be made"
+            }
+            () if self.no_create && image.backing.is_some() => {
+                "-B says what to base a new image on, and -n that none is to be made"
+            }
+            () if self.no_create && self.in_place => "-n writes in place anyway",
+            () if self.compress && image.format() == "raw" => "a raw image cannot be compressed",
+            () if self.compress && image.is_preallocated() => {
+                "an image that is compressed cannot be preallocated"
+            }
+            () if image.backing.is_some() && sources.len() > 1 => {
+                "images that are joined cannot be based on one"
+            }
+            () if self.level.is_some_and(|level| {
+                image
+                    .compression()
+                    .is_some_and(|kind| !kind.levels().contains(&level))
+            }) =>
+            {
+                "zlib has no such level: there are 1 to 12"
+            }
+            () => return Ok(()),
+        };
+        Err(Error::invalid(wrong))
+    }
+
+    fn copy_options(&self) -> Result<ConvertOptions> {
+        let mut options = ConvertOptions::new();
+        options.sparse = size::parse(&self.sparse_size)?;
+        if options.sparse > MAX_SPARSE || !options.sparse.is_multiple_of(SECTOR) {
+            let message = format!(
+                "-S {}: it must be a multiple of {SECTOR} and at most 16M",
+                self.sparse_size
+            );
+            return Err(Error::invalid(message));
+        }
+        if let Some(threads) = self
+            .threads
+            .threads
+            .or(self.parallel)
+            .and_then(|n| NonZeroUsize::new(n.into()))
+        {
+            options.threads = threads;
+        }
+        options.compress = self.compress;
+        options.in_order = !self.out_of_order;
+        Ok(options)
+    }
+
+    fn opening(&self) -> Opening {
+        Opening {
+            nested: self.open.nested,
+            access: Access {
+                write: false,
+                force_share: self.force_share,
+            },
+            direct: self.source_cache.direct(),
+        }
+    }
+
+    fn source(&self, paths: &[PathBuf]) -> Result<Source> {
+        let open = |path: &PathBuf| self.opening().chain(path, self.format.as_deref());
+        let chains = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let device = match chains.as_slice() {
+            [only] => only.device(),
+            several => Arc::new(Concat::new(several.iter().map(Chain::device).collect())?),
+        };
+        Ok(Source { chains, device })
+    }
+
+    /// Copies into a new image.
+    fn make(
+        &self,
+        path: &Path,
+        mut image: NewImage,
+        source: &Source,
+        mut copy: ConvertOptions,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let source_size = source.device.size();
+        let size = *image.size.get_or_insert(source_size);
+        if size < source_size {
+            let message =
+                format!("the new image is to have {size} bytes, fewer than the disk's {source_size}");
+            return Err(Error::invalid(message).with_path(path));
+        }
+        image.check().map_err(|error| error.with_path(path))?;
+        let backing = self.backing_chain(path, &image)?;
+        if let Some(backing) = &backing {
+            if is_one_of(path, backing.layers().iter().map(|layer| &layer.storage)) {
+                return Err(
+                    Error::invalid("the new image would replace one that it is based on").with_path(path),
+                );
+            }
+            copy.before = before(source, backing);
+        }
+        let making = Making {
+            in_place: self.in_place,
+            direct: self.cache.direct(),
+            durable: self.cache != CacheMode::Unsafe,
+        };
+        let target = TargetFile::new(path, making)?;
+        if target.is_block_device() && image.format() == "raw" {
+            copy.before = Before::Unknown;
+        }
+        let left = target.if_dropped();
+        let copied = (|| {
+            image.create(&*target.storage())?;
+            let below = backing.map_or(Backing::None, |chain| Backing::Device(chain.device()));
+            let new = image.open(target.storage(), below, self.level)?;
+            self.copy(source, new.device(), &copy, cancel)?;
+            new.close()?;
+            target.finish(cancel)
+        })();
+        copied.map_err(|error| interrupted(error, path, left))
+    }
+
+    /// Copies into an image that exists.
+    fn fill(&self, path: &Path, source: &Source, mut copy: ConvertOptions, cancel: &Cancel) -> Result<()> {
+        let opening = Opening {
+            access: Access::WRITE,
+            direct: self.cache.direct(),
+            ..self.opening()
+        };
+        let target = opening.chain(path, Some(&self.target_format))?;
+        copy.before = if self.target_is_zero {
+            Before::Zeros
+        } else {
+            Before::Unknown
+        };
+        if self.target_is_zero && target.layers().len() > 1 {
+            let message = "it has a backing file, and does not read as zeros because it is new";
+            return Err(Error::invalid(message)
+                .with_path(path)
+                .with_hint("leave out --target-is-zero"));
+        }
+        let copied = self
+            .copy(source, &**target.active(), &copy, cancel)
+            .and_then(|()| target.flush());
+        copied.map_err(|error| interrupted(error.with_path(path), path, "its contents are incomplete"))
+    }
+
+    fn copy(
+        &self,
+        source: &Source,
+        target: &dyn BlockDevice,
+        copy: &ConvertOptions,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let watch = Watch::new(&self.watch);
+        let report = |progress| watch.report(progress);
+        let control = Control::new(cancel.clone(), &report);
+        let result = ops::convert(&*source.device, target, copy, &control);
+        watch.finish();
+        result
+    }
+
+    /// What the new image is to be based on.
+    fn backing_chain(&self, path: &Path, image: &NewImage) -> Result<Option<Chain>> {
+        let Some(backing) = &image.backing else {
+            return Ok(None);
+        };
+        let file = backing_path(path, &backing.name);
+        let Some(format) = &backing.format else {
+            return Err(no_backing_format(&self.opening(), path, &file, &backing.name));
+        };
+        self.opening().chain(&file, Some(format)).map(Some)
+    }
+}
+
+/// What a new image over `backing` reads as: a part of the source's own chain if it is one, or else whatever a look
+/// at its contents says.
+fn before(source: &Source, backing: &Chain) -> Before {
+    let id = backing.layers()[0].storage.file_id();
+    if let [chain] = source.chains.as_slice() {
+        for (depth, layer) in (0..).zip(chain.layers()) {
+            if depth > 0 && id.is_some() && layer.storage.file_id() == id {
+                return Before::Layers {
+                    depth,
+                    size: backing.size(),
+                };
+            }
+        }
+    }
+    Before::Device(backing.device())
+}
+
+/// Says what an interrupt has left behind.
+fn interrupted(error: Error, path: &Path, left: &str) -> Error {
+    match error.kind() {
+        ErrorKind::Interrupted => {
+            Error::new(ErrorKind::Interrupted, format!("interrupted; {left}")).with_path(path)
+        }
+        _ => error,
+    }
+}

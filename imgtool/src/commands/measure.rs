@@ -1,0 +1,137 @@
+//! `imgtool measure`: the size that an image would need.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use block::{Access, Error, Result};
+use clap::Args;
+use ops::Control;
+use serde_json::{Map, Value};
+
+use super::Outcome;
+use crate::arguments::{OpenArgs, refused};
+use crate::formats::NewImage;
+use crate::images::Opening;
+use crate::option_list::OptionList;
+use crate::output::{self, OutputFormat};
+use crate::{interrupt, size};
+
+/// Tell how large the file of a new image would be, for an image converted or a size
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  imgtool measure -O qcow2 disk.raw
+  imgtool measure -O qcow2 -o cluster_size=1M --size 10G
+  imgtool measure -O qcow2 --output json disk.raw")]
+pub(crate) struct MeasureArgs {
+    /// Format of the new image
+    #[arg(short = 'O', long, default_value = "raw", value_name = "FORMAT")]
+    target_format: String,
+    /// Options of that format, as key=value,key=value; `help` lists them
+    #[arg(short, long, value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Size of the disk, instead of an image to convert
+    #[arg(short, long, value_name = "SIZE", conflicts_with = "file")]
+    size: Option<String>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    output: OutputFormat,
+    /// Format of the image [default: found out]
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+    #[arg(short = 'l', hide = true, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+    /// Read an image that somebody else may be writing to
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// The image to convert
+    #[arg(required_unless_present_any = ["size", "options"])]
+    file: Option<PathBuf>,
+}
+
+impl MeasureArgs {
+    pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
+        self.open.check()?;
+        if self.snapshot.is_some() {
+            return Err(refused("-l (internal snapshots)").into());
+        }
+        let options = OptionList::parse(&self.options)?;
+        if options.help {
+            NewImage::print_options(&self.target_format, out)??;
+            return Ok(0);
+        }
+        let mut image = NewImage::parse(&self.target_format, options, None, None)?;
+        let (measure, bitmaps) = match (&self.size, &self.file) {
+            (Some(text), _) => {
+                image.size = Some(size::parse_disk(text)?);
+                (measure(&image, None)?, false)
+            }
+            (None, Some(path)) => self.measure_file(path, image)?,
+            (None, None) => {
+                let hint = "imgtool measure -O qcow2 FILE, or --size SIZE";
+                return Err(Error::invalid("there is nothing to measure")
+                    .with_hint(hint)
+                    .into());
+            }
+        };
+        match self.output {
+            OutputFormat::Human => {
+                writeln!(out, "required size: {}", measure.required)?;
+                writeln!(out, "fully allocated size: {}", measure.fully_allocated)?;
+                if bitmaps {
+                    writeln!(out, "bitmaps size: 0")?;
+                }
+            }
+            OutputFormat::Json => {
+                let mut object = Map::new();
+                if bitmaps {
+                    object.insert("bitmaps".to_owned(), 0.into());
+                }
+                object.insert("required".to_owned(), measure.required.into());
+                object.insert("fully-allocated".to_owned(), measure.fully_allocated.into());
+                output::json(out, &Value::Object(object))?;
+            }
+        }
+        Ok(0)
+    }
+
+    /// Measures for an image; and whether both formats know bitmaps, of which none would be copied.
+    fn measure_file(&self, path: &PathBuf, mut image: NewImage) -> Result<(qcow2::Measure, bool)> {
+        let cancel = interrupt::watch()?;
+        let opening = Opening {
+            nested: self.open.nested,
+            access: Access {
+                write: false,
+                force_share: self.force_share,
+            },
+            direct: false,
+        };
+        let chain = opening.chain(path, self.format.as_deref())?;
+        image.size = Some(chain.size());
+        let unit = image.qcow2().map(|options| 1 << options.cluster_bits);
+        let clusters = match unit {
+            Some(unit) => Some(ops::data_units(
+                &**chain.active(),
+                unit,
+                &Control::new(cancel, &|_| {}),
+            )?),
+            None => None,
+        };
+        let bitmaps = unit.is_some() && chain.info().format == "qcow2";
+        Ok((measure(&image, clusters)?, bitmaps))
+    }
+}
+
+fn measure(image: &NewImage, clusters: Option<u64>) -> Result<qcow2::Measure> {
+    match image.qcow2() {
+        Some(options) => qcow2::measure(&options, clusters),
+        None => {
+            let size = image.size.unwrap_or(0);
+            Ok(qcow2::Measure {
+                required: size,
+                fully_allocated: size,
+            })
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The commands, one file each.
+
+mod check;
+mod compare;
+mod completions;
+mod convert;
+mod create;
+mod info;
+mod man;
+mod map;
+mod measure;
+mod resize;
+
+use std::io::{self, BufWriter, Write};
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+/// What a command gives: an exit code.
+pub(crate) type Outcome = Result<u8, Failure>;
+
+/// Create, inspect, check, convert, compare and resize disk images
+#[derive(Debug, Parser)]
+#[command(
+    name = "imgtool",
+    version,
+    infer_long_args = true,
+    max_term_width = 100,
+    subcommand_required = true,
+    after_help = "Examples:
+  imgtool create -f qcow2 disk.qcow2 20G
+  imgtool create -f qcow2 -b base.qcow2 -F qcow2 clone.qcow2
+  imgtool convert -p -c -O qcow2 disk.raw disk.qcow2
+  imgtool info disk.qcow2
+
+Every command's own help (`imgtool convert --help`) has more."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(create::CreateArgs),
+    Info(info::InfoArgs),
+    Check(check::CheckArgs),
+    Map(map::MapArgs),
+    Convert(convert::ConvertArgs),
+    Compare(compare::CompareArgs),
+    Measure(measure::MeasureArgs),
+    Resize(resize::ResizeArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Outcome {
+        let mut out = BufWriter::new(io::stdout().lock());
+        let outcome = match self.command {
+            Command::Create(arguments) => arguments.run(&mut out),
+            Command::Info(arguments) => arguments.run(&mut out),
+            Command::Check(arguments) => arguments.run(&mut out),
+            Command::Map(arguments) => arguments.run(&mut out),
+            Command::Convert(arguments) => {
+                // Its workers show progress on standard output.
+                drop(out);
+                return arguments.run();
+            }
+            Command::Compare(arguments) => {
+                drop(out);
+                return arguments.run();
+            }
+            Command::Measure(arguments) => arguments.run(&mut out),
+            Command::Resize(arguments) => arguments.run(&mut out),
+            Command::Completions(arguments) => arguments.run(&mut out),
+            Command::Man(arguments) => arguments.run(),
+        };
+        out.flush()?;
+        outcome
+    }
+}

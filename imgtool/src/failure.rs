@@ -1,0 +1,134 @@
+//! How a command fails: one line that says what, where and why, a line that says what to do, and an exit code.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+
+use block::{Error, ErrorKind, escape};
+
+/// The exit code after an interrupt: 128 and the number of SIGINT, as shells have it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Why a command ends without having done what it was asked.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something went wrong.
+    Error { error: Error, code: u8 },
+    /// Nobody reads the output any more: an end, and nothing to tell anyone.
+    NobodyReads,
+}
+
+impl Failure {
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Error { error, .. } if error.kind() == ErrorKind::Interrupted => INTERRUPTED,
+            Self::Error { code, .. } => *code,
+            Self::NobodyReads => 1,
+        }
+    }
+
+    /// The same failure with another exit code.
+    pub(crate) fn with_code(self, code: u8) -> Self {
+        match self {
+            Self::Error { error, .. } => Self::Error { error, code },
+            Self::NobodyReads => Self::NobodyReads,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error { error, code: 1 }
+    }
+}
+
+/// Only writing to standard output fails with a plain I/O error.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::NobodyReads,
+            _ => Error::io("write to standard output", error).into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Error { error, .. } = self else {
+            return Ok(());
+        };
+        let text = error.to_string();
+        // A name from an image may be anywhere in the text.
+        writeln!(f, "imgtool: {}", escape(&without_os_codes(&text)))?;
+        match error.hint() {
+            Some(hint) => writeln!(f, "hint: {}", escape(hint)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The text without ` (os error 2)`: the words before it say the same.
+fn without_os_codes(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((code, rest)) if code.bytes().all(|byte| byte.is_ascii_digit()) => plain.push_str(rest),
+            _ => {
+                plain.push_str(" (os error ");
+                plain.push_str(part);
+            }
+        }
+    }
+    plain
+}
+
+/// Prints what is wrong with the command line, or the help that was asked for, and gives the exit code.
+pub(crate) fn usage(error: &clap::Error, command: Option<&OsStr>) -> u8 {
+    if !error.use_stderr() {
+        // With nobody left to read it there is nothing to be done about that.
+        let _ = error.print();
+        return 0;
+    }
+    let text = error.render().to_string();
+    eprint!("{}", text.replacen("error: ", "imgtool: ", 1));
+    // 1 means that the images differ.
+    if command.is_some_and(|command| command == "compare") {
+        2
+    } else {
+        1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_as_one_line_and_a_hint() {
+        let error = Error::io("open", io::Error::from_raw_os_error(2))
+            .with_path("a\x1b[1m\nb")
+            .with_hint("look\nelsewhere");
+        let failure = Failure::from(error);
+        assert_eq!(
+            failure.to_string(),
+            "imgtool: a\\u{1b}[1m\\nb: open: No such file or directory\nhint: look\\nelsewhere\n"
+        );
+        assert_eq!(failure.code(), 1);
+        assert_eq!(failure.with_code(2).code(), 2);
+    }
+
+    #[test]
+    fn only_codes_of_the_system_are_cut() {
+        assert_eq!(
+            without_os_codes("a (os error 17): b (os error x)"),
+            "a: b (os error x)"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_silent() {
+        let failure = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!((failure.to_string().as_str(), failure.code()), ("", 1));
+    }
+}

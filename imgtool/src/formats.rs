@@ -1,0 +1,333 @@
+//! New images: what `-o` and its like say they are to be.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use block::{
+    Access, Backing, BackingReference, BlockDevice, Error, Preallocation, Result, Storage, chain, escape,
+};
+use qcow2::{CompressionType, CreateOptions, Version};
+
+use crate::images::FORMATS;
+use crate::option_list::OptionList;
+use crate::size;
+
+/// Options of qcow2 images in other tools that are refused by name.
+const REFUSED: [&str; 7] = [
+    "encrypt",
+    "encryption",
+    "data_file",
+    "data_file_raw",
+    "extended_l2",
+    "nocow",
+    "extent_size_hint",
+];
+
+const QCOW2_OPTIONS: &str = "\
+Options of qcow2 images:
+  backing_file=FILE        The image to read from where the new one holds nothing
+  backing_fmt=FORMAT       Its format
+  cluster_size=SIZE        Unit of allocation, a power of two from 512 to 2M [64k]
+  compat=VERSION           0.10 (or v2) or 1.1 (or v3) [1.1]
+  compression_type=NAME    How compressed clusters are compressed: zlib or zstd [zlib]
+  lazy_refcounts=on|off    Postpone refcount updates [off]
+  preallocation=MODE       What is laid out in advance: off, metadata, falloc or full [off]
+  refcount_bits=N          Width of a refcount: 1, 2, 4, 8, 16, 32 or 64 [16]
+  size=SIZE                Size of the disk
+";
+
+const RAW_OPTIONS: &str = "\
+Options of raw images:
+  preallocation=MODE       What is laid out in advance: off, falloc or full [off]
+  size=SIZE                Size of the disk
+";
+
+/// What a new image is to be; its size may have to be found out.
+#[derive(Clone, Debug)]
+pub(crate) struct NewImage {
+    /// Of the disk, in bytes.
+    pub(crate) size: Option<u64>,
+    pub(crate) backing: Option<BackingReference>,
+    preallocation: Option<Preallocation>,
+    format: NewFormat,
+}
+
+#[derive(Clone, Debug)]
+enum NewFormat {
+    Raw,
+    Qcow2 {
+        /// Everything but size, backing and preallocation, which are above.
+        options: CreateOptions,
+        /// The version as it was written.
+        compat: Option<String>,
+    },
+}
+
+impl NewImage {
+    /// What `options` say about an image in `format`. `backing` and its format come from arguments of their own;
+    /// options may name them too.
+    pub(crate) fn parse(
+        format: &str,
+        mut options: OptionList,
+        backing: Option<String>,
+        backing_format: Option<String>,
+    ) -> Result<Self> {
+        let name = chain::format_named(&FORMATS, format)?.name();
+        let size = options
+            .take("size")
+            .map(|text| size::parse_disk(&text))
+            .transpose()?;
+        let preallocation = options
+            .take("preallocation")
+            .map(|text| preallocation(&text))
+            .transpose()?;
+        if name == "raw" {
+            if backing.is_some() || options.take("backing_file").is_some() {
+                return Err(Error::invalid("a raw image cannot have a backing file")
+                    .with_hint("use -f qcow2, or -O qcow2 to convert"));
+            }
+            options.finish(name, &["nocow", "extent_size_hint"])?;
+            return Ok(Self {
+                size,
+                backing: None,
+                preallocation,
+                format: NewFormat::Raw,
+            });
+        }
+        let backing = backing
+            .or(options.take("backing_file"))
+            .filter(|name| !name.is_empty());
+        let backing_format = backing_format.or(options.take("backing_fmt"));
+        let compat = options.take("compat");
+        let options = qcow2_options(options, compat.as_deref())?;
+        Ok(Self {
+            size,
+            backing: backing.map(|name| BackingReference {
+                name,
+                format: backing_format,
+            }),
+            preallocation,
+            format: NewFormat::Qcow2 { options, compat },
+        })
+    }
+
+    /// The help for `-o help`.
+    pub(crate) fn print_options(format: &str, out: &mut dyn Write) -> Result<io::Result<()>> {
+        let text = match chain::format_named(&FORMATS, format)?.name() {
+            "raw" => RAW_OPTIONS,
+            _ => QCOW2_OPTIONS,
+        };
+        Ok(out.write_all(text.as_bytes()))
+    }
+
+    pub(crate) fn format(&self) -> &'static str {
+        match self.format {
+            NewFormat::Raw => "raw",
+            NewFormat::Qcow2 { .. } => "qcow2",
+        }
+    }
+
+    pub(crate) fn compression(&self) -> Option<CompressionType> {
+        match &self.format {
+            NewFormat::Raw => None,
+            NewFormat::Qcow2 { options, .. } => Some(options.compression),
+        }
+    }
+
+    pub(crate) fn is_preallocated(&self) -> bool {
+        self.preallocation.is_some_and(|mode| mode != Preallocation::Off)
+    }
+
+    /// Fails for what there cannot be, before anything is made.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.qcow2() {
+            Some(options) => options.validate(),
+            None if self.preallocation == Some(Preallocation::Metadata) => {
+                Err(Error::invalid("a raw image has no metadata to preallocate")
+                    .with_hint("use preallocation=falloc or full"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The whole options of a qcow2 image.
+    pub(crate) fn qcow2(&self) -> Option<CreateOptions> {
+        match &self.format {
+            NewFormat::Raw => None,
+            NewFormat::Qcow2 { options, .. } => Some(CreateOptions {
+                size: self.size.unwrap_or(0),
+                backing: self.backing.clone(),
+                preallocation: self.preallocation.unwrap_or_default(),
+                ..options.clone()
+            }),
+        }
+    }
+
+    /// Makes the image.
+    pub(crate) fn create(&self, storage: &dyn Storage) -> Result<()> {
+        match self.qcow2() {
+            Some(options) => qcow2::create(storage, &options),
+            None => raw::create(
+                storage,
+                self.size.unwrap_or(0),
+                self.preallocation.unwrap_or_default(),
+            ),
+        }
+    }
+
+    /// Opens the image that was made, to fill it.
+    pub(crate) fn open(
+        &self,
+        storage: Arc<dyn Storage>,
+        backing: Backing,
+        level: Option<i32>,
+    ) -> Result<NewDevice> {
+        Ok(match &self.format {
+            NewFormat::Raw => NewDevice::Raw(raw::Image::open(storage, Access::WRITE)?),
+            NewFormat::Qcow2 { .. } => {
+                let options = qcow2::OpenOptions {
+                    access: Access::WRITE,
+                    backing,
+                    compression_level: level,
+                    ..qcow2::OpenOptions::default()
+                };
+                NewDevice::Qcow2(qcow2::Image::open(storage, options)?)
+            }
+        })
+    }
+
+    /// `Formatting 'a', fmt=raw size=512`, as `qemu-img create` says it.
+    pub(crate) fn describe(&self, path: &Path) -> String {
+        let mut text = format!(
+            "Formatting '{}', fmt={}",
+            escape(&path.to_string_lossy()),
+            self.format()
+        );
+        let mut add = |key: &str, value: &str| {
+            // Writing to a string does not fail.
+            let _ = write!(text, " {key}={}", escape(value));
+        };
+        let switch = |on| if on { "on" } else { "off" };
+        let qcow2 = self.qcow2();
+        if let Some(options) = &qcow2 {
+            add("cluster_size", &(1u64 << options.cluster_bits).to_string());
+            add("extended_l2", "off");
+        }
+        if let Some(mode) = self.preallocation.filter(|_| qcow2.is_some()) {
+            add("preallocation", preallocation_name(mode));
+        }
+        if let Some(options) = &qcow2 {
+            add("compression_type", options.compression.name());
+        }
+        add("size", &self.size.unwrap_or(0).to_string());
+        if let NewFormat::Qcow2 { options, compat } = &self.format {
+            if let Some(compat) = compat {
+                add("compat", compat);
+            }
+            if let Some(backing) = &self.backing {
+                add("backing_file", &backing.name);
+                if let Some(format) = &backing.format {
+                    add("backing_fmt", format);
+                }
+            }
+            add("lazy_refcounts", switch(options.lazy_refcounts));
+            add("refcount_bits", &(1 << options.refcount_order).to_string());
+        } else if let Some(mode) = self.preallocation {
+            add("preallocation", preallocation_name(mode));
+        }
+        text
+    }
+}
+
+/// A new image, open to be filled.
+#[derive(Debug)]
+pub(crate) enum NewDevice {
+    Raw(raw::Image),
+    Qcow2(qcow2::Image),
+}
+
+impl NewDevice {
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        match self {
+            Self::Raw(image) => image,
+            Self::Qcow2(image) => image,
+        }
+    }
+
+    /// Writes back what waits.
+    pub(crate) fn close(self) -> Result<()> {
+        match self {
+            Self::Raw(image) => image.flush(),
+            Self::Qcow2(image) => image.close(),
+        }
+    }
+}
+
+fn qcow2_options(mut options: OptionList, compat: Option<&str>) -> Result<CreateOptions> {
+    let mut create = CreateOptions::default();
+    match compat {
+        None | Some("1.1" | "v3") => {}
+        Some("0.10" | "v2") => create.version = Version::V2,
+        Some(other) => return Err(no_such("compat", other, "0.10 (or v2) and 1.1 (or v3)")),
+    }
+    if let Some(text) = options.take("cluster_size") {
+        let bytes = size::parse(&text)?;
+        if !bytes.is_power_of_two() {
+            return Err(no_such("cluster_size", &text, "powers of two from 512 to 2M"));
+        }
+        create.cluster_bits = bytes.ilog2();
+    }
+    if let Some(text) = options.take("refcount_bits") {
+        let order = text
+            .parse::<u32>()
+            .ok()
+            .filter(|bits| bits.is_power_of_two())
+            .map(u32::ilog2);
+        let order = order.filter(|order| *order <= 6);
+        create.refcount_order =
+            order.ok_or_else(|| no_such("refcount_bits", &text, "1, 2, 4, 8, 16, 32 and 64"))?;
+    }
+    match options.take("compression_type").as_deref() {
+        None | Some("zlib") => {}
+        Some("zstd") => create.compression = CompressionType::Zstd,
+        Some(other) => return Err(no_such("compression_type", other, "zlib and zstd")),
+    }
+    create.lazy_refcounts = options.take_switch("lazy_refcounts")?.unwrap_or(false);
+    // What is switched off anyway is no demand.
+    for name in ["extended_l2", "data_file_raw", "encryption"] {
+        if options.take_switch(name)? == Some(true) {
+            return Err(Error::unsupported(format!(
+                "the option {name} of qcow2 images is not supported"
+            )));
+        }
+    }
+    options.finish("qcow2", &REFUSED)?;
+    Ok(create)
+}
+
+/// What `--preallocation` and the option of that name mean.
+pub(crate) fn preallocation(text: &str) -> Result<Preallocation> {
+    Ok(match text {
+        "off" => Preallocation::Off,
+        "metadata" => Preallocation::Metadata,
+        "falloc" => Preallocation::Falloc,
+        "full" => Preallocation::Full,
+        other => return Err(no_such("preallocation", other, "off, metadata, falloc and full")),
+    })
+}
+
+fn preallocation_name(mode: Preallocation) -> &'static str {
+    match mode {
+        Preallocation::Off => "off",
+        Preallocation::Metadata => "metadata",
+        Preallocation::Falloc => "falloc",
+        Preallocation::Full => "full",
+    }
+}
+
+fn no_such(option: &str, value: &str, there_are: &str) -> Error {
+    Error::invalid(format!("{option} cannot be \"{}\"", escape(value)))
+        .with_hint(format!("there are {there_are}"))
+}

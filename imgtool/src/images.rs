@@ -1,0 +1,91 @@
+//! Opening images and what they are based on, as the command line allows.
+
+use std::path::Path;
+
+use block::chain::{Below, Chain, ChainOptions};
+use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
+use block::{Access, Error, ErrorKind, Format, Result};
+use raw::HostOpener;
+
+use crate::arguments::Nested;
+
+/// The formats that images can be in.
+pub(crate) const FORMATS: [&dyn Format; 2] = [&qcow2::Qcow2, &raw::Raw];
+
+/// How images are opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Opening {
+    pub(crate) nested: Option<Nested>,
+    pub(crate) access: Access,
+    /// Past the host's page cache.
+    pub(crate) direct: bool,
+}
+
+impl Opening {
+    /// The image at `path` with everything below it. Without a `format` it is found out.
+    pub(crate) fn chain(&self, path: &Path, format: Option<&str>) -> Result<Chain> {
+        self.open(path, format, Below::AsStored)
+    }
+
+    /// The image at `path` alone: no other file is opened.
+    pub(crate) fn alone(&self, path: &Path, format: Option<&str>) -> Result<Chain> {
+        self.open(path, format, Below::Nothing)
+    }
+
+    fn open(&self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {
+        let options = ChainOptions {
+            format,
+            access: self.access,
+            below,
+        };
+        let gate = Gate(self.nested);
+        let opener = HostOpener::new().direct(self.direct);
+        Chain::open_with(&opener, &FORMATS, &gate, path, &options).map_err(|error| self.explain(error))
+    }
+
+    /// Says which option of the command line would have made the difference.
+    fn explain(&self, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::Locked if !self.access.write => {
+                error.with_hint("wait for it, or read the image as it is being written to with -U")
+            }
+            ErrorKind::Denied => {
+                error.with_hint("allow it with --nested any, if you trust the maker of the image")
+            }
+            _ => error,
+        }
+    }
+}
+
+/// What `--nested` says. Without it a backing file may be anywhere, since it is only read and only where the image's
+/// owner can read, and a data file, which is written to, beside the image only.
+#[derive(Clone, Copy, Debug)]
+struct Gate(Option<Nested>);
+
+impl OpenGate for Gate {
+    fn admit(&self, request: &OpenRequest<'_>) -> Result<Permit> {
+        match (self.0, request.purpose) {
+            (Some(Nested::Deny), _) => Deny.admit(request),
+            (Some(Nested::Any), _) | (None, Purpose::Backing) => Permissive::default().admit(request),
+            (Some(Nested::Beside), _) | (None, Purpose::DataFile) => {
+                Within::new(directory_of(request.from))?.admit(request)
+            }
+        }
+    }
+}
+
+/// The directory that a file lies in.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// The file that an image at `image` means by a backing file called `name`, as it is shown and looked up.
+pub(crate) fn backing_path(image: &Path, name: &str) -> std::path::PathBuf {
+    match image.parent() {
+        Some(parent) => parent.join(name),
+        None => name.into(),
+    }
+}

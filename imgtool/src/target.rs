@@ -1,0 +1,428 @@
+//! Files that are made: whole under their name, or not there.
+//!
+//! # How it works
+//!
+//! A new file is written under a name of its own in the directory that it is to be in, and given its name when it
+//! is whole; a rename puts it in the place of an older one at once. Until then the older one is locked against
+//! others and as it was. While the file has no name that anybody knows, nothing in it has to be durable in any
+//! order, so [`Pending`] leaves out every sync, and one at the end does for all.
+//!
+//! A block device has no other name, and `--in-place` asks for the same: they are written to as they are.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use block::{Alignment, Error, ErrorKind, FileId, HostExtent, Result, Storage, ZeroMode};
+use ops::Cancel;
+
+use crate::images::directory_of;
+use crate::interrupt::Unfinished;
+
+/// How often another name is tried for a file that has none yet.
+const ATTEMPTS: u32 = 100;
+
+/// How a file is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Making {
+    /// Under its name from the start.
+    pub(crate) in_place: bool,
+    /// Past the host's page cache.
+    pub(crate) direct: bool,
+    /// On disk when it is finished.
+    pub(crate) durable: bool,
+}
+
+/// A file in the making. Dropped before it is [finished](Self::finish), it leaves things as they were, unless it
+/// is a device or was there already and is made in place.
+#[derive(Debug)]
+pub(crate) struct TargetFile {
+    /// Where it is to be, with links followed.
+    path: PathBuf,
+    storage: Arc<Pending>,
+    making: Making,
+    /// The file while it is not whole; `None` for what was there already and is written to in place.
+    unfinished: Option<Unfinished>,
+    /// The file that is to be replaced, locked.
+    replaced: Option<raw::File>,
+    block_device: bool,
+}
+
+impl TargetFile {
+    /// Makes ready to write a file called `path`.
+    pub(crate) fn new(path: &Path, making: Making) -> Result<Self> {
+        let path = follow_links(path)?;
+        let existing = match fs::metadata(&path) {
+            Ok(metadata) => Some(metadata),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io("look at the file", error).with_path(path)),
+        };
+        let block_device = existing
+            .as_ref()
+            .is_some_and(|file| file.file_type().is_block_device());
+        if block_device || making.in_place {
+            return Self::in_place(path, making, existing.is_some(), block_device);
+        }
+        // Opened whatever it is: what holds no image is refused, and what somebody uses is locked.
+        let replaced = match existing {
+            Some(_) => Some(raw::OpenOptions::new().write(true).open(&path)?),
+            None => None,
+        };
+        let (file, unfinished) = create_beside(&path, making)?;
+        if let Some(existing) = &existing {
+            like(existing, unfinished.path())
+                .map_err(|error| Error::io("set the mode", error).with_path(&path))?;
+        }
+        let storage = Pending::new(file, Some(unfinished.path()), &path);
+        Ok(Self {
+            path,
+            storage: Arc::new(storage),
+            making,
+            unfinished: Some(unfinished),
+            replaced,
+            block_device,
+        })
+    }
+
+    fn in_place(path: PathBuf, making: Making, existed: bool, block_device: bool) -> Result<Self> {
+        let options = raw::OpenOptions::new()
+            .write(true)
+            .truncate(!block_device)
+            .direct(making.direct);
+        let file = options
+            .open(&path)
+            .map_err(|error| missing_directory(error, &path))?;
+        Ok(Self {
+            storage: Arc::new(Pending::new(file, None, &path)),
+            making,
+            unfinished: (!existed).then(|| Unfinished::new(&path)),
+            replaced: None,
+            block_device,
+            path,
+        })
+    }
+
+    /// What to write to. Syncing it does nothing.
+    pub(crate) fn storage(&self) -> Arc<dyn Storage> {
+        self.storage.clone()
+    }
+
+    /// It is a device, with contents from before.
+    pub(crate) fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
+    /// What an interrupt or a failure leaves, for a message.
+    pub(crate) fn if_dropped(&self) -> &'static str {
+        match (&self.unfinished, &self.replaced) {
+            (Some(_), Some(_)) => "it is as it was before",
+            (Some(_), None) => "nothing was left behind",
+            (None, _) => "its contents are incomplete",
+        }
+    }
+
+    /// Gives the file, now whole and closed, its name. What it replaces stays there until the new one is on disk.
+    pub(crate) fn finish(self, cancel: &Cancel) -> Result<()> {
+        if self.making.durable || self.replaced.is_some() {
+            self.storage
+                .file
+                .sync_data()
+                .map_err(|error| self.storage.tell(error))?;
+        }
+        cancel.check()?;
+        let named = |error| Error::io("give the file its name", error).with_path(&self.path);
+        if let Some(unfinished) = self.unfinished {
+            let rename = |from: &Path| {
+                if from == self.path {
+                    Ok(())
+                } else {
+                    fs::rename(from, &self.path)
+                }
+            };
+            unfinished.keep(rename).map_err(named)?;
+        }
+        if self.making.durable {
+            let directory = directory_of(&self.path);
+            let sync = fs::File::open(directory).and_then(|directory| directory.sync_all());
+            sync.map_err(|error| Error::io("sync the directory", error).with_path(directory))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the file at `path` is one of `files`.
+pub(crate) fn is_one_of<'a>(path: &Path, files: impl IntoIterator<Item = &'a Arc<dyn Storage>>) -> bool {
+    let Ok(metadata) = fs::metadata(path) else {
+        return false;
+    };
+    let id = if metadata.file_type().is_block_device() {
+        // Two nodes in the file system may be one device.
+        None
+    } else {
+        Some(FileId {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
+    };
+    files
+        .into_iter()
+        .any(|file| match (file.file_id(), id, file.path()) {
+            (Some(other), Some(id), _) => other == id,
+            (_, None, Some(other)) => fs::metadata(other)
+                .is_ok_and(|other| other.file_type().is_block_device() && other.rdev() == metadata.rdev()),
+            _ => false,
+        })
+}
+
+/// The name at the end of the links at `path`, whether there is a file or not.
+fn follow_links(path: &Path) -> Result<PathBuf> {
+    // As many as the kernel follows.
+    let mut path = path.to_owned();
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(next) => path = directory_of(&path).join(next),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(Error::invalid("too many symbolic links").with_path(path))
+}
+
+/// A new file in the directory of `path`.
+fn create_beside(path: &Path, making: Making) -> Result<(raw::File, Unfinished)> {
+    let options = raw::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .direct(making.direct);
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let mut attempt = 0;
+    loop {
+        let name = format!(".imgtool-{}-{attempt}.partial", std::process::id());
+        let partial = directory.join(name);
+        match options.open(&partial) {
+            Ok(file) => return Ok((file, Unfinished::new(&partial))),
+            Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) && attempt < ATTEMPTS => {
+                attempt += 1
+            }
+            Err(error) => return Err(missing_directory(error.with_path_replaced(&partial, path), path)),
+        }
+    }
+}
+
+/// Says which directory is missing.
+fn missing_directory(error: Error, path: &Path) -> Error {
+    match error.io_kind() {
+        Some(io::ErrorKind::NotFound) => {
+            let directory = directory_of(path).display().to_string();
+            error.with_hint(format!("make the directory {directory} first"))
+        }
+        Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            error.with_hint("choose a directory that you may write to")
+        }
+        _ => error,
+    }
+}
+
+/// Gives the file at `path` the mode and, where that is allowed, the owner of the file that it replaces.
+fn like(existing: &fs::Metadata, path: &Path) -> io::Result<()> {
+    let _ = std::os::unix::fs::chown(path, Some(existing.uid()), Some(existing.gid()));
+    fs::set_permissions(path, fs::Permissions::from_mode(existing.mode() & 0o7777))
+}
+
+/// A file that is not whole yet: nothing in it needs to be durable, and errors call it by the name it will have.
+#[derive(Debug)]
+struct Pending {
+    file: raw::File,
+    /// The name that it has, and the one it will have.
+    names: Option<(PathBuf, PathBuf)>,
+}
+
+impl Pending {
+    fn new(file: raw::File, now: Option<&Path>, then: &Path) -> Self {
+        Self {
+            file,
+            names: now.map(|now| (now.to_owned(), then.to_owned())),
+        }
+    }
+
+    fn tell(&self, error: Error) -> Error {
+        let error = match &self.names {
+            Some((now, then)) => error.with_path_replaced(now, then),
+            None => error,
+        };
+        match error.kind() {
+            ErrorKind::NoSpace => error.with_hint("make room on that file system, or choose another"),
+            _ => error,
+        }
+    }
+}
+
+impl Storage for Pending {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.file
+            .read_exact_at(buf, offset)
+            .map_err(|error| self.tell(error))
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.file
+            .write_all_at(buf, offset)
+            .map_err(|error| self.tell(error))
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [io::IoSliceMut<'_>], offset: u64) -> Result<()> {
+        self.file
+            .read_vectored_at(bufs, offset)
+            .map_err(|error| self.tell(error))
+    }
+
+    fn write_vectored_at(&self, bufs: &[io::IoSlice<'_>], offset: u64) -> Result<()> {
+        self.file
+            .write_vectored_at(bufs, offset)
+            .map_err(|error| self.tell(error))
+    }
+
+    fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.file
+            .zero(offset, len, mode)
+            .map_err(|error| self.tell(error))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.file.discard(offset, len).map_err(|error| self.tell(error))
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        self.file.allocate(offset, len).map_err(|error| self.tell(error))
+    }
+
+    fn host_extent(&self, offset: u64, len: u64) -> Result<HostExtent> {
+        self.file
+            .host_extent(offset, len)
+            .map_err(|error| self.tell(error))
+    }
+
+    fn sync_data(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.file.len().map_err(|error| self.tell(error))
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.file.set_len(len).map_err(|error| self.tell(error))
+    }
+
+    fn alignment(&self) -> Alignment {
+        self.file.alignment()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match &self.names {
+            Some((_, then)) => Some(then),
+            None => self.file.path(),
+        }
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        self.file.file_id()
+    }
+
+    fn allocated(&self) -> Result<Option<u64>> {
+        self.file.allocated().map_err(|error| self.tell(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn there_is_no_file_until_it_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        let target = TargetFile::new(&path, Making::default()).unwrap();
+        target.storage().write_all_at(b"new", 0).unwrap();
+        assert!(!path.exists());
+        drop(target);
+        assert!(entries(directory.path()).is_empty());
+
+        let target = TargetFile::new(
+            &path,
+            Making {
+                durable: true,
+                ..Making::default()
+            },
+        )
+        .unwrap();
+        target.storage().write_all_at(b"new", 0).unwrap();
+        target.finish(&Cancel::new()).unwrap();
+        assert_eq!(entries(directory.path()), ["a"]);
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn an_older_file_stays_until_it_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("a", &link).unwrap();
+
+        let cancelled = Cancel::new();
+        cancelled.cancel();
+        let target = TargetFile::new(&link, Making::default()).unwrap();
+        target.storage().write_all_at(b"newer", 0).unwrap();
+        assert_eq!(
+            target.finish(&cancelled).unwrap_err().kind(),
+            ErrorKind::Interrupted
+        );
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+
+        let target = TargetFile::new(&link, Making::default()).unwrap();
+        target.storage().write_all_at(b"newer", 0).unwrap();
+        target.finish(&Cancel::new()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"newer");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+        assert_eq!(entries(directory.path()), ["a", "link"]);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn in_place_removes_only_what_it_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let making = Making {
+            in_place: true,
+            ..Making::default()
+        };
+        let path = directory.path().join("a");
+        drop(TargetFile::new(&path, making).unwrap());
+        assert!(!path.exists());
+        fs::write(&path, "old").unwrap();
+        drop(TargetFile::new(&path, making).unwrap());
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn errors_name_the_file_that_was_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("none/a");
+        let error = TargetFile::new(&path, Making::default()).unwrap_err();
+        assert_eq!(error.path(), Some(&*path));
+        assert!(error.hint().unwrap().contains("none"));
+        assert!(TargetFile::new(directory.path(), Making::default()).is_err());
+        assert!(entries(directory.path()).is_empty());
+    }
+}
