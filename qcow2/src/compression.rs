@@ -32,10 +32,8 @@ pub enum CompressionType {
     Zstd,
 }
 
-/// Level for deflate (libdeflate's scale) where none is asked for.
-const DEFAULT_DEFLATE_LEVEL: i32 = 1;
-/// Level for Zstandard where none is asked for.
-const DEFAULT_ZSTD_LEVEL: i32 = 3;
+/// Clusters under this many bytes have so few matches that deflate must look for them harder.
+const SMALL_CLUSTER: usize = 16 << 10;
 
 impl CompressionType {
     /// The name on command lines and in `info`.
@@ -46,7 +44,7 @@ impl CompressionType {
         }
     }
 
-    /// Levels that [`compress`](Self::compress) tells apart, from fast to small.
+    /// Levels that [`compress`](Self::compress) tells apart, from fast to small; deflate's are libdeflate's.
     pub fn levels(self) -> RangeInclusive<i32> {
         match self {
             Self::Zlib => 1..=12,
@@ -54,11 +52,14 @@ impl CompressionType {
         }
     }
 
-    /// The level where none is asked for: files no larger than QEMU's, and as fast as that can be.
-    pub fn default_level(self) -> i32 {
+    /// The level for clusters of `cluster_size` bytes where none is asked for: the fastest one that makes files of
+    /// programs and libraries no larger than QEMU makes them. In clusters of 64 KiB, deflate 1 missed that by 2 %,
+    /// deflate 2 is 3 % smaller, and Zstandard 3 is equal.
+    pub fn default_level(self, cluster_size: usize) -> i32 {
         match self {
-            Self::Zlib => DEFAULT_DEFLATE_LEVEL,
-            Self::Zstd => DEFAULT_ZSTD_LEVEL,
+            Self::Zlib if cluster_size < SMALL_CLUSTER => 5,
+            Self::Zlib => 2,
+            Self::Zstd => 3,
         }
     }
 
@@ -67,7 +68,7 @@ impl CompressionType {
     pub fn compress(self, level: Option<i32>, cluster: &[u8]) -> Option<Vec<u8>> {
         let levels = self.levels();
         let level = level
-            .unwrap_or(self.default_level())
+            .unwrap_or(self.default_level(cluster.len()))
             .clamp(*levels.start(), *levels.end());
         let mut out = vec![0; cluster.len().checked_sub(1)?];
         let len = match self {

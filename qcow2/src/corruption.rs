@@ -87,6 +87,20 @@ pub(crate) enum Corruption {
         cluster_size: u64,
         problem: &'static str,
     },
+    #[error("{what} {index} has {field} {value}, but {rule}")]
+    Entry {
+        what: &'static str,
+        index: u64,
+        field: &'static str,
+        value: u64,
+        rule: &'static str,
+    },
+    #[error("{what} takes {len} bytes, and {limit} is the most")]
+    TooLong {
+        what: &'static str,
+        len: u64,
+        limit: u64,
+    },
 }
 
 impl From<Corruption> for block::Error {

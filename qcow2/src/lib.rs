@@ -25,6 +25,7 @@ mod scratch;
 mod snapshot;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
+pub use bitmap::Bitmap;
 pub use check::{CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, Severity, Table, check};
 pub use compression::CompressionType;
 pub use create::{CreateOptions, create};
@@ -36,3 +37,4 @@ pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
 pub use image::{Image, OpenOptions};
 pub use measure::{Measure, measure};
+pub use snapshot::{Snapshot, SnapshotTable};

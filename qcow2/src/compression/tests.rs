@@ -42,14 +42,10 @@ fn error(kind: CompressionType, compressed: &[u8], len: usize) -> block::Error {
 #[test]
 fn every_level_and_cluster_size_survives_a_round_trip_with_a_tail() {
     for kind in BOTH {
-        for bits in [9, 12, 16, 21] {
+        for (bits, step) in [(9, 1), (12, 4), (16, 4), (21, 99)] {
             let cluster = cluster(1 << bits);
-            for level in kind
-                .levels()
-                .step_by(4)
-                .map(Some)
-                .chain([None, Some(-1), Some(99)])
-            {
+            let levels = kind.levels().step_by(step).map(Some);
+            for level in levels.chain([None, Some(-1)]) {
                 let mut compressed = kind.compress(level, &cluster).unwrap();
                 assert!(compressed.len() < cluster.len());
                 compressed.extend(noise(511));
@@ -200,7 +196,7 @@ fn reads_the_clusters_that_qemu_img_compressed() {
 #[test]
 fn qemu_img_reads_the_clusters_compressed_here() {
     let directory = tempfile::tempdir().unwrap();
-    for (kind, level) in BOTH.into_iter().flat_map(|kind| [(kind, None), (kind, Some(12))]) {
+    for (kind, level) in BOTH.into_iter().flat_map(|kind| [(kind, None), (kind, Some(9))]) {
         for cluster_bits in [9, 16, 21] {
             let options = CreateOptions {
                 size: 12 << cluster_bits,
