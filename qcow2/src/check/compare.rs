@@ -4,6 +4,7 @@
 //! were referenced. A refcount block that says something about clusters which nothing references need not be read
 //! again once no more findings are kept: how many refcounts are not 0 is known.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use block::Result;
@@ -124,6 +125,11 @@ impl Checker<'_> {
                     block,
                 };
                 self.recorder.record(len, finding);
+                for range in counted_ranges(keys, &clusters) {
+                    for cluster in range.map(ClusterIndex) {
+                        self.check_overflow(cluster, self.references.get(cluster));
+                    }
+                }
                 return Ok(None);
             }
             Source::Absent => None,
@@ -197,7 +203,7 @@ impl Checker<'_> {
         let max = self.geometry.max_refcount();
         if refcounts != counted || counted.iter().any(|&references| references > max) {
             for (cluster, (&refcount, &references)) in (clusters.start..).zip(refcounts.iter().zip(counted)) {
-                self.compare_cluster(ClusterIndex(cluster), refcount, references, max);
+                self.compare_cluster(ClusterIndex(cluster), refcount, references);
             }
         }
         total.refcounts += refcounts
@@ -210,7 +216,27 @@ impl Checker<'_> {
         }
     }
 
-    fn compare_cluster(&mut self, cluster: ClusterIndex, refcount: u64, references: u64, max: u64) {
+    fn compare_cluster(&mut self, cluster: ClusterIndex, refcount: u64, references: u64) {
+        self.check_overflow(cluster, references);
+        let references = references.min(self.geometry.max_refcount());
+        let finding = match refcount.cmp(&references) {
+            Ordering::Equal => return,
+            Ordering::Greater => Finding::Leak {
+                cluster,
+                refcount,
+                references,
+            },
+            Ordering::Less => Finding::RefcountTooLow {
+                cluster,
+                refcount,
+                references,
+            },
+        };
+        self.recorder.record(1, finding);
+    }
+
+    fn check_overflow(&mut self, cluster: ClusterIndex, references: u64) {
+        let max = self.geometry.max_refcount();
         if references > max {
             let finding = Finding::RefcountOverflow {
                 cluster,
@@ -219,25 +245,16 @@ impl Checker<'_> {
             };
             self.recorder.record(references - max, finding);
         }
-        let references = references.min(max);
-        if refcount > references {
-            self.recorder.record(
-                1,
-                Finding::Leak {
-                    cluster,
-                    refcount,
-                    references,
-                },
-            );
-        } else if refcount < references {
-            self.recorder.record(
-                1,
-                Finding::RefcountTooLow {
-                    cluster,
-                    refcount,
-                    references,
-                },
-            );
-        }
     }
+}
+
+/// The parts of `clusters` that have counters; `keys` are those of all counters, ascending.
+fn counted_ranges(keys: &[u64], clusters: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let Range { start, end } = *clusters;
+    let first = keys.partition_point(|key| (key + 1) * CHUNK <= start);
+    keys[first..]
+        .iter()
+        .map(|key| key * CHUNK)
+        .take_while(move |counters| *counters < end)
+        .map(move |counters| start.max(counters)..end.min(counters + CHUNK))
 }

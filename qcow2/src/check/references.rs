@@ -53,12 +53,10 @@ impl Chunk {
     fn add(&mut self, index: usize, times: u64) -> bool {
         let sum = self.get(index).saturating_add(times);
         match self {
-            Self::Narrow(counters) if sum <= u64::from(u8::MAX) => counters[index] = sum as u8,
-            Self::Medium(counters) if sum <= u64::from(u16::MAX) => counters[index] = sum as u16,
-            Self::Wide(counters) => counters[index] = sum,
-            _ => return false,
+            Self::Narrow(counters) => store(&mut counters[index], sum),
+            Self::Medium(counters) => store(&mut counters[index], sum),
+            Self::Wide(counters) => store(&mut counters[index], sum),
         }
-        true
     }
 
     fn widen(&mut self) {
@@ -78,6 +76,10 @@ impl Chunk {
             Self::Wide(counters) => copy(&counters[range], out),
         }
     }
+}
+
+fn store<T: TryFrom<u64>>(counter: &mut T, count: u64) -> bool {
+    T::try_from(count).map(|count| *counter = count).is_ok()
 }
 
 fn copy<T: Copy + Into<u64>>(counters: &[T], out: &mut [u64]) {

@@ -156,7 +156,7 @@ impl Block {
         let order = geometry.refcount_order;
         let (mut used, mut last_used, mut ones) = (0, 0, Vec::new());
         reader.read(offset.0, offset.0 + geometry.cluster_size(), |at, piece| {
-            let first = (at - offset.0) * 8 >> order;
+            let first = ((at - offset.0) * 8) >> order;
             let mut group = [0; GROUP];
             for (number, bytes) in (first / GROUP as u64..).zip(piece.chunks_exact(group_bytes(order))) {
                 decode_group(order, bytes, &mut group);

@@ -7,9 +7,8 @@ use tempfile::TempDir;
 
 use super::{Figures, exit_code, in_memory, must, our_check, qemu_check};
 
-/// An image, and the directory with what it refers to.
+/// An image, and the directory with it and what it refers to.
 pub(super) struct Sample {
-    pub(super) name: &'static str,
     pub(super) dir: TempDir,
     pub(super) bytes: Vec<u8>,
 }
@@ -160,7 +159,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 pub(super) fn make(wanted: &str) -> Sample {
-    let &(name, options, size, steps) = RECIPES.iter().find(|recipe| recipe.0 == wanted).expect(wanted);
+    let &(_, options, size, steps) = RECIPES.iter().find(|recipe| recipe.0 == wanted).expect(wanted);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
     create(path, options, &["i.qcow2", size]);
@@ -168,7 +167,7 @@ pub(super) fn make(wanted: &str) -> Sample {
         apply(path, options, *step);
     }
     let bytes = fs::read(path.join("i.qcow2")).unwrap();
-    Sample { name, dir, bytes }
+    Sample { dir, bytes }
 }
 
 fn create(dir: &Path, options: &str, rest: &[&str]) {

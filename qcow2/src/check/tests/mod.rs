@@ -64,6 +64,7 @@ impl From<&CheckReport> for Figures {
 struct Judgement {
     code: Option<i32>,
     figures: Option<Figures>,
+    #[expect(dead_code, reason = "shown when a test fails")]
     messages: String,
 }
 
