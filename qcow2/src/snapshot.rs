@@ -289,7 +289,7 @@ mod tests {
                 assert_eq!((snapshot.vm_state_size, snapshot.icount), (0, Some(0)));
                 assert!(snapshot.date_seconds > 1_500_000_000);
             }
-            assert!(table.len > 2 * MIN_SNAPSHOT_LEN && table.len % 8 == 0);
+            assert!(table.len > 2 * MIN_SNAPSHOT_LEN && table.len.is_multiple_of(8));
         }
     }
 

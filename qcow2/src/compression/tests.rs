@@ -68,7 +68,7 @@ fn what_does_not_get_smaller_is_not_compressed() {
 #[test]
 fn a_stream_that_is_too_short_for_a_cluster_is_an_error() {
     for kind in BOTH {
-        let compressed = kind.compress(None, &[1; 65_536]).unwrap();
+        let compressed = kind.compress(None, &vec![1; 65_536]).unwrap();
         let error = error(kind, &compressed, 131_072);
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.to_string().contains("ends too early"), "{error}");

@@ -2,6 +2,7 @@ use std::path::Path;
 use std::process::Command;
 
 use block::MemStorage;
+use block::test_utils::Recorder;
 
 use super::*;
 
@@ -193,6 +194,52 @@ fn replaces_an_old_image_whole() {
     };
     create(&storage, &options).unwrap();
     assert_eq!(storage.to_vec(), created(&options));
+}
+
+/// Over nothing and over an older image; a name so long that the header takes several sectors.
+#[test]
+fn a_power_cut_leaves_the_old_image_or_none_or_the_new_one() {
+    let old = created(&CreateOptions {
+        size: 1 << 20,
+        cluster_bits: 12,
+        preallocation: Preallocation::Full,
+        ..CreateOptions::default()
+    });
+    let plain = CreateOptions {
+        size: 40 << 20,
+        cluster_bits: 12,
+        ..CreateOptions::default()
+    };
+    let overlay = CreateOptions {
+        backing: Some(BackingReference {
+            name: "n".repeat(1000),
+            format: Some("raw".into()),
+        }),
+        ..plain.clone()
+    };
+    let preallocated = CreateOptions {
+        preallocation: Preallocation::Metadata,
+        ..plain
+    };
+    for (before, options) in [(vec![], &overlay), (old.clone(), &overlay), (old, &preallocated)] {
+        let new = created(options);
+        let recorder = Recorder::new();
+        let storage = recorder.storage(MemStorage::from(before.clone()));
+        create(&*storage, options).unwrap();
+        let states = recorder.crash_states();
+        let (mut refused, mut complete) = (0, 0);
+        for point in states.points() {
+            for seed in 0..32 {
+                let disk = states.at(point, seed).remove(0);
+                match Header::read(&disk) {
+                    Err(_) => refused += 1,
+                    Ok(_) if disk.to_vec() == new => complete += 1,
+                    Ok(_) => assert!(disk.to_vec() == before, "point {point}, seed {seed}"),
+                }
+            }
+        }
+        assert!(refused > 0 && complete > 0, "{refused} {complete}");
+    }
 }
 
 #[test]
