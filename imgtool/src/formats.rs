@@ -193,7 +193,7 @@ impl NewImage {
                     compression_level: level,
                     ..qcow2::OpenOptions::default()
                 };
-                NewDevice::Qcow2(qcow2::Image::open(storage, options)?)
+                NewDevice::Qcow2(Box::new(qcow2::Image::open(storage, options)?))
             }
         })
     }
@@ -245,14 +245,14 @@ impl NewImage {
 #[derive(Debug)]
 pub(crate) enum NewDevice {
     Raw(raw::Image),
-    Qcow2(qcow2::Image),
+    Qcow2(Box<qcow2::Image>),
 }
 
 impl NewDevice {
     pub(crate) fn device(&self) -> &dyn BlockDevice {
         match self {
             Self::Raw(image) => image,
-            Self::Qcow2(image) => image,
+            Self::Qcow2(image) => &**image,
         }
     }
 

@@ -23,16 +23,16 @@ pub(crate) struct Opening {
 
 impl Opening {
     /// The image at `path` with everything below it. Without a `format` it is found out.
-    pub(crate) fn chain(&self, path: &Path, format: Option<&str>) -> Result<Chain> {
+    pub(crate) fn chain(self, path: &Path, format: Option<&str>) -> Result<Chain> {
         self.open(path, format, Below::AsStored)
     }
 
     /// The image at `path` alone: no other file is opened.
-    pub(crate) fn alone(&self, path: &Path, format: Option<&str>) -> Result<Chain> {
+    pub(crate) fn alone(self, path: &Path, format: Option<&str>) -> Result<Chain> {
         self.open(path, format, Below::Nothing)
     }
 
-    fn open(&self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {
+    fn open(self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {
         let options = ChainOptions {
             format,
             access: self.access,
@@ -44,7 +44,7 @@ impl Opening {
     }
 
     /// Says which option of the command line would have made the difference.
-    fn explain(&self, error: Error) -> Error {
+    fn explain(self, error: Error) -> Error {
         match error.kind() {
             ErrorKind::Locked if !self.access.write => {
                 error.with_hint("wait for it, or read the image as it is being written to with -U")

@@ -203,7 +203,7 @@ fn create_beside(path: &Path, making: Making) -> Result<(raw::File, Unfinished)>
         match options.open(&partial) {
             Ok(file) => return Ok((file, Unfinished::new(&partial))),
             Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) && attempt < ATTEMPTS => {
-                attempt += 1
+                attempt += 1;
             }
             Err(error) => return Err(missing_directory(error.with_path_replaced(&partial, path), path)),
         }

@@ -26,7 +26,7 @@ enum Display {
     /// On a terminal.
     Bar(ProgressBar),
     /// As `qemu-img -p` prints it, on standard output; the last value printed.
-    Percent(Mutex<Option<f64>>),
+    Percent(Mutex<f64>),
     Json(Mutex<Json>),
 }
 
@@ -42,15 +42,17 @@ impl Watch {
         let terminal = io::stderr().is_terminal();
         Self(match arguments.progress {
             _ if arguments.quiet => Display::Nothing,
-            ProgressMode::None => Display::Nothing,
             ProgressMode::Json => Display::Json(Mutex::new(Json {
                 start: Instant::now(),
                 printed: None,
                 last: None,
             })),
             ProgressMode::Auto if terminal => Display::Bar(bar()),
-            ProgressMode::Auto if arguments.show => Display::Percent(Mutex::new(None)),
-            ProgressMode::Auto => Display::Nothing,
+            ProgressMode::Auto if arguments.show => {
+                print_percent(0.0);
+                Display::Percent(Mutex::new(0.0))
+            }
+            ProgressMode::Auto | ProgressMode::None => Display::Nothing,
         })
     }
 
@@ -65,8 +67,8 @@ impl Watch {
             Display::Percent(last) => {
                 let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
                 let percent = percent(progress);
-                if last.is_none_or(|last| percent - last > STEP || (percent >= 100.0 && last < 100.0)) {
-                    *last = Some(percent);
+                if percent - *last > STEP || (percent >= 100.0 && *last < 100.0) {
+                    *last = percent;
                     print_percent(percent);
                 }
             }
@@ -85,14 +87,8 @@ impl Watch {
         match self.0 {
             Display::Nothing => {}
             Display::Bar(bar) => bar.finish_and_clear(),
-            Display::Percent(last) => {
-                if last
-                    .into_inner()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .is_some()
-                {
-                    let _ = writeln!(io::stdout());
-                }
+            Display::Percent(_) => {
+                let _ = writeln!(io::stdout());
             }
             Display::Json(json) => {
                 let mut json = json.into_inner().unwrap_or_else(PoisonError::into_inner);

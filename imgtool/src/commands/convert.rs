@@ -372,7 +372,7 @@ impl ConvertArgs {
         };
         let file = backing_path(path, &backing.name);
         let Some(format) = &backing.format else {
-            return Err(no_backing_format(&self.opening(), path, &file, &backing.name));
+            return Err(no_backing_format(self.opening(), path, &file, &backing.name));
         };
         self.opening().chain(&file, Some(format)).map(Some)
     }

@@ -112,7 +112,7 @@ impl CreateArgs {
         };
         let file = backing_path(path, &backing.name);
         let Some(format) = &backing.format else {
-            return Err(no_backing_format(&opening, path, &file, &backing.name));
+            return Err(no_backing_format(opening, path, &file, &backing.name));
         };
         if self.backing_unsafe {
             return Ok(size);
@@ -128,7 +128,7 @@ impl CreateArgs {
 }
 
 /// The format of a backing file is never guessed, but what it looks like can be told.
-pub(crate) fn no_backing_format(opening: &Opening, image: &Path, file: &Path, name: &str) -> Error {
+pub(crate) fn no_backing_format(opening: Opening, image: &Path, file: &Path, name: &str) -> Error {
     let message = format!(
         "the format of the backing file \"{}\" is not stated",
         escape(name)

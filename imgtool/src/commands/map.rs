@@ -82,11 +82,7 @@ fn table(
     chain: &Chain,
     extents: impl Iterator<Item = block::Result<Extent>>,
 ) -> Outcome {
-    writeln!(
-        out,
-        "{:<16}{:<16}{:<16}{}",
-        "Offset", "Length", "Mapped to", "File"
-    )?;
+    writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")?;
     for extent in extents {
         let extent = extent?;
         let layer = &chain.layers()[extent.depth as usize];

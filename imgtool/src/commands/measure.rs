@@ -1,7 +1,7 @@
 //! `imgtool measure`: the size that an image would need.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use block::{Access, Error, Result};
 use clap::Args;
@@ -97,7 +97,7 @@ impl MeasureArgs {
     }
 
     /// Measures for an image; and whether both formats know bitmaps, of which none would be copied.
-    fn measure_file(&self, path: &PathBuf, mut image: NewImage) -> Result<(qcow2::Measure, bool)> {
+    fn measure_file(&self, path: &Path, mut image: NewImage) -> Result<(qcow2::Measure, bool)> {
         let cancel = interrupt::watch()?;
         let opening = Opening {
             nested: self.open.nested,
@@ -124,14 +124,12 @@ impl MeasureArgs {
 }
 
 fn measure(image: &NewImage, clusters: Option<u64>) -> Result<qcow2::Measure> {
-    match image.qcow2() {
-        Some(options) => qcow2::measure(&options, clusters),
-        None => {
-            let size = image.size.unwrap_or(0);
-            Ok(qcow2::Measure {
-                required: size,
-                fully_allocated: size,
-            })
-        }
+    if let Some(options) = image.qcow2() {
+        return qcow2::measure(&options, clusters);
     }
+    let size = image.size.unwrap_or(0);
+    Ok(qcow2::Measure {
+        required: size,
+        fully_allocated: size,
+    })
 }
