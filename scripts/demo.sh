@@ -27,7 +27,8 @@ timed() {
     local row=$1 column=ours begin=$EPOCHREALTIME
     [ "$2" = qemu-img ] && column=theirs
     shift
-    [ "$1" = qemu-img ] || say "imgtool ${*:2}"
+    local shown="${*:2}"
+    [ "$1" = qemu-img ] || say "imgtool ${shown//"$demo/"/}"
     "$@" >"$demo/out" || fail "'$*' failed (exit $?)"
     seconds[$row/$column]=$(awk -v a="$begin" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.2f", b - a }')
     [[ " ${rows[*]-} " == *" $row "* ]] || rows+=("$row")
