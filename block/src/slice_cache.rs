@@ -113,7 +113,15 @@ impl SliceCache {
     pub fn get(&self, slice: u64, index: usize) -> Option<u64> {
         let set = self.set(slice);
         let tag = slice + 1;
-        let way = set.tags.iter().position(|t| t.load(Ordering::Relaxed) == tag)?;
+        // All tags, without a branch for each: which way a slice is in can't be predicted.
+        let ways = set.tags.iter().enumerate();
+        let found = ways.fold(0u32, |found, (way, t)| {
+            found | u32::from(t.load(Ordering::Relaxed) == tag) << way
+        });
+        if found == 0 {
+            return None;
+        }
+        let way = found.trailing_zeros() as usize % WAYS;
         let version = set.versions[way].load(Ordering::Acquire);
         if version & 1 == 1 || set.tags[way].load(Ordering::Relaxed) != tag {
             return None;

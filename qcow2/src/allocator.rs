@@ -184,7 +184,7 @@ impl Allocator {
             )
             .with_path_of(self.storage.path()));
         }
-        self.packing = (end.0 % size != 0).then_some(end);
+        self.packing = (!end.0.is_multiple_of(size)).then_some(end);
         Ok(CompressedCluster { host, len })
     }
 

@@ -1,4 +1,39 @@
 //! The qcow2 disk-image format: copy-on-write images with backing chains.
+//!
+//! [`create`] makes an image on any [`Storage`](block::Storage), [`Image::open`] makes a
+//! [`BlockDevice`](block::BlockDevice) of it, [`check`] judges one that may be damaged, and [`Header`] says what an
+//! image is without opening it. [`Qcow2`] is the format as a link of a [chain](block::chain).
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use block::{Access, BlockDevice, MemStorage};
+//! use qcow2::{CreateOptions, Image, OpenOptions};
+//!
+//! let storage = Arc::new(MemStorage::new());
+//! qcow2::create(&*storage, &CreateOptions { size: 1 << 30, ..CreateOptions::default() })?;
+//!
+//! let image = Image::open(storage, OpenOptions { access: Access::WRITE, ..OpenOptions::default() })?;
+//! image.write_at(b"hello", 4096)?;
+//! image.flush()?;
+//!
+//! let mut buf = [0; 5];
+//! image.read_at(&mut buf, 4096)?;
+//! assert_eq!(&buf, b"hello");
+//! image.close()?;
+//! # Ok::<(), block::Error>(())
+//! ```
+//!
+//! # Threads
+//!
+//! All of [`Image`] works through `&self`. Reads and writes in place wait for nobody; see `image` for the locks, and
+//! for the order in which a flush writes. Power may fail at any time: what was flushed stays, and the worst that
+//! [`check`] finds afterwards are leaks.
+//!
+//! # What is not there yet
+//!
+//! Internal snapshots can be there and stay intact, but not be made or opened. Images with extended L2 entries,
+//! external data files or encryption are refused by name, and so is writing to one with dirty bitmaps.
 
 mod address;
 mod allocator;

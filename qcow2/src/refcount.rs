@@ -40,7 +40,7 @@ pub(crate) fn find(block: &[u8], order: u32, from: usize, used: bool) -> Option<
     let per_word = 64usize >> order;
     let mut index = from;
     while index < count {
-        if index % per_word == 0 {
+        if index.is_multiple_of(per_word) {
             // A word that can't hold what is looked for is passed over whole.
             let at = index / per_word * 8;
             if let Some(Ok(word)) = block

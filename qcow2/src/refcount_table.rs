@@ -171,9 +171,10 @@ impl RefcountTable {
         refcount::write(&mut block.bytes, order, index, value);
         let byte = (index << order) / 8;
         let end = ((index + 1) << order).div_ceil(8);
-        block.dirty = match block.dirty.is_empty() {
-            true => byte..end,
-            false => block.dirty.start.min(byte)..block.dirty.end.max(end),
+        block.dirty = if block.dirty.is_empty() {
+            byte..end
+        } else {
+            block.dirty.start.min(byte)..block.dirty.end.max(end)
         };
         Ok(())
     }
@@ -324,11 +325,11 @@ impl RefcountTable {
                 },
             );
         }
-        let clock = self.clock;
-        Ok(self.blocks.get_mut(&number).map(|block| {
-            block.last_used = clock;
-            block
-        }))
+        let mut block = self.blocks.get_mut(&number);
+        if let Some(block) = &mut block {
+            block.last_used = self.clock;
+        }
+        Ok(block)
     }
 
     fn block_offset(&self, entry: u64, number: usize) -> Result<Option<HostOffset>> {

@@ -225,9 +225,16 @@ impl Header {
             true if self.has(IncompatibleFeatures::DIRTY) => {
                 "the image is marked dirty (it was not closed properly): it must be checked before it is written to"
             }
+            true if self.extensions.bitmaps.is_some() => {
+                let message =
+                    "the image has dirty bitmaps, which would go stale; such images cannot be written to yet";
+                let hint =
+                    "`qemu-img bitmap --remove` removes them; a copy made with `imgtool convert` has none";
+                return Some(Error::unsupported(message).with_hint(hint));
+            }
             _ => return None,
         };
-        Some(Error::new(ErrorKind::Corrupt, broken).with_hint("`imgtool check -r all` repairs it"))
+        Some(Error::new(ErrorKind::Corrupt, broken).with_hint("`qemu-img check -r all` repairs it"))
     }
 
     fn has(&self, feature: IncompatibleFeatures) -> bool {

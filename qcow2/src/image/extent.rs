@@ -72,12 +72,7 @@ impl Image {
         };
         let inside = backing.size().saturating_sub(own.offset);
         if inside == 0 {
-            // What a short backing device lacks reads as zeros, and it is the backing's saying so.
-            return Ok(Extent {
-                state: ExtentState::Zero,
-                depth: 1,
-                ..own
-            });
+            return Ok(own);
         }
         let below = backing.extent_at(own.offset, own.len.min(inside))?;
         Ok(Extent {

@@ -49,6 +49,7 @@ use crate::l1_table::L1Table;
 use crate::metadata_map::MetadataMap;
 use crate::range_lock::RangeLocks;
 use crate::refcount_table::RefcountTable;
+use crate::snapshot::SnapshotTable;
 
 /// Bytes of L2 entries cached where none is asked for: the whole map of 32 GiB in clusters of 64 KiB.
 const DEFAULT_L2_CACHE: usize = 4 << 20;
@@ -213,7 +214,8 @@ impl Image {
             header.refcount_table_offset,
             header.refcount_table_clusters,
         )?;
-        let metadata = Arc::new(RwLock::new(self.map_metadata(&header, &refcounts)));
+        let snapshots = SnapshotTable::read(&*self.storage, &header)?;
+        let metadata = Arc::new(RwLock::new(self.map_metadata(&header, &snapshots, &refcounts)));
         let allocator = Allocator::new(
             refcounts,
             Arc::clone(&self.storage),
@@ -236,8 +238,13 @@ impl Image {
         })
     }
 
-    /// Everything that the header, the L1 table and the refcount table name.
-    fn map_metadata(&self, header: &Header, refcounts: &RefcountTable) -> MetadataMap {
+    /// Everything that the header, the snapshot table, the L1 table and the refcount table name.
+    fn map_metadata(
+        &self,
+        header: &Header,
+        snapshots: &SnapshotTable,
+        refcounts: &RefcountTable,
+    ) -> MetadataMap {
         let mut map = MetadataMap::default();
         let mut insert = |start: HostOffset, len: u64| {
             let first = self.geometry.cluster_of(start).0;
@@ -245,11 +252,9 @@ impl Image {
         };
         insert(HostOffset(0), 1);
         insert(header.l1_offset, u64::from(header.l1_entries) * 8);
-        if header.snapshot_count > 0 {
-            insert(header.snapshots_offset, 1);
-        }
-        if let Some(bitmaps) = &header.extensions.bitmaps {
-            insert(bitmaps.directory_offset, bitmaps.directory_size);
+        insert(header.snapshots_offset, snapshots.len);
+        for snapshot in &snapshots.snapshots {
+            insert(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
         }
         for index in 0..self.l1.entries() {
             if let Ok(L1Entry::Table { host, .. }) = self.decode_l1(self.l1.load(index), index) {

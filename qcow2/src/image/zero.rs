@@ -177,13 +177,12 @@ impl Image {
         };
         let new = match (becomes, old) {
             (Becomes::Unallocated, _) => L2Mapping::Unallocated,
-            (_, L2Mapping::Unallocated) => smallest,
-            (Becomes::Nothing, L2Mapping::Zero { preallocated: None }) => old,
-            (Becomes::Nothing, _) => smallest,
+            (Becomes::Nothing, L2Mapping::Zero { preallocated: None })
+            | (Becomes::ZeroKept, L2Mapping::Zero { .. }) => old,
+            (Becomes::Nothing, _) | (_, L2Mapping::Unallocated) => smallest,
             (Becomes::ZeroKept, L2Mapping::Standard { host, copied: true }) => L2Mapping::Zero {
                 preallocated: Some((host, true)),
             },
-            (Becomes::ZeroKept, L2Mapping::Zero { .. }) => old,
             (Becomes::Zero | Becomes::ZeroKept, _) => zero,
         };
         (new != old).then_some(new)
