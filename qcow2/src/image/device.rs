@@ -47,7 +47,6 @@ impl Image {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         self.check_bounds(op, offset, len)?;
         self.begin_writing(writer)?;
-        self.write_back_if_full(writer)?;
         let _pin = self.pin();
         change(writer).map_err(|error| error.with_path_of(self.storage.path()))
     }

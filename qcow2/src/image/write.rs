@@ -64,6 +64,7 @@ impl Image {
     }
 
     fn write_allocating(&self, writer: &Writer, data: &[u8], guest: GuestOffset) -> Result<usize> {
+        self.write_back_if_full(writer)?;
         let bits = self.geometry.cluster_bits;
         let end = (guest + data.len() as u64).min(self.slice_end(guest));
         let clusters = guest.0 >> bits..((end.0 - 1) >> bits) + 1;
@@ -262,6 +263,7 @@ impl Image {
         compressed: &[u8],
         guest: GuestOffset,
     ) -> Result<()> {
+        self.write_back_if_full(writer)?;
         let cluster = guest.0 >> self.geometry.cluster_bits;
         let _range = writer.ranges.lock(cluster..cluster + 1);
         self.ensure_table(writer, guest)?;
