@@ -36,9 +36,9 @@ impl Format for Qcow2 {
         backing: Backing,
     ) -> Result<Arc<dyn Overlay>> {
         if data_file.is_some() {
-            return Err(
-                Error::unsupported("external data files cannot be opened yet").with_path_of(storage.path())
-            );
+            return Err(Error::unsupported("external data files cannot be opened yet")
+                .with_path_of(storage.path())
+                .with_hint("`qemu-img convert -O qcow2` makes an image without one"));
         }
         Ok(Arc::new(Image::open(
             storage,
