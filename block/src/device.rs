@@ -126,7 +126,8 @@ pub trait BlockDevice: Send + Sync + Debug {
     fn zero_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()>;
 
     /// Says that the guest does not need `len` bytes at `offset` any more. Whole clusters inside are given back
-    /// and read as zeros afterwards (never as old data of the backing); the rest may stay as it is.
+    /// and read as zeros afterwards; what cannot be given back without old data of a backing device coming to light
+    /// (version 2 of qcow2) and parts of clusters stay as they are.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at).
