@@ -13,8 +13,9 @@
 //! the next chunk, does all that needs the processor into a buffer of its own, and hands the resulting [`Step`]s to
 //! the turnstile, which has them carried out in the order of the chunks by whichever worker comes with the one that
 //! is due. So the target gives out room in guest order and its layout does not depend on timing, and no thread waits
-//! unless it has run a whole window ahead of the writer: that window is also the bound on memory. Where order does
-//! not matter (a raw target, which gives out nothing) a worker carries its steps out at once.
+//! unless it has run a whole window ahead of the writer: that window is also the bound on memory. One writer is not
+//! only enough but faster: hosts let one write at a time into a file, and others that try burn a processor waiting.
+//! Where that is not so (a block device), order can be given up, and a worker carries its steps out at once.
 //!
 //! What is left out depends on what the target reads as before ([`Before`]): a run is skipped where the target reads
 //! the same already, and zeros are written as zeros elsewhere.
@@ -35,8 +36,9 @@ use turnstile::Turnstile;
 use walker::{Chunk, Kind, Walker};
 
 /// Bytes that a worker reads at once: enough to make calls cheap, little enough to stay in a core's cache between
-/// the read, the search for zeros and the write.
-const CHUNK: u64 = 1 << 20;
+/// the read, the search for zeros and the write. And a host that is asked to write a MiB at once looks for that much
+/// memory in one piece, which can take longer than the writing.
+const CHUNK: u64 = 256 << 10;
 
 /// The size of the pieces in which zeros are looked for.
 const PIECE: u64 = 4096;
@@ -82,8 +84,8 @@ pub struct ConvertOptions {
     pub sparse: u64,
     /// Write compressed clusters.
     pub compress: bool,
-    /// Write in guest order, so that the target's layout is always the same. A raw target's is in any case, and it
-    /// is written to in any order.
+    /// Write in guest order, one write at a time, so that the target's layout is always the same. Compressed clusters
+    /// are in any case.
     pub in_order: bool,
     /// What the target reads as before.
     pub before: Before,
@@ -197,7 +199,7 @@ impl<'a> Copy<'a> {
             compressed,
             options,
             control,
-            in_order: info.cluster_size.is_some() && (options.in_order || options.compress),
+            in_order: options.in_order || options.compress,
             chunk,
             cluster,
             walker: Mutex::new(Walker::new(source, options, chunk, unit)),

@@ -312,6 +312,7 @@ impl ConvertArgs {
         let target = TargetFile::new(path, making)?;
         if target.is_block_device() && image.format() == "raw" {
             copy.before = Before::Unknown;
+            copy.in_order = false;
         }
         let left = target.if_dropped();
         let copied = (|| {

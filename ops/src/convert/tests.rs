@@ -32,6 +32,13 @@ fn copies_everything_and_no_zeros() {
             run(&source, &target, &options(threads));
             let copied = target.contents();
             assert_eq!(copied[..source.size() as usize], source.contents());
+            let unordered = Toy::new(source.size());
+            let any_order = ConvertOptions {
+                in_order: false,
+                ..options(threads)
+            };
+            run(&source, &unordered, &any_order);
+            assert_eq!(unordered.contents(), source.contents());
             let pages = source
                 .contents()
                 .chunks(PAGE as usize)
