@@ -61,7 +61,7 @@ mod snapshot;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use bitmap::Bitmap;
-pub use check::{CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, Severity, Table, check};
+pub use check::{CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, Severity, TableKind, check};
 pub use compression::CompressionType;
 pub use create::{CreateOptions, create};
 pub use entry::{CompressedCluster, L1Entry, L2Mapping};

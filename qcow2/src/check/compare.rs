@@ -10,7 +10,7 @@ use std::ops::Range;
 use block::Result;
 
 use super::references::CHUNK;
-use super::report::{Finding, Severity, Table};
+use super::report::{Finding, Severity, TableKind};
 use super::stored::{GROUP, Source, decode_group, group_bytes};
 use super::{CheckPhase, Checker, loose};
 use crate::address::{ClusterIndex, HostOffset};
@@ -42,13 +42,13 @@ impl Checker<'_> {
             let (block, index) = (loose::refcount_block(entry), index as u64);
             let finding = if loose::refcount_reserved(entry) {
                 Finding::ReservedBits {
-                    table: Table::Refcount,
+                    table: TableKind::Refcount,
                     at: self.refcount_table_offset + index * 8,
                     entry,
                 }
             } else if !self.geometry.is_aligned(block.0) {
                 Finding::Unaligned {
-                    table: Table::Refcount,
+                    table: TableKind::Refcount,
                     at: self.refcount_table_offset + index * 8,
                     entry,
                 }

@@ -9,22 +9,19 @@ use std::ops::Range;
 use block::{Error, ErrorKind, Result, Storage};
 use byteorder::{BE, ByteOrder};
 
-use super::report::{Finding, Table};
+use super::report::{Finding, TableKind};
 use super::sweep::sweep;
 use super::{Checker, loose, table_range};
 use crate::address::HostOffset;
 use crate::extension::BitmapsExtension;
 use crate::geometry::MAX_L1_BYTES;
 use crate::header::{Header, Version};
+use crate::snapshot::{MAX_EXTRA_DATA, MAX_SNAPSHOT_TABLE};
 
 /// Bytes of an entry of the snapshot table before its extra data ("Snapshots").
 const SNAPSHOT_ENTRY: usize = 40;
 /// Extra data that version 3 asks for: the size of the VM's state, and of the disk.
 const SNAPSHOT_EXTRA: u32 = 16;
-/// Most extra data of a snapshot (QEMU's limit, kept).
-const MAX_SNAPSHOT_EXTRA: u32 = 1024;
-/// Longest snapshot table in bytes (QEMU's limit, kept).
-const MAX_SNAPSHOT_TABLE: u64 = 64 << 20;
 /// Bytes of an entry of the bitmap directory before its extra data ("Bitmap directory").
 const BITMAP_ENTRY: usize = 24;
 /// Most entries of a bitmap's table (QEMU's limit, kept).
@@ -48,10 +45,10 @@ impl Checker<'_> {
             let at = entries.at;
             let entry: [u8; SNAPSHOT_ENTRY] = entries.next()?.ok_or_else(|| table_end(index, at))?;
             let extra = BE::read_u32(&entry[36..]);
-            if extra > MAX_SNAPSHOT_EXTRA {
+            if extra > MAX_EXTRA_DATA {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
-                    format!("snapshot {index} has {extra} bytes of extra data; 1024 is the most"),
+                    format!("snapshot {index} has {extra} bytes of extra data; {MAX_EXTRA_DATA} is the most"),
                 )
                 .with_offset(at));
             }
@@ -132,7 +129,7 @@ impl Checker<'_> {
                     let (host, broken) = loose::bitmap_entry(entry, self.geometry);
                     if broken {
                         let finding = Finding::ReservedBits {
-                            table: Table::Bitmap,
+                            table: TableKind::Bitmap,
                             at: HostOffset(at),
                             entry,
                         };

@@ -43,7 +43,7 @@ use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
 use crate::geometry::Geometry;
 use crate::header::Header;
 
-pub use self::report::{CheckReport, Finding, Severity, Table};
+pub use self::report::{CheckReport, Finding, Severity, TableKind};
 
 /// How to check.
 #[derive(Clone, Debug, PartialEq, Eq)]

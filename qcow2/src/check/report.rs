@@ -18,7 +18,7 @@ pub enum Severity {
 /// A table whose entries name clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Table {
+pub enum TableKind {
     /// The refcount table.
     Refcount,
     /// An L1 table, the active one or a snapshot's.
@@ -29,7 +29,7 @@ pub enum Table {
     Bitmap,
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for TableKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Refcount => "refcount table",
@@ -113,7 +113,7 @@ pub enum Finding {
     /// Bits are set that the format reserves.
     ReservedBits {
         /// The kind of table.
-        table: Table,
+        table: TableKind,
         /// Where the entry is.
         at: HostOffset,
         /// The entry.
@@ -122,7 +122,7 @@ pub enum Finding {
     /// An entry names an offset inside a cluster.
     Unaligned {
         /// The kind of table.
-        table: Table,
+        table: TableKind,
         /// Where the entry is.
         at: HostOffset,
         /// The entry.

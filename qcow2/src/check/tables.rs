@@ -9,7 +9,7 @@ use std::ops::Range;
 use block::Result;
 
 use super::loose::{self, LooseL2};
-use super::report::{Finding, Table};
+use super::report::{Finding, TableKind};
 use super::sweep::sweep;
 use super::{CheckPhase, Checker};
 use crate::address::HostOffset;
@@ -127,7 +127,7 @@ impl Checker<'_> {
             let (place, table) = (HostOffset(at), loose::l2_table(entry));
             if loose::l1_reserved(entry) {
                 let finding = Finding::ReservedBits {
-                    table: Table::L1,
+                    table: TableKind::L1,
                     at: place,
                     entry,
                 };
@@ -135,7 +135,7 @@ impl Checker<'_> {
             }
             if !self.geometry.is_aligned(table.0) {
                 let finding = Finding::Unaligned {
-                    table: Table::L1,
+                    table: TableKind::L1,
                     at: place,
                     entry,
                 };
@@ -218,7 +218,7 @@ impl<'c, 'a> L2Walk<'c, 'a> {
         let mapping = LooseL2::new(entry, self.checker.geometry);
         if loose::l2_reserved(entry) && !matches!(mapping, LooseL2::Compressed { .. }) {
             self.record(Finding::ReservedBits {
-                table: Table::L2,
+                table: TableKind::L2,
                 at,
                 entry,
             });
@@ -260,7 +260,7 @@ impl<'c, 'a> L2Walk<'c, 'a> {
                 Finding::UnalignedPreallocated { at, entry }
             } else {
                 Finding::Unaligned {
-                    table: Table::L2,
+                    table: TableKind::L2,
                     at,
                     entry,
                 }

@@ -11,6 +11,8 @@ use super::{Figures, exit_code, in_memory, must, our_check, qemu_check};
 pub(super) struct Sample {
     pub(super) dir: TempDir,
     pub(super) bytes: Vec<u8>,
+    /// What QEMU must be told to open it.
+    pub(super) options: &'static str,
 }
 
 /// Name, options of `create`, size, and what is done then.
@@ -145,6 +147,12 @@ const RECIPES: &[Recipe] = &[
         "8M",
         &[WRITES, Compress, MORE],
     ),
+    (
+        "LUKS",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,preallocation=metadata",
+        "8M",
+        &[],
+    ),
     ("data file", "data_file=data", "8M", &[WRITES, MORE]),
     (
         "raw data file",
@@ -167,11 +175,16 @@ pub(super) fn make(wanted: &str) -> Sample {
         apply(path, options, *step);
     }
     let bytes = fs::read(path.join("i.qcow2")).unwrap();
-    Sample { dir, bytes }
+    let options = if options.contains("key-secret") {
+        ",encrypt.key-secret=s"
+    } else {
+        ""
+    };
+    Sample { dir, bytes, options }
 }
 
 fn create(dir: &Path, options: &str, rest: &[&str]) {
-    let mut args = vec!["create", "-q", "-f", "qcow2"];
+    let mut args = vec!["create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x"];
     if !options.is_empty() {
         args.extend(["-o", options]);
     }
@@ -210,7 +223,7 @@ fn apply(dir: &Path, options: &str, step: Step) {
 fn sound_images_have_the_same_figures() {
     for name in names() {
         let sample = make(name);
-        let judgement = qemu_check(sample.dir.path(), "i.qcow2");
+        let judgement = qemu_check(sample.dir.path(), "i.qcow2", sample.options);
         let report = our_check(&in_memory(&sample.bytes)).unwrap();
         assert_eq!(
             Some(Figures::from(&report)),

@@ -167,7 +167,7 @@ fn a_check_can_be_stopped() {
 #[test]
 fn findings_are_bounded_and_all_are_counted() {
     let storage = image(16, 4, 0);
-    storage.write_all_at(&[1; 1 << 16], 2 << 16).unwrap();
+    storage.write_all_at(&vec![1; 1 << 16], 2 << 16).unwrap();
     storage.set_len(1 << 31).unwrap();
     let options = CheckOptions { max_findings: 7 };
     let report = check(&storage, &options, &mut |_| ControlFlow::Continue(())).unwrap();

@@ -68,8 +68,16 @@ struct Judgement {
     messages: String,
 }
 
-fn qemu_check(dir: &Path, image: &str) -> Judgement {
-    let args = ["check", "--output", "json", "-f", "qcow2", image];
+/// `options`: more of QEMU's options for opening the image, each with a comma before it.
+fn qemu_check(dir: &Path, image: &str, options: &str) -> Judgement {
+    let image = format!("driver=qcow2,file.filename={image}{options}");
+    let object = ["--object", "secret,id=s,data=x"];
+    let args = [
+        &["check", "--output", "json"],
+        &object[..],
+        &["--image-opts", &image],
+    ]
+    .concat();
     let (code, stdout, messages) = run(dir, "qemu-img", &args);
     let figures = serde_json::from_str::<Value>(&stdout).ok().map(|json| {
         let figure = |key: &str| json[key].as_u64().unwrap_or(0);
