@@ -1,0 +1,181 @@
+//! Running imgtool and QEMU's tools in a directory of their own.
+
+// Every test program uses some of it.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// A directory with images, removed at the end.
+pub struct Lab(tempfile::TempDir);
+
+impl Lab {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// The names in the directory, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(self.dir())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    pub fn command(&self, program: &str) -> Command {
+        let program = if program == "imgtool" {
+            env!("CARGO_BIN_EXE_imgtool")
+        } else {
+            program
+        };
+        let mut command = Command::new(program);
+        command.current_dir(self.dir());
+        command
+    }
+
+    /// Runs a line of words; `program` first.
+    pub fn run(&self, line: &str) -> Done {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        self.run_words(&words)
+    }
+
+    pub fn run_words(&self, words: &[&str]) -> Done {
+        let output = self.command(words[0]).args(&words[1..]).output();
+        let output = output.unwrap_or_else(|error| panic!("cannot run {}: {error}", words[0]));
+        Done {
+            line: words.join(" "),
+            output,
+        }
+    }
+
+    /// Runs `imgtool`, which must succeed; gives its standard output.
+    pub fn imgtool(&self, line: &str) -> String {
+        self.run(&format!("imgtool {line}")).ok()
+    }
+
+    /// Runs `qemu-img`, which must succeed; gives its standard output.
+    pub fn qemu_img(&self, line: &str) -> String {
+        self.run(&format!("qemu-img {line}")).ok()
+    }
+
+    /// Has qemu-io do something to an image.
+    pub fn qemu_io(&self, format: &str, image: &str, commands: &[&str]) {
+        let mut words = vec!["qemu-io", "-f", format];
+        for command in commands {
+            words.extend(["-c", command]);
+        }
+        words.push(image);
+        self.run_words(&words).ok();
+    }
+
+    /// The same line with both programs; the output as JSON.
+    pub fn both(&self, line: &str) -> [Value; 2] {
+        [self.imgtool(line), self.qemu_img(line)].map(|text| serde_json::from_str(&text).unwrap())
+    }
+
+    /// Both programs say the same, as JSON values.
+    pub fn assert_same_json(&self, line: &str) {
+        let [ours, theirs] = self.both(line);
+        assert_eq!(ours, theirs, "{line}");
+    }
+
+    /// A raw image with data, zeros and holes that differ from place to place.
+    pub fn raw(&self, name: &str, len: usize, seed: u64) -> PathBuf {
+        use std::os::unix::fs::FileExt;
+        let path = self.path(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(len as u64).unwrap();
+        let mut x = seed | 1;
+        let mut next = || {
+            x = x
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            x >> 33
+        };
+        let mut offset = 0;
+        while offset < len {
+            let run = ((next() % 48 + 1) * 4096) as usize;
+            let run = run.min(len - offset);
+            match next() % 4 {
+                0 => {}
+                1 => file.write_all_at(&vec![0; run], offset as u64).unwrap(),
+                kind => {
+                    // Half of it is easy to compress.
+                    let bytes: Vec<u8> = (0..run)
+                        .map(|i| if kind == 2 { next() as u8 } else { (i / 700) as u8 })
+                        .collect();
+                    file.write_all_at(&bytes, offset as u64).unwrap();
+                }
+            }
+            offset += run;
+        }
+        path
+    }
+}
+
+/// A program that has ended.
+pub struct Done {
+    line: String,
+    output: Output,
+}
+
+impl Done {
+    pub fn code(&self) -> i32 {
+        self.output
+            .status
+            .code()
+            .unwrap_or_else(|| panic!("{} was killed: {:?}", self.line, self.output.status))
+    }
+
+    pub fn stdout(&self) -> String {
+        String::from_utf8(self.output.stdout.clone()).unwrap()
+    }
+
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    /// It must have succeeded.
+    pub fn ok(self) -> String {
+        assert!(
+            self.output.status.success(),
+            "{}: {}\n{}",
+            self.line,
+            self.output.status,
+            self.stderr()
+        );
+        self.stdout()
+    }
+
+    /// It must have failed with one line, and a hint at most, that says `what`.
+    pub fn fails(&self, code: i32, what: &[&str]) {
+        let stderr = self.stderr();
+        assert_eq!(self.code(), code, "{}: {stderr}", self.line);
+        let lines: Vec<&str> = stderr.lines().collect();
+        assert!(lines[0].starts_with("imgtool: "), "{}: {stderr}", self.line);
+        assert!(
+            lines.len() == 1 || (lines.len() == 2 && lines[1].starts_with("hint: ")),
+            "{}: {stderr}",
+            self.line
+        );
+        for what in what {
+            assert!(
+                stderr.contains(what),
+                "{}: {stderr} does not say {what}",
+                self.line
+            );
+        }
+    }
+}
