@@ -33,8 +33,10 @@ pub struct SliceCache {
     sets: Box<[Set]>,
     /// Entries in a slice.
     slice_entries: usize,
-    /// 64 - log2(sets): the multiplicative hash keeps the top bits.
-    hash_shift: u32,
+    /// A slice goes to the set that the top bits of its number times this tell.
+    multiplier: u64,
+    /// 64 - log2(sets): how far those bits are shifted down.
+    shift: u32,
 }
 
 /// One set. Tags come first: eight of them fill the cache line that a look-up reads.
@@ -91,10 +93,18 @@ impl SliceCache {
             << affordable
                 .min(useful.checked_next_power_of_two().unwrap_or(affordable))
                 .ilog2();
+        let shift = 64 - sets.trailing_zeros();
         Self {
             sets: (0..sets).map(|_| Set::default()).collect(),
             slice_entries,
-            hash_shift: 64 - sets.trailing_zeros(),
+            multiplier: if slices <= (sets * WAYS) as u64 {
+                // Every slice has its slot: consecutive ones go to consecutive sets, so that none overflows.
+                1u64.checked_shl(shift).unwrap_or(0)
+            } else {
+                // Fibonacci hashing: slices at a power-of-two stride spread over all sets.
+                0x9e37_79b9_7f4a_7c15
+            },
+            shift,
         }
     }
 
@@ -234,9 +244,8 @@ impl SliceCache {
 
     #[inline]
     fn set(&self, slice: u64) -> &Set {
-        // Fibonacci hashing: slices at a power-of-two stride spread over all sets.
-        let hash = slice.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let index = hash.checked_shr(self.hash_shift).unwrap_or(0) as usize;
+        let hash = slice.wrapping_mul(self.multiplier);
+        let index = hash.checked_shr(self.shift).unwrap_or(0) as usize;
         &self.sets[index]
     }
 }
@@ -309,6 +318,20 @@ mod tests {
         assert_eq!(cache.insert(7, &entries, cache.ticket(7)), Inserted::Yes);
         assert_eq!(cache.get(7, 3), Some(3));
         assert_eq!(cache.get(8, 3), None);
+    }
+
+    #[test]
+    fn a_table_that_fits_is_never_evicted() {
+        for slices in [1, 8, 9, 100, 128] {
+            let cache = SliceCache::new(4, slices, 1 << 20);
+            for slice in 0..slices {
+                fill(&cache, slice);
+            }
+            assert!(
+                (0..slices).all(|slice| cache.get(slice, 0) == Some(slice)),
+                "{slices} slices"
+            );
+        }
     }
 
     #[test]
