@@ -43,6 +43,11 @@ pub(crate) enum Corruption {
     NoRefcountBlock { cluster: ClusterIndex },
     #[error("cluster {cluster} is counted as free, but holds metadata")]
     MetadataCountedFree { cluster: ClusterIndex },
+    #[error("{what} lies in cluster {cluster}, which holds other metadata")]
+    MetadataShared {
+        what: &'static str,
+        cluster: ClusterIndex,
+    },
     #[error("cluster {cluster} is in use, but counted as free")]
     FreedTwice { cluster: ClusterIndex },
     #[error("guest offset {guest} is mapped to cluster {cluster}, which holds metadata")]

@@ -32,6 +32,7 @@ mod write;
 mod zero;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
@@ -41,6 +42,7 @@ use block::{Access, Backing, BlockDevice, Error, Result, Storage};
 use crate::address::HostOffset;
 use crate::allocator::Allocator;
 use crate::compression::CompressionType;
+use crate::corruption::Corruption;
 use crate::entry::{L1Entry, L2Mapping};
 use crate::epoch::Epoch;
 use crate::geometry::Geometry;
@@ -215,7 +217,7 @@ impl Image {
             header.refcount_table_clusters,
         )?;
         let snapshots = SnapshotTable::read(&*self.storage, &header)?;
-        let metadata = Arc::new(RwLock::new(self.map_metadata(&header, &snapshots, &refcounts)));
+        let metadata = Arc::new(RwLock::new(self.map_metadata(&header, &snapshots, &refcounts)?));
         let allocator = Allocator::new(
             refcounts,
             Arc::clone(&self.storage),
@@ -238,31 +240,53 @@ impl Image {
         })
     }
 
-    /// Everything that the header, the snapshot table, the L1 table and the refcount table name.
+    /// Everything that the header, the snapshot table, the L1 table and the refcount table name. What is named twice
+    /// would be changed as one thing and read as another: such an image is not written to.
     fn map_metadata(
         &self,
         header: &Header,
         snapshots: &SnapshotTable,
         refcounts: &RefcountTable,
-    ) -> MetadataMap {
+    ) -> Result<MetadataMap> {
         let mut map = MetadataMap::default();
-        let mut insert = |start: HostOffset, len: u64| {
-            let first = self.geometry.cluster_of(start).0;
-            map.insert(first..first + self.geometry.clusters(len));
+        let mut insert = |what, clusters: Range<u64>| {
+            if let Some(cluster) = map.first_in(clusters.clone()) {
+                return Err(self
+                    .corrupt(Corruption::MetadataShared { what, cluster })
+                    .with_hint("the image must be repaired before it is written to"));
+            }
+            map.insert(clusters);
+            Ok(())
         };
-        insert(HostOffset(0), 1);
-        insert(header.l1_offset, u64::from(header.l1_entries) * 8);
-        insert(header.snapshots_offset, snapshots.len);
+        let clusters = |start: HostOffset, len: u64| {
+            let first = self.geometry.cluster_of(start).0;
+            first..first + self.geometry.clusters(len)
+        };
+        let l1_len = |entries: u32| u64::from(entries) * 8;
+        insert("the header", 0..1)?;
+        insert(
+            "the L1 table",
+            clusters(header.l1_offset, l1_len(header.l1_entries)),
+        )?;
+        insert(
+            "the snapshot table",
+            clusters(header.snapshots_offset, snapshots.len),
+        )?;
         for snapshot in &snapshots.snapshots {
-            insert(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
+            insert(
+                "a snapshot's L1 table",
+                clusters(snapshot.l1_offset, l1_len(snapshot.l1_entries)),
+            )?;
+        }
+        for clusters in refcounts.metadata() {
+            insert("the refcount table or a block of it", clusters)?;
         }
         for index in 0..self.l1.entries() {
             if let Ok(L1Entry::Table { host, .. }) = self.decode_l1(self.l1.load(index), index) {
-                insert(host, 1);
+                insert("an L2 table", clusters(host, 1))?;
             }
         }
-        refcounts.metadata().for_each(|clusters| map.insert(clusters));
-        map
+        Ok(map)
     }
 
     /// Writes back everything that waits and closes the image. Unlike dropping it, this reports failures.

@@ -179,6 +179,9 @@ impl Image {
     ) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let _range = writer.ranges.lock(guest.0 >> bits..(guest.0 >> bits) + count);
+        for cluster in 0..count {
+            self.lookup_to_replace(writer, guest + (cluster << bits))?;
+        }
         self.ensure_table(writer, guest)?;
         let allocation = writer.meta().allocator.allocate(count, Use::Data)?;
         let host = self.geometry.offset_of(ClusterIndex(allocation.clusters.start));

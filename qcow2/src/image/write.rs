@@ -63,6 +63,21 @@ impl Image {
         }
     }
 
+    /// What maps `guest` now, for whoever holds its range and is about to replace that: its host clusters are taken
+    /// back then, and metadata must not be.
+    pub(super) fn lookup_to_replace(&self, writer: &Writer, guest: GuestOffset) -> Result<L2Mapping> {
+        let mapping = self.lookup(guest)?;
+        match mapping {
+            L2Mapping::Standard { host, .. }
+            | L2Mapping::Zero {
+                preallocated: Some((host, _)),
+            } => self.refuse_metadata(writer, guest, host, 1)?,
+            L2Mapping::Compressed(data) => self.refuse_metadata(writer, guest, data.host, data.len)?,
+            L2Mapping::Unallocated | L2Mapping::Zero { preallocated: None } => {}
+        }
+        Ok(mapping)
+    }
+
     fn write_allocating(&self, writer: &Writer, data: &[u8], guest: GuestOffset) -> Result<usize> {
         self.write_back_if_full(writer)?;
         let bits = self.geometry.cluster_bits;
@@ -70,7 +85,7 @@ impl Image {
         let clusters = guest.0 >> bits..((end.0 - 1) >> bits) + 1;
         let _range = writer.ranges.lock(clusters.clone());
 
-        let Some(run) = self.allocating_run(clusters)? else {
+        let Some(run) = self.allocating_run(writer, clusters)? else {
             return Ok(0);
         };
         self.ensure_table(writer, guest)?;
@@ -94,9 +109,10 @@ impl Image {
 
     /// How many of `clusters`, from the first on, can't be written in place, alike in whether they keep host
     /// clusters. `None` if the first can be: somebody else has just allocated it.
-    fn allocating_run(&self, clusters: Range<u64>) -> Result<Option<Run>> {
+    fn allocating_run(&self, writer: &Writer, clusters: Range<u64>) -> Result<Option<Run>> {
         let size = self.geometry.cluster_size();
-        let mapping_of = |cluster: u64| self.lookup(GuestOffset(cluster << self.geometry.cluster_bits));
+        let mapping_of =
+            |cluster: u64| self.lookup_to_replace(writer, GuestOffset(cluster << self.geometry.cluster_bits));
         let kept = |mapping| match mapping {
             L2Mapping::Zero {
                 preallocated: Some((host, true)),
@@ -266,6 +282,7 @@ impl Image {
         self.write_back_if_full(writer)?;
         let cluster = guest.0 >> self.geometry.cluster_bits;
         let _range = writer.ranges.lock(cluster..cluster + 1);
+        self.lookup_to_replace(writer, guest)?;
         self.ensure_table(writer, guest)?;
         let data = writer
             .meta()

@@ -151,7 +151,7 @@ impl Image {
             changes.clear();
             let mut end = guest;
             while end < last
-                && let Some(new) = self.changed(self.lookup(end)?, end, becomes)
+                && let Some(new) = self.changed(self.lookup_to_replace(writer, end)?, end, becomes)
             {
                 changes.push(new);
                 end += size;
