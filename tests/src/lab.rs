@@ -85,8 +85,19 @@ impl Lab {
     }
 
     /// Makes `requests` of an image through `qemu-io`. Compressed writes may be refused, as QEMU does where there is
-    /// something already.
+    /// something already. They go first, in a process of their own: QEMU damages its image where it packs compressed
+    /// data into a cluster that it has given to something else since.
     pub fn qemu_io(&self, name: &str, format: &str, requests: &[Request]) {
+        let compressed = |request: &&Request| matches!(request, Request::Compressed { .. });
+        let (first, then): (Vec<_>, Vec<_>) = requests.iter().partition(compressed);
+        self.qemu_io_process(name, format, &first);
+        self.qemu_io_process(name, format, &then);
+    }
+
+    fn qemu_io_process(&self, name: &str, format: &str, requests: &[&Request]) {
+        if requests.is_empty() {
+            return;
+        }
         let commands: Vec<String> = requests.iter().map(|request| request.qemu_io()).collect();
         let mut args = vec!["-f", format, "-d", "unmap"];
         for command in &commands {
