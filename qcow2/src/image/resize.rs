@@ -9,6 +9,7 @@ use crate::address::{ClusterIndex, GuestOffset};
 use crate::allocator::Use;
 use crate::entry::{L1Entry, L2Mapping};
 use crate::geometry::MAX_L1_BYTES;
+use crate::header::Version;
 use crate::scratch::Scratch;
 
 impl Image {
@@ -27,6 +28,7 @@ impl Image {
             ))
             .with_hint("shrink the filesystem first, then allow it with --shrink"));
         }
+        self.check_snapshots()?;
         if size < old && how.preallocation != Preallocation::Off {
             return Err(Error::invalid("preallocation cannot be used when shrinking"));
         }
@@ -36,6 +38,18 @@ impl Image {
             self.grow(writer, size, how.preallocation)
         }
         .map_err(|error| error.with_path_of(self.storage.path()))
+    }
+
+    /// A snapshot of version 2 need not say how long its disk is, and has the image's length then.
+    fn check_snapshots(&self) -> Result<()> {
+        let header = self.header();
+        if header.version >= Version::V3 || header.snapshot_count == 0 {
+            return Ok(());
+        }
+        let message = "an image of version 2 (compat=0.10) that has snapshots cannot be resized";
+        Err(Error::unsupported(message)
+            .with_path_of(self.storage.path())
+            .with_hint("make it one of version 3 first: `qemu-img amend -o compat=1.1`"))
     }
 
     fn grow(&self, writer: &Writer, size: u64, preallocation: Preallocation) -> Result<()> {
