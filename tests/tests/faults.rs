@@ -142,7 +142,7 @@ impl Book {
         let size = *self.sizes.last().expect("a size");
         match step {
             Step::Write { at, len, byte } | Step::Compressed { at, len, byte } => {
-                self.set(at, len, byte, done)
+                self.set(at, len, byte, done);
             }
             Step::Zero { at, len, .. } => self.set(at, len, 0, done),
             Step::Discard { .. } if self.shape.v2 && self.over_backing => {}
@@ -179,23 +179,23 @@ impl Book {
             self.stored[sector].push(byte);
         }
     }
+}
 
-    /// Fails unless the disk reads as one of the `allowed`.
-    fn judge(&self, image: &Image, allowed: &[Vec<u8>], what: &str) {
-        let size = image.size() / SECTOR;
-        let mut disk = vec![0x5a; image.size() as usize];
-        image
-            .read_at(&mut disk, 0)
-            .unwrap_or_else(|error| panic!("{what}: {error}"));
-        for (number, sector) in disk.chunks(SECTOR as usize).enumerate() {
-            let byte = sector[0];
-            // A write may be cut off inside a cluster, and never inside a sector here.
-            assert!(
-                sector.iter().all(|other| *other == byte) && allowed[number].contains(&byte),
-                "{what}: sector {number} of {size} holds {byte:#x}, not one of {:x?}",
-                allowed[number]
-            );
-        }
+/// Fails unless the disk reads as one of the `allowed`.
+fn judge(image: &Image, allowed: &[Vec<u8>], what: &str) {
+    let size = image.size() / SECTOR;
+    let mut disk = vec![0x5a; image.size() as usize];
+    image
+        .read_at(&mut disk, 0)
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    for (number, sector) in disk.chunks(SECTOR as usize).enumerate() {
+        let byte = sector[0];
+        // A write may be cut off inside a cluster, and never inside a sector here.
+        assert!(
+            sector.iter().all(|other| *other == byte) && allowed[number].contains(&byte),
+            "{what}: sector {number} of {size} holds {byte:#x}, not one of {:x?}",
+            allowed[number]
+        );
     }
 }
 
@@ -242,7 +242,7 @@ impl Case {
             book.record(step, true);
         }
         let calls = faults.calls(ops) - before;
-        book.judge(&image, &book.now, "without faults");
+        judge(&image, &book.now, "without faults");
         calls
     }
 
@@ -271,7 +271,7 @@ impl Case {
         }
         assert!(faults.failed() > 0 && failures > 0, "{what}: nothing failed");
         faults.heal();
-        book.judge(&image, &book.now, &format!("{what}, going on"));
+        judge(&image, &book.now, &format!("{what}, going on"));
 
         let stored = MemStorage::clone(&memory);
         self.judge_stored(&stored, &book, &format!("{what}, killed"));
@@ -294,7 +294,7 @@ impl Case {
         let image = self
             .open(again.clone())
             .unwrap_or_else(|error| panic!("{what}: {error}"));
-        book.judge(&image, &book.stored, what);
+        judge(&image, &book.stored, what);
         // And it can be used again.
         image.write_at(&[1; 512], 0).expect("write");
         image.close().expect("close");

@@ -28,11 +28,11 @@ const SHAPE: Shape = Shape {
 /// A small image with data in its first two clusters, in the file `image`.
 struct Victim {
     lab: Lab,
-    bytes: Vec<u8>,
     l1: u64,
     l2: u64,
     table: u64,
     block: u64,
+    bytes: Vec<u8>,
 }
 
 impl Victim {
