@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use block::test_utils::{Fault, FaultStorage, IoOp, Rng};
 use block::{Access, Backing, BlockDevice, MemStorage, Resize, Result, Storage, ZeroMode};
-use qcow2::{CheckOptions, Image, OpenOptions};
+use qcow2::{CheckOptions, CheckReport, Image, OpenOptions};
 use tests::{Lab, Shape};
 
 const SECTOR: u64 = 512;
@@ -275,12 +275,17 @@ impl Case {
 
         let stored = MemStorage::clone(&memory);
         self.judge_stored(&stored, &book, &format!("{what}, killed"));
-        drop(image);
-        self.judge_stored(&memory, &book, &format!("{what}, closed"));
+        let closed = image.close();
+        let report = self.judge_stored(&memory, &book, &format!("{what}, closed"));
+        assert!(
+            closed.is_err() || report.leaks == 0,
+            "{what}: closed with leaks: {:?}",
+            report.findings
+        );
         stored
     }
 
-    fn judge_stored(&self, stored: &MemStorage, book: &Book, what: &str) {
+    fn judge_stored(&self, stored: &MemStorage, book: &Book, what: &str) -> CheckReport {
         let report = qcow2::check(stored, &CheckOptions::default(), &mut |_| {
             ControlFlow::Continue(())
         });
@@ -298,14 +303,11 @@ impl Case {
         // And it can be used again.
         image.write_at(&[1; 512], 0).expect("write");
         image.close().expect("close");
-        let report = qcow2::check(&*again, &CheckOptions::default(), &mut |_| {
+        let after = qcow2::check(&*again, &CheckOptions::default(), &mut |_| {
             ControlFlow::Continue(())
         });
-        assert_eq!(
-            report.expect("a check").corruptions,
-            0,
-            "{what}: written to again"
-        );
+        assert_eq!(after.expect("a check").corruptions, 0, "{what}: written to again");
+        report
     }
 
     fn every_call_fails(&self, ops: &[IoOp]) {
