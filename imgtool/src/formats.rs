@@ -47,7 +47,7 @@ Options of raw images:
 /// What a new image is to be; its size may have to be found out.
 #[derive(Clone, Debug)]
 pub(crate) struct NewImage {
-    /// Of the disk, in bytes.
+    /// Of the disk, in bytes, as it was stated; the disk has whole sectors.
     pub(crate) size: Option<u64>,
     pub(crate) backing: Option<BackingReference>,
     preallocation: Option<Preallocation>,
@@ -152,12 +152,17 @@ impl NewImage {
         }
     }
 
+    /// Bytes of the disk.
+    pub(crate) fn disk_size(&self) -> u64 {
+        size::whole_sectors(self.size.unwrap_or(0))
+    }
+
     /// The whole options of a qcow2 image.
     pub(crate) fn qcow2(&self) -> Option<CreateOptions> {
         match &self.format {
             NewFormat::Raw => None,
             NewFormat::Qcow2 { options, .. } => Some(CreateOptions {
-                size: self.size.unwrap_or(0),
+                size: self.disk_size(),
                 backing: self.backing.clone(),
                 preallocation: self.preallocation.unwrap_or_default(),
                 ..options.clone()
@@ -169,11 +174,7 @@ impl NewImage {
     pub(crate) fn create(&self, storage: &dyn Storage) -> Result<()> {
         match self.qcow2() {
             Some(options) => qcow2::create(storage, &options),
-            None => raw::create(
-                storage,
-                self.size.unwrap_or(0),
-                self.preallocation.unwrap_or_default(),
-            ),
+            None => raw::create(storage, self.disk_size(), self.preallocation.unwrap_or_default()),
         }
     }
 

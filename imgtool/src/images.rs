@@ -1,10 +1,11 @@
 //! Opening images and what they are based on, as the command line allows.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use block::chain::{Below, Chain, ChainOptions};
+use block::chain::{self, Below, Chain, ChainOptions};
 use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
-use block::{Access, Error, ErrorKind, Format, Result};
+use block::{Access, Error, ErrorKind, FileOpener, Format, Result, Storage};
 use raw::HostOpener;
 
 use crate::arguments::Nested;
@@ -32,6 +33,20 @@ impl Opening {
         self.open(path, format, Below::Nothing)
     }
 
+    /// The file at `path` and its format, without a look at what is in it.
+    pub(crate) fn file(self, path: &Path, format: Option<&str>) -> Result<(Arc<dyn Storage>, &'static str)> {
+        let opener = HostOpener::new().direct(self.direct);
+        let storage = opener
+            .open(path, self.access)
+            .map_err(|error| self.explain(error))?;
+        let format = match format {
+            Some(name) => chain::format_named(&FORMATS, name),
+            None => chain::probe(&FORMATS, &*storage),
+        };
+        let format = format.map_err(|error| error.with_path(path))?;
+        Ok((storage, format.name()))
+    }
+
     fn open(self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {
         let options = ChainOptions {
             format,
@@ -46,7 +61,8 @@ impl Opening {
     /// Says which option of the command line would have made the difference.
     fn explain(self, error: Error) -> Error {
         match error.kind() {
-            ErrorKind::Locked if !self.access.write => {
+            ErrorKind::Locked if self.access.write => error.with_hint("wait for it or stop it"),
+            ErrorKind::Locked => {
                 error.with_hint("wait for it, or read the image as it is being written to with -U")
             }
             ErrorKind::Denied => {

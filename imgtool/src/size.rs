@@ -28,20 +28,24 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
     }
 }
 
-/// [`parse`] for a new disk: rounded up to whole sectors.
+/// [`parse`] for a new disk, whose size is this in whole sectors.
 ///
 /// # Errors
 /// As there.
 pub(crate) fn parse_disk(text: &str) -> Result<u64> {
     let bytes = parse(text)?;
-    let rounded = bytes.next_multiple_of(SECTOR);
-    if rounded > MAX {
+    if whole_sectors(bytes) > MAX {
         return Err(invalid(
             text,
             "in whole sectors it is larger than a disk can be (2^63 - 1 bytes)",
         ));
     }
-    Ok(rounded)
+    Ok(bytes)
+}
+
+/// `bytes` rounded up to whole sectors; at most 2^63 - 1 of them.
+pub(crate) fn whole_sectors(bytes: u64) -> u64 {
+    bytes.next_multiple_of(SECTOR)
 }
 
 /// A new size of a disk: as it is, or what is added to or taken from the size it has.
@@ -214,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_disk_has_whole_sectors() {
-        assert_eq!(parse_disk("1000").unwrap(), 1024);
+        assert_eq!(whole_sectors(parse_disk("1000").unwrap()), 1024);
         assert_eq!(parse_disk("0").unwrap(), 0);
         assert!(parse_disk("9223372036854775807").is_err());
     }

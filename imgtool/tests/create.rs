@@ -58,18 +58,12 @@ fn an_image_in_use_or_below_is_not_replaced() {
     let mut guest = lab.command("qemu-io");
     guest.args(["-f", "qcow2", "-c", "sleep 20000", "base"]);
     let mut guest = guest.spawn().unwrap();
-    let locked = || lab.run("imgtool create -q -f qcow2 base 2M");
-    let mut done = locked();
-    // Until the guest has its lock, the image is free to be replaced.
-    for _ in 0..200 {
-        if done.code() != 0 {
-            break;
-        }
-        std::fs::write(lab.path("base"), &before).unwrap();
+    while lab.run("imgtool info base").code() == 0 {
         std::thread::sleep(std::time::Duration::from_millis(20));
-        done = locked();
     }
-    done.fails(1, &["base"]);
+    lab.run("imgtool create -q -f qcow2 base 2M")
+        .fails(1, &["base", "locked"]);
+    assert_eq!(std::fs::read(lab.path("base")).unwrap(), before);
     guest.kill().unwrap();
     guest.wait().unwrap();
     assert_eq!(lab.names(), ["base", "top"]);

@@ -272,7 +272,9 @@ impl<'a> Copy<'a> {
         };
         let mut below = vec![0; bytes.len()];
         let there = backing.size().clamp(range.start, range.end) - range.start;
-        backing.read_at(&mut below[..there as usize], range.start)?;
+        if there > 0 {
+            backing.read_at(&mut below[..there as usize], range.start)?;
+        }
         let same = |part: &Range<u64>| bytes[within(part, range.start)] == below[within(part, range.start)];
         Ok(split(range, self.cluster, same)
             .into_iter()

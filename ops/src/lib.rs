@@ -1,6 +1,8 @@
-//! Work on whole disk images, whatever their format: [`convert`](convert()) copies one onto another, [`compare`](compare())
-//! finds where two differ, [`data_units`] counts what a copy would take, [`Extents`] walks a disk run by run and
-//! [`Concat`] joins several into one.
+//! Work on whole disk images, whatever their format.
+//!
+//! [`convert`](convert()) copies one onto another, [`compare`](compare()) finds where two differ, [`data_units`] counts
+//! what a copy would take. [`Extents`] walks a disk run by run, [`SparseChain`] adds what the host knows to what an
+//! image says of itself, and [`Concat`] joins several disks into one.
 //!
 //! Everything here asks a [`BlockDevice`](block::BlockDevice) what is where, moves no more than that, uses as many
 //! threads as it is given and memory that does not grow with the image. A job is watched and stopped through its
@@ -23,6 +25,7 @@ mod compare;
 mod concat;
 mod convert;
 mod extents;
+mod host_holes;
 mod measure;
 mod progress;
 #[cfg(test)]
@@ -33,6 +36,7 @@ pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use concat::Concat;
 pub use convert::{Before, ConvertOptions, convert};
 pub use extents::Extents;
+pub use host_holes::{HostHoles, SparseChain};
 pub use measure::data_units;
 pub use progress::{Cancel, Control, Progress};
 pub use zero::is_zero;

@@ -4,17 +4,16 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use block::{Access, Error, FileOpener, Result, chain};
+use block::{Access, Error, Result};
 use clap::Args;
 use ops::Progress;
 use qcow2::{CheckOptions, CheckReport};
-use raw::HostOpener;
 use serde_json::{Map, Value};
 
 use super::Outcome;
 use crate::arguments::{CacheMode, OpenArgs, WatchArgs, refused};
 use crate::failure::Failure;
-use crate::images::FORMATS;
+use crate::images::Opening;
 use crate::interrupt;
 use crate::output::{self, OutputFormat};
 use crate::watch::Watch;
@@ -62,17 +61,15 @@ impl CheckArgs {
             let error = refused("-r (repair)").with_path(&self.file);
             return Err(error.with_hint("without it, the check says what is wrong").into());
         }
-        let access = Access {
-            write: false,
-            force_share: self.force_share,
+        let opening = Opening {
+            access: Access {
+                write: false,
+                force_share: self.force_share,
+            },
+            direct: self.cache.is_some_and(CacheMode::direct),
+            ..Opening::default()
         };
-        let opener = HostOpener::new().direct(self.cache.is_some_and(CacheMode::direct));
-        let storage = opener.open(&self.file, access)?;
-        let format = match &self.format {
-            Some(name) => chain::format_named(&FORMATS, name),
-            None => chain::probe(&FORMATS, &*storage),
-        };
-        let format = format.map_err(|error| error.with_path(&self.file))?.name();
+        let (storage, format) = opening.file(&self.file, self.format.as_deref())?;
         if format != "qcow2" {
             let message = format!("{format} images have nothing that could be checked");
             let error = Error::unsupported(message).with_path(&self.file);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use block::Access;
 use block::chain::Chain;
 use clap::Args;
-use ops::{CompareError, CompareOptions, Comparison, Control};
+use ops::{CompareError, CompareOptions, Comparison, Control, SparseChain};
 
 use super::Outcome;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs};
@@ -77,7 +77,10 @@ impl CompareArgs {
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
         let control = Control::new(interrupt::watch()?, &report);
-        let result = ops::compare(&**first.active(), &**second.active(), &options, &control);
+        let result = match (SparseChain::device(&first), SparseChain::device(&second)) {
+            (Ok(first), Ok(second)) => ops::compare(&*first, &*second, &options, &control),
+            (Err(error), _) | (_, Err(error)) => Err(CompareError::Extents(error)),
+        };
         watch.finish();
         let (text, code) = match result {
             Ok(Comparison::Identical) => ("Images are identical.".to_owned(), 0),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use block::chain::Chain;
 use block::{Access, Backing, BlockDevice, Error, ErrorKind, Result, Storage};
 use clap::Args;
-use ops::{Before, Cancel, Concat, Control, ConvertOptions};
+use ops::{Before, Cancel, Concat, Control, ConvertOptions, SparseChain};
 
 use super::Outcome;
 use super::create::no_backing_format;
@@ -272,8 +272,11 @@ impl ConvertArgs {
         let open = |path: &PathBuf| self.opening().chain(path, self.format.as_deref());
         let chains = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
         let device = match chains.as_slice() {
-            [only] => only.device(),
-            several => Arc::new(Concat::new(several.iter().map(Chain::device).collect())?),
+            [only] => SparseChain::device(only)?,
+            several => {
+                let devices = several.iter().map(SparseChain::device);
+                Arc::new(Concat::new(devices.collect::<Result<_>>()?)?)
+            }
         };
         Ok(Source { chains, device })
     }
@@ -288,7 +291,8 @@ impl ConvertArgs {
         cancel: &Cancel,
     ) -> Result<()> {
         let source_size = source.device.size();
-        let size = *image.size.get_or_insert(source_size);
+        image.size.get_or_insert(source_size);
+        let size = image.disk_size();
         if size < source_size {
             let message =
                 format!("the new image is to have {size} bytes, fewer than the disk's {source_size}");

@@ -4,15 +4,14 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{Access, BlockDevice, Error, FileOpener, Result, Storage, chain, escape};
+use block::{Access, BlockDevice, Error, Result, Storage, chain, escape};
 use clap::Args;
 use qcow2::{CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Version};
-use raw::HostOpener;
 use serde_json::{Map, Value, json};
 
 use super::Outcome;
 use crate::arguments::OpenArgs;
-use crate::images::{FORMATS, Opening, backing_path};
+use crate::images::{Opening, backing_path};
 use crate::output::{self, OutputFormat, human_size};
 
 /// Describe an image
@@ -49,23 +48,18 @@ impl InfoArgs {
             write: false,
             force_share: self.force_share,
         };
+        let opening = Opening {
+            nested: self.open.nested,
+            access,
+            direct: false,
+        };
         let images = if self.backing_chain {
-            let opening = Opening {
-                nested: self.open.nested,
-                access,
-                direct: false,
-            };
             let chain = opening.chain(&self.file, self.format.as_deref())?;
             let describe = |layer: &chain::Layer| Description::of(&layer.path, layer.format, &layer.storage);
             chain.layers().iter().map(describe).collect::<Result<Vec<_>>>()?
         } else {
-            let storage = HostOpener::new().open(&self.file, access)?;
-            let format = match &self.format {
-                Some(name) => chain::format_named(&FORMATS, name),
-                None => chain::probe(&FORMATS, &*storage),
-            };
-            let format = format.map_err(|error| error.with_path(&self.file))?;
-            vec![Description::of(&self.file, format.name(), &storage)?]
+            let (storage, format) = opening.file(&self.file, self.format.as_deref())?;
+            vec![Description::of(&self.file, format, &storage)?]
         };
         match self.output {
             OutputFormat::Human => {

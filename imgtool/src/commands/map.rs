@@ -1,12 +1,12 @@
 //! `imgtool map`: what of a disk is where.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use block::chain::Chain;
 use block::{Access, Error, Extent, ExtentState, escape};
 use clap::Args;
-use ops::Extents;
+use ops::{Extents, HostHoles};
 
 use super::Outcome;
 use crate::arguments::OpenArgs;
@@ -65,49 +65,102 @@ impl MapArgs {
             direct: false,
         };
         let chain = opening.chain(&self.file, self.format.as_deref())?;
-        let extents = Extents::of(&**chain.active(), start..start.saturating_add(len)).map(|extent| {
-            cancel.check()?;
-            extent
-        });
-        match self.output {
-            OutputFormat::Human => table(out, &chain, extents),
-            OutputFormat::Json => json(out, extents),
+        let holes = HostHoles::of(&chain)?;
+        let mut rows = Rows::new(out, &chain, self.output)?;
+        for extent in Extents::of(&**chain.active(), start..start.saturating_add(len)) {
+            let mut rest = extent?;
+            loop {
+                cancel.check()?;
+                let (part, hole) = holes.look(rest)?;
+                rows.row(&part, hole)?;
+                if part.end() == rest.end() {
+                    break;
+                }
+                rest = rest.clip(part.end(), u64::MAX);
+            }
         }
+        rows.finish()?;
+        Ok(0)
     }
 }
 
-/// A row for each run of data.
-fn table(
-    out: &mut dyn Write,
-    chain: &Chain,
-    extents: impl Iterator<Item = block::Result<Extent>>,
-) -> Outcome {
-    writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")?;
-    for extent in extents {
-        let extent = extent?;
-        let layer = &chain.layers()[extent.depth as usize];
-        let file = layer
-            .data_file
-            .as_ref()
-            .and_then(|file| file.path())
-            .unwrap_or(&layer.path);
-        match (extent.state, extent.host) {
-            (ExtentState::Zero | ExtentState::Hole, _) => {}
-            (ExtentState::Data, Some(host)) => {
-                let [offset, len, host] = [extent.offset, extent.len, host].map(hexadecimal);
-                let file = file.to_string_lossy();
-                writeln!(out, "{offset:<16}{len:<16}{host:<16}{}", escape(&file))?;
-            }
-            (ExtentState::Data | ExtentState::Compressed, _) => {
-                let message = "it holds compressed clusters, which lie in no file as they are";
-                let error = Error::unsupported(message)
-                    .with_path(&layer.path)
-                    .with_offset(extent.offset);
-                return Err(error.with_hint("list them with --output json").into());
-            }
+/// The map as it is printed.
+struct Rows<'a> {
+    out: &'a mut dyn Write,
+    chain: &'a Chain,
+    format: OutputFormat,
+    first: bool,
+}
+
+impl<'a> Rows<'a> {
+    fn new(out: &'a mut dyn Write, chain: &'a Chain, format: OutputFormat) -> io::Result<Self> {
+        match format {
+            OutputFormat::Human => writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")?,
+            OutputFormat::Json => write!(out, "[")?,
+        }
+        Ok(Self {
+            out,
+            chain,
+            format,
+            first: true,
+        })
+    }
+
+    /// Prints a run, which is a `hole` in its file if it is data that reads as zeros.
+    fn row(&mut self, extent: &Extent, hole: bool) -> Result<(), Failure> {
+        match self.format {
+            OutputFormat::Human => self.line(extent, hole),
+            OutputFormat::Json => Ok(self.object(extent, hole)?),
         }
     }
-    Ok(0)
+
+    fn finish(self) -> io::Result<()> {
+        match self.format {
+            OutputFormat::Human => Ok(()),
+            OutputFormat::Json => writeln!(self.out, "]"),
+        }
+    }
+
+    /// For people: what has to be read, and from where.
+    fn line(&mut self, extent: &Extent, hole: bool) -> Result<(), Failure> {
+        if extent.state.reads_as_zero() || hole {
+            return Ok(());
+        }
+        let layer = &self.chain.layers()[extent.depth as usize];
+        let (ExtentState::Data, Some(host)) = (extent.state, extent.host) else {
+            let error = Error::unsupported("it holds compressed clusters, which lie in no file as they are");
+            let error = error.with_path(&layer.path).with_offset(extent.offset);
+            return Err(error.with_hint("list them with --output json").into());
+        };
+        let data_file = layer.data_file.as_ref().and_then(|file| file.path());
+        let file = data_file.unwrap_or(&layer.path).to_string_lossy();
+        let [offset, len, host] = [extent.offset, extent.len, host].map(hexadecimal);
+        writeln!(self.out, "{offset:<16}{len:<16}{host:<16}{}", escape(&file))?;
+        Ok(())
+    }
+
+    /// For programs: an object for each run, one a line.
+    fn object(&mut self, extent: &Extent, hole: bool) -> io::Result<()> {
+        let between = if self.first { "" } else { ",\n" };
+        self.first = false;
+        let zero = extent.state.reads_as_zero();
+        write!(
+            self.out,
+            "{between}{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \
+             \"data\": {}, \"compressed\": {}",
+            extent.offset,
+            extent.len,
+            extent.depth,
+            extent.state != ExtentState::Hole,
+            zero || hole,
+            !zero,
+            extent.state == ExtentState::Compressed,
+        )?;
+        if let Some(host) = extent.host {
+            write!(self.out, ", \"offset\": {host}")?;
+        }
+        write!(self.out, "}}")
+    }
 }
 
 /// As C's `%#x` has it: zero has no prefix.
@@ -117,38 +170,4 @@ fn hexadecimal(value: u64) -> String {
     } else {
         format!("{value:#x}")
     }
-}
-
-/// An object for each run, one a line.
-fn json(out: &mut dyn Write, extents: impl Iterator<Item = block::Result<Extent>>) -> Outcome {
-    write!(out, "[")?;
-    let mut between = "";
-    for extent in extents {
-        let extent = match extent {
-            Ok(extent) => extent,
-            Err(error) => {
-                out.flush()?;
-                return Err(Failure::from(error));
-            }
-        };
-        let zero = extent.state.reads_as_zero();
-        write!(
-            out,
-            "{between}{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {zero}, \
-             \"data\": {}, \"compressed\": {}",
-            extent.offset,
-            extent.len,
-            extent.depth,
-            extent.state != ExtentState::Hole,
-            !zero,
-            extent.state == ExtentState::Compressed,
-        )?;
-        if let Some(host) = extent.host {
-            write!(out, ", \"offset\": {host}")?;
-        }
-        write!(out, "}}")?;
-        between = ",\n";
-    }
-    writeln!(out, "]")?;
-    Ok(0)
 }

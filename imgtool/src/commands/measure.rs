@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use block::{Access, Error, Result};
 use clap::Args;
-use ops::Control;
+use ops::{Control, SparseChain};
+use qcow2::{Header, Version};
 use serde_json::{Map, Value};
 
 use super::Outcome;
@@ -112,13 +113,16 @@ impl MeasureArgs {
         let unit = image.qcow2().map(|options| 1 << options.cluster_bits);
         let clusters = match unit {
             Some(unit) => Some(ops::data_units(
-                &**chain.active(),
+                &*SparseChain::device(&chain)?,
                 unit,
                 &Control::new(cancel, &|_| {}),
             )?),
             None => None,
         };
-        let bitmaps = unit.is_some() && chain.info().format == "qcow2";
+        let layer = &chain.layers()[0];
+        let bitmaps = unit.is_some()
+            && layer.format == "qcow2"
+            && Header::read(&*layer.storage)?.version >= Version::V3;
         Ok((measure(&image, clusters)?, bitmaps))
     }
 }
@@ -127,7 +131,7 @@ fn measure(image: &NewImage, clusters: Option<u64>) -> Result<qcow2::Measure> {
     if let Some(options) = image.qcow2() {
         return qcow2::measure(&options, clusters);
     }
-    let size = image.size.unwrap_or(0);
+    let size = image.disk_size();
     Ok(qcow2::Measure {
         required: size,
         fully_allocated: size,

@@ -9,23 +9,23 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// A directory with images, removed at the end.
-pub struct Lab(tempfile::TempDir);
+pub(crate) struct Lab(tempfile::TempDir);
 
 impl Lab {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.0.path()
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir().join(name)
     }
 
     /// The names in the directory, sorted.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = std::fs::read_dir(self.dir())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -34,7 +34,7 @@ impl Lab {
         names
     }
 
-    pub fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let program = if program == "imgtool" {
             env!("CARGO_BIN_EXE_imgtool")
         } else {
@@ -46,12 +46,12 @@ impl Lab {
     }
 
     /// Runs a line of words; `program` first.
-    pub fn run(&self, line: &str) -> Done {
+    pub(crate) fn run(&self, line: &str) -> Done {
         let words: Vec<&str> = line.split_whitespace().collect();
         self.run_words(&words)
     }
 
-    pub fn run_words(&self, words: &[&str]) -> Done {
+    pub(crate) fn run_words(&self, words: &[&str]) -> Done {
         let output = self.command(words[0]).args(&words[1..]).output();
         let output = output.unwrap_or_else(|error| panic!("cannot run {}: {error}", words[0]));
         Done {
@@ -61,17 +61,17 @@ impl Lab {
     }
 
     /// Runs `imgtool`, which must succeed; gives its standard output.
-    pub fn imgtool(&self, line: &str) -> String {
+    pub(crate) fn imgtool(&self, line: &str) -> String {
         self.run(&format!("imgtool {line}")).ok()
     }
 
     /// Runs `qemu-img`, which must succeed; gives its standard output.
-    pub fn qemu_img(&self, line: &str) -> String {
+    pub(crate) fn qemu_img(&self, line: &str) -> String {
         self.run(&format!("qemu-img {line}")).ok()
     }
 
     /// Has qemu-io do something to an image.
-    pub fn qemu_io(&self, format: &str, image: &str, commands: &[&str]) {
+    pub(crate) fn qemu_io(&self, format: &str, image: &str, commands: &[&str]) {
         let mut words = vec!["qemu-io", "-f", format];
         for command in commands {
             words.extend(["-c", command]);
@@ -81,18 +81,18 @@ impl Lab {
     }
 
     /// The same line with both programs; the output as JSON.
-    pub fn both(&self, line: &str) -> [Value; 2] {
+    pub(crate) fn both(&self, line: &str) -> [Value; 2] {
         [self.imgtool(line), self.qemu_img(line)].map(|text| serde_json::from_str(&text).unwrap())
     }
 
     /// Both programs say the same, as JSON values.
-    pub fn assert_same_json(&self, line: &str) {
+    pub(crate) fn assert_same_json(&self, line: &str) {
         let [ours, theirs] = self.both(line);
         assert_eq!(ours, theirs, "{line}");
     }
 
     /// A raw image with data, zeros and holes that differ from place to place.
-    pub fn raw(&self, name: &str, len: usize, seed: u64) -> PathBuf {
+    pub(crate) fn raw(&self, name: &str, len: usize, seed: u64) -> PathBuf {
         use std::os::unix::fs::FileExt;
         let path = self.path(name);
         let file = std::fs::File::create(&path).unwrap();
@@ -126,29 +126,29 @@ impl Lab {
 }
 
 /// A program that has ended.
-pub struct Done {
+pub(crate) struct Done {
     line: String,
     output: Output,
 }
 
 impl Done {
-    pub fn code(&self) -> i32 {
+    pub(crate) fn code(&self) -> i32 {
         self.output
             .status
             .code()
             .unwrap_or_else(|| panic!("{} was killed: {:?}", self.line, self.output.status))
     }
 
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         String::from_utf8(self.output.stdout.clone()).unwrap()
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 
     /// It must have succeeded.
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert!(
             self.output.status.success(),
             "{}: {}\n{}",
@@ -160,7 +160,7 @@ impl Done {
     }
 
     /// It must have failed with one line, and a hint at most, that says `what`.
-    pub fn fails(&self, code: i32, what: &[&str]) {
+    pub(crate) fn fails(&self, code: i32, what: &[&str]) {
         let stderr = self.stderr();
         assert_eq!(self.code(), code, "{}: {stderr}", self.line);
         let lines: Vec<&str> = stderr.lines().collect();

@@ -1,0 +1,136 @@
+//! Holes in a file under data that a layer maps.
+//!
+//! An image whose tables were laid out in advance maps every cluster, and its file is one hole nonetheless. Its map
+//! alone calls all of that data; asked, the host knows better, and terabytes need not be read to find zeros. The
+//! question costs a system call for each run, so it is only asked of files that take clearly less room than they
+//! are long.
+
+use std::sync::Arc;
+
+use block::chain::Chain;
+use block::{
+    BlockDevice, CompressedWrite, DeviceInfo, Extent, ExtentState, Resize, Result, Storage, ZeroMode,
+};
+
+/// What the host knows about the files of a chain.
+#[derive(Clone, Debug)]
+pub struct HostHoles {
+    /// For each layer, the file to ask about its data, if that is worth it.
+    files: Vec<Option<Arc<dyn Storage>>>,
+}
+
+impl HostHoles {
+    /// Looks which files of `chain` have holes worth asking for.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn of(chain: &Chain) -> Result<Self> {
+        let files = chain.layers().iter().map(|layer| {
+            // A layer without clusters has told its holes already.
+            if layer.device.info().cluster_size.is_none() {
+                return Ok(None);
+            }
+            let file = layer.data_file.as_ref().unwrap_or(&layer.storage);
+            Ok(is_sparse(&**file)?.then(|| file.clone()))
+        });
+        Ok(Self {
+            files: files.collect::<Result<_>>()?,
+        })
+    }
+
+    /// The first part of `extent`, an extent of the chain, that is all of one kind on the host, and whether that is
+    /// a hole under data, which reads as zeros.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn look(&self, extent: Extent) -> Result<(Extent, bool)> {
+        let file = self.files.get(extent.depth as usize).and_then(Option::as_ref);
+        let (ExtentState::Data, Some(host), Some(file)) = (extent.state, extent.host, file) else {
+            return Ok((extent, false));
+        };
+        let found = file.host_extent(host, extent.len)?;
+        // Never nothing, whatever the host says.
+        let part = extent.clip(extent.offset, found.len.max(1));
+        Ok((part, !found.data && found.len > 0))
+    }
+
+    /// Whether there is anything to ask.
+    pub fn is_empty(&self) -> bool {
+        self.files.iter().all(Option::is_none)
+    }
+}
+
+/// Whether a file takes clearly less room than it is long.
+fn is_sparse(file: &dyn Storage) -> Result<bool> {
+    let (len, allocated) = (file.len()?, file.allocated()?);
+    Ok(allocated
+        .is_some_and(|allocated| len > allocated.saturating_add(allocated / 9).saturating_add(128 << 10)))
+}
+
+/// A chain in whose extents a hole under data is [zeros](ExtentState::Zero).
+#[derive(Debug)]
+pub struct SparseChain {
+    device: Arc<dyn BlockDevice>,
+    holes: HostHoles,
+}
+
+impl SparseChain {
+    /// The chain as a device, by way of this if there is anything to ask the host.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn device(chain: &Chain) -> Result<Arc<dyn BlockDevice>> {
+        let (device, holes) = (chain.device(), HostHoles::of(chain)?);
+        Ok(if holes.is_empty() {
+            device
+        } else {
+            Arc::new(Self { device, holes })
+        })
+    }
+}
+
+impl BlockDevice for SparseChain {
+    fn info(&self) -> DeviceInfo {
+        self.device.info()
+    }
+
+    fn size(&self) -> u64 {
+        self.device.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.device.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.device.write_at(buf, offset)
+    }
+
+    fn zero_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.device.zero_at(offset, len, mode)
+    }
+
+    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.device.discard_at(offset, len)
+    }
+
+    fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
+        let (mut extent, hole) = self.holes.look(self.device.extent_at(offset, len)?)?;
+        if hole {
+            extent.state = ExtentState::Zero;
+        }
+        Ok(extent)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.device.flush()
+    }
+
+    fn resize(&self, size: u64, how: Resize) -> Result<()> {
+        self.device.resize(size, how)
+    }
+
+    fn compressed(&self) -> Option<&dyn CompressedWrite> {
+        self.device.compressed()
+    }
+}
