@@ -55,10 +55,10 @@ fn alternate(over_backing: bool, rng: &mut Rng) {
 
 #[test]
 fn one_image() {
-    seeded(7, |rng| alternate(false, rng));
+    seeded(10, |rng| alternate(false, rng));
 }
 
 #[test]
 fn an_overlay() {
-    seeded(7, |rng| alternate(true, rng));
+    seeded(10, |rng| alternate(true, rng));
 }

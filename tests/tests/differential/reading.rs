@@ -77,20 +77,20 @@ fn judge_chain(depth: u64, rng: &mut Rng) {
 
 #[test]
 fn one_image() {
-    seeded(24, |rng| judge_chain(1, rng));
+    seeded(44, |rng| judge_chain(1, rng));
 }
 
 #[test]
 fn two_layers() {
-    seeded(14, |rng| judge_chain(2, rng));
+    seeded(26, |rng| judge_chain(2, rng));
 }
 
 #[test]
 fn three_layers() {
-    seeded(8, |rng| judge_chain(3, rng));
+    seeded(14, |rng| judge_chain(3, rng));
 }
 
 #[test]
 fn five_layers() {
-    seeded(6, |rng| judge_chain(5, rng));
+    seeded(10, |rng| judge_chain(5, rng));
 }

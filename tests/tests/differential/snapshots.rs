@@ -60,7 +60,7 @@ fn keeps_snapshots(rng: &mut Rng) {
 
 #[test]
 fn survive_what_is_written_to_the_disk() {
-    seeded(14, keeps_snapshots);
+    seeded(20, keeps_snapshots);
 }
 
 fn keeps_snapshots_of_other_sizes(rng: &mut Rng) {
@@ -99,7 +99,7 @@ fn keeps_snapshots_of_other_sizes(rng: &mut Rng) {
 
 #[test]
 fn survive_a_change_of_the_disk_s_size() {
-    seeded(8, keeps_snapshots_of_other_sizes);
+    seeded(12, keeps_snapshots_of_other_sizes);
 }
 
 /// As QEMU does.

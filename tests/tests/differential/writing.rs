@@ -2,7 +2,7 @@
 
 use block::test_utils::Rng;
 use block::{Access, BlockDevice, Resize};
-use tests::{Lab, Model, Request, Shape, seeded, varied_size};
+use tests::{Fill, Lab, Model, Request, Shape, seeded, varied_size};
 
 /// Writes to the top of a chain at random, changing its size now and then.
 fn write(lab: &Lab, name: &str, shape: Shape, over_backing: bool, model: &Model, rng: &mut Rng) {
@@ -11,7 +11,7 @@ fn write(lab: &Lab, name: &str, shape: Shape, over_backing: bool, model: &Model,
     let count = if shape.cluster_bits > 18 { 8 } else { 24 };
     for _ in 0..count {
         match rng.below(12) {
-            0 => {
+            0 | 1 => {
                 let size = varied_size(model.size(), rng);
                 let how = Resize {
                     shrink: true,
@@ -20,7 +20,7 @@ fn write(lab: &Lab, name: &str, shape: Shape, over_backing: bool, model: &Model,
                 device.resize(size, how).expect("resize");
                 model.resize(size);
             }
-            1 => device.flush().expect("flush"),
+            2 => device.flush().expect("flush"),
             _ if model.size() == 0 => {}
             _ => {
                 let request = Request::random(shape, model.size(), rng);
@@ -46,7 +46,7 @@ fn judge_chain(depth: u64, rng: &mut Rng) {
             lab.create_raw(&name, size);
             let chain = lab.open(&name, "raw", Access::WRITE);
             for _ in 0..if size == 0 { 0 } else { 6 } {
-                let fill = tests::Fill::Noise;
+                let fill = Fill::Noise;
                 let offset = rng.below(size);
                 let len = (1 + rng.below(100_000)).min(size - offset);
                 let request = Request::Write { offset, len, fill };
@@ -71,22 +71,64 @@ fn judge_chain(depth: u64, rng: &mut Rng) {
     lab.assert_same_map(&name, format);
 }
 
+/// What a shrink cut off does not come back, whether it was in this image or below it.
+#[test]
+fn a_disk_that_shrank_and_grew_has_zeros_at_its_end() {
+    for v2 in [false, true] {
+        let shape = Shape {
+            cluster_bits: 16,
+            refcount_order: 4,
+            v2,
+            zstd: false,
+        };
+        let lab = Lab::new();
+        let model = Model::new(1 << 20);
+        let fill = |offset, len, byte| Request::Write {
+            offset,
+            len,
+            fill: Fill::Byte(byte),
+        };
+        lab.create("base", shape, 1 << 20, None);
+        let chain = lab.open("base", "qcow2", Access::WRITE);
+        let request = fill(0, 1 << 20, 1);
+        request.apply(&**chain.active()).expect("write");
+        request.model(&model, shape, false);
+        drop(chain);
+        lab.create("image", shape, 1 << 20, Some(("base", "qcow2")));
+        let chain = lab.open("image", "qcow2", Access::WRITE);
+        let request = fill(300_000, 100_000, 2);
+        request.apply(&**chain.active()).expect("write");
+        request.model(&model, shape, true);
+        for size in [350_208, 390_144, 20_480, 1 << 21] {
+            let how = Resize {
+                shrink: true,
+                ..Resize::default()
+            };
+            chain.resize(size, how).expect("resize");
+            model.resize(size);
+        }
+        drop(chain);
+        lab.assert_clean("image");
+        lab.assert_holds("image", "qcow2", &model, &mut Rng::new(1));
+    }
+}
+
 #[test]
 fn one_image() {
-    seeded(30, |rng| judge_chain(1, rng));
+    seeded(70, |rng| judge_chain(1, rng));
 }
 
 #[test]
 fn two_layers() {
-    seeded(16, |rng| judge_chain(2, rng));
+    seeded(36, |rng| judge_chain(2, rng));
 }
 
 #[test]
 fn three_layers() {
-    seeded(8, |rng| judge_chain(3, rng));
+    seeded(18, |rng| judge_chain(3, rng));
 }
 
 #[test]
 fn five_layers() {
-    seeded(6, |rng| judge_chain(5, rng));
+    seeded(10, |rng| judge_chain(5, rng));
 }
