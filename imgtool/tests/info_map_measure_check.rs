@@ -85,6 +85,28 @@ fn text_is_the_same() {
 }
 
 #[test]
+fn snapshots_and_bitmaps_are_listed() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 image 10M");
+    lab.qemu_img("snapshot -c first image");
+    lab.qemu_img("snapshot -c second image");
+    lab.qemu_img("bitmap --add image one");
+    lab.qemu_img("bitmap --add -g 128k --disable image two");
+    lab.assert_same_json("info --output json image");
+    // Times of day are in UTC here.
+    let theirs = lab
+        .command("qemu-img")
+        .env("TZ", "UTC")
+        .args(["info", "image"])
+        .output()
+        .unwrap();
+    let theirs = String::from_utf8(theirs.stdout)
+        .unwrap()
+        .replace("      DATE", "DATE (UTC)");
+    assert_eq!(lab.imgtool("info image"), theirs);
+}
+
+#[test]
 fn names_lead_from_the_image() {
     let lab = Lab::new();
     std::fs::create_dir(lab.path("d")).unwrap();

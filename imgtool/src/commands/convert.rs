@@ -213,6 +213,9 @@ impl ConvertArgs {
             () if self.no_create && image.backing.is_some() => {
                 "-B says what to base a new image on, and -n that none is to be made"
             }
+            () if self.no_create && self.level.is_some() => {
+                "--level is for new images, and -n says that none is to be made"
+            }
             () if self.no_create && self.in_place => "-n writes in place anyway",
             () if self.compress && image.format() == "raw" => "a raw image cannot be compressed",
             () if self.compress && image.is_preallocated() => {

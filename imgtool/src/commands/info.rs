@@ -1,18 +1,24 @@
 //! `imgtool info`: what an image says about itself.
 
 use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::{Access, BlockDevice, Error, Result, Storage, chain, escape};
 use clap::Args;
-use qcow2::{CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Version};
-use serde_json::{Map, Value, json};
+use qcow2::{
+    AutoclearFeatures, Bitmap, CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Snapshot,
+    SnapshotTable, Version,
+};
+use serde_json::{Value, json};
 
 use super::Outcome;
 use crate::arguments::OpenArgs;
 use crate::images::{Opening, backing_path};
 use crate::output::{self, OutputFormat, human_size};
+
+const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Describe an image
 ///
@@ -93,16 +99,24 @@ struct Description {
     /// Bytes of the file, in whole sectors.
     file_len: u64,
     /// Bytes that the file takes.
-    allocated: Option<u64>,
+    allocated: u64,
     block_device: bool,
-    qcow2: Option<Header>,
+    qcow2: Option<Qcow2Description>,
+}
+
+/// What only qcow2 images have.
+#[derive(Debug)]
+struct Qcow2Description {
+    header: Header,
+    snapshots: Vec<Snapshot>,
+    bitmaps: Vec<Bitmap>,
 }
 
 impl Description {
     fn of(path: &Path, format: &'static str, storage: &Arc<dyn Storage>) -> Result<Self> {
         let file = raw::Image::open(storage.clone(), Access::READ)?;
-        let header = match format {
-            "qcow2" => Some(Header::read(&**storage)?),
+        let qcow2 = match format {
+            "qcow2" => Some(Qcow2Description::read(&**storage)?),
             _ => None,
         };
         let metadata = path
@@ -111,11 +125,11 @@ impl Description {
         Ok(Self {
             path: path.to_string_lossy().into_owned(),
             format,
-            size: header.as_ref().map_or(file.size(), |header| header.size),
+            size: qcow2.as_ref().map_or(file.size(), |image| image.header.size),
             file_len: file.size(),
-            allocated: storage.allocated()?,
-            block_device: std::os::unix::fs::FileTypeExt::is_block_device(&metadata.file_type()),
-            qcow2: header,
+            allocated: storage.allocated()?.unwrap_or(0),
+            block_device: metadata.file_type().is_block_device(),
+            qcow2,
         })
     }
 
@@ -132,77 +146,57 @@ impl Description {
     }
 
     fn json(&self) -> Value {
-        let mut file = Map::new();
-        file.insert("children".to_owned(), json!([]));
-        file.insert("virtual-size".to_owned(), self.file_len.into());
-        file.insert("filename".to_owned(), self.path.as_str().into());
-        file.insert("format".to_owned(), self.protocol().into());
-        let mut image = Map::new();
-        image.insert("filename".to_owned(), self.path.as_str().into());
-        image.insert("format".to_owned(), self.format.into());
-        image.insert("virtual-size".to_owned(), self.size.into());
-        for object in [&mut file, &mut image] {
-            if let Some(allocated) = self.allocated {
-                object.insert("actual-size".to_owned(), allocated.into());
+        let mut image = json!({
+            "filename": self.path,
+            "format": self.format,
+            "virtual-size": self.size,
+            "actual-size": self.allocated,
+            "dirty-flag": false,
+            "children": [{
+                "name": "file",
+                "info": {
+                    "children": [],
+                    "filename": self.path,
+                    "format": self.protocol(),
+                    "virtual-size": self.file_len,
+                    "actual-size": self.allocated,
+                    "format-specific": { "type": "file", "data": {} },
+                    "dirty-flag": false,
+                },
+            }],
+        });
+        let Some(qcow2) = &self.qcow2 else { return image };
+        let header = &qcow2.header;
+        image["dirty-flag"] = header.incompatible.contains(IncompatibleFeatures::DIRTY).into();
+        image["cluster-size"] = header.geometry.cluster_size().into();
+        if header.encryption != Encryption::None {
+            image["encrypted"] = true.into();
+        }
+        if let Some(backing) = header.backing() {
+            image["full-backing-filename"] = self.full_backing(&backing.name).into();
+            image["backing-filename"] = backing.name.into();
+            if let Some(format) = backing.format {
+                image["backing-filename-format"] = format.into();
             }
         }
-        if !self.block_device {
-            file.insert(
-                "format-specific".to_owned(),
-                json!({ "type": "file", "data": {} }),
-            );
+        if !qcow2.snapshots.is_empty() {
+            image["snapshots"] = qcow2.snapshots.iter().map(snapshot_json).collect();
         }
-        file.insert("dirty-flag".to_owned(), false.into());
-        let mut dirty = false;
-        if let Some(header) = &self.qcow2 {
-            dirty = header.incompatible.contains(IncompatibleFeatures::DIRTY);
-            image.insert("cluster-size".to_owned(), header.geometry.cluster_size().into());
-            if header.encryption != Encryption::None {
-                image.insert("encrypted".to_owned(), true.into());
-            }
-            if let Some(backing) = header.backing() {
-                let full = self.full_backing(&backing.name);
-                image.insert("backing-filename".to_owned(), backing.name.into());
-                image.insert("full-backing-filename".to_owned(), full.into());
-                if let Some(format) = backing.format {
-                    image.insert("backing-filename-format".to_owned(), format.into());
-                }
-            }
-            let data: Map<_, _> = facts(header)
-                .into_iter()
-                .map(|(_, key, value)| (key.to_owned(), value))
-                .collect();
-            image.insert(
-                "format-specific".to_owned(),
-                json!({ "type": "qcow2", "data": data }),
-            );
-        }
-        image.insert("dirty-flag".to_owned(), dirty.into());
-        image.insert("children".to_owned(), json!([{ "name": "file", "info": file }]));
-        Value::Object(image)
+        image["format-specific"] = json!({ "type": "qcow2", "data": qcow2.facts() });
+        image
     }
 
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let path = escape(&self.path);
         let size = |bytes| format!("{} ({bytes} bytes)", human_size(bytes));
-        writeln!(
-            out,
-            "image: {path}\nfile format: {}\nvirtual size: {}",
-            self.format,
-            size(self.size)
-        )?;
-        let allocated = self
-            .allocated
-            .map_or_else(|| "unavailable".to_owned(), human_size);
-        writeln!(out, "disk size: {allocated}")?;
-        if let Some(header) = &self.qcow2 {
-            self.print_header(out, header)?;
+        let allocated = human_size(self.allocated);
+        writeln!(out, "image: {path}\nfile format: {}", self.format)?;
+        writeln!(out, "virtual size: {}\ndisk size: {allocated}", size(self.size))?;
+        if let Some(qcow2) = &self.qcow2 {
+            self.print_qcow2(out, qcow2)?;
         }
-        writeln!(
-            out,
-            "Child node '/file':\n    filename: {path}\n    protocol type: {}",
-            self.protocol()
-        )?;
+        writeln!(out, "Child node '/file':\n    filename: {path}")?;
+        writeln!(out, "    protocol type: {}", self.protocol())?;
         writeln!(
             out,
             "    file length: {}\n    disk size: {allocated}",
@@ -210,7 +204,8 @@ impl Description {
         )
     }
 
-    fn print_header(&self, out: &mut dyn Write, header: &Header) -> io::Result<()> {
+    fn print_qcow2(&self, out: &mut dyn Write, qcow2: &Qcow2Description) -> io::Result<()> {
+        let header = &qcow2.header;
         if header.encryption != Encryption::None {
             writeln!(out, "encrypted: yes")?;
         }
@@ -229,65 +224,184 @@ impl Description {
                 writeln!(out, "backing file format: {}", escape(&format))?;
             }
         }
-        if header.snapshot_count > 0 {
-            writeln!(out, "internal snapshots: {}", header.snapshot_count)?;
-        }
-        writeln!(out, "Format specific information:")?;
-        for (label, _, value) in facts(header) {
-            match value {
-                Value::String(text) => writeln!(out, "    {label}: {}", escape(&text))?,
-                Value::Object(object) => {
-                    writeln!(out, "    {label}:")?;
-                    for (key, value) in object {
-                        writeln!(
-                            out,
-                            "        {key}: {}",
-                            escape(value.as_str().unwrap_or_default())
-                        )?;
-                    }
-                }
-                other => writeln!(out, "    {label}: {other}")?,
+        if !qcow2.snapshots.is_empty() {
+            writeln!(out, "Snapshot list:")?;
+            let heads = ["ID", "TAG", "VM_SIZE", "DATE (UTC)", "VM_CLOCK", "ICOUNT"];
+            print_row(out, heads.map(str::to_owned))?;
+            for snapshot in &qcow2.snapshots {
+                print_row(out, snapshot_row(snapshot))?;
             }
         }
-        Ok(())
+        writeln!(out, "Format specific information:")?;
+        print_tree(out, 1, &qcow2.facts())
     }
 }
 
-/// What only qcow2 images have: label, key and value.
-fn facts(header: &Header) -> Vec<(&'static str, &'static str, Value)> {
-    let v3 = header.version >= Version::V3;
-    let mut facts = vec![
-        ("compat", "compat", if v3 { "1.1" } else { "0.10" }.into()),
-        (
-            "compression type",
-            "compression-type",
-            header.compression.name().into(),
-        ),
-    ];
-    if v3 {
-        let lazy = header.compatible.contains(CompatibleFeatures::LAZY_REFCOUNTS);
-        facts.push(("lazy refcounts", "lazy-refcounts", lazy.into()));
+impl Qcow2Description {
+    fn read(storage: &dyn Storage) -> Result<Self> {
+        let header = Header::read(storage)?;
+        // Without the bit the bitmaps are those of an older disk.
+        let bitmaps = if header.autoclear.contains(AutoclearFeatures::BITMAPS) {
+            Bitmap::list(storage, &header)?
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            snapshots: SnapshotTable::read(storage, &header)?.snapshots,
+            bitmaps,
+            header,
+        })
     }
-    facts.push((
-        "refcount bits",
-        "refcount-bits",
-        (1 << header.geometry.refcount_order).into(),
-    ));
-    if v3 {
-        let corrupt = header.incompatible.contains(IncompatibleFeatures::CORRUPT);
-        facts.push(("corrupt", "corrupt", corrupt.into()));
-        facts.push(("extended l2", "extended-l2", header.geometry.extended_l2.into()));
-    }
-    if let Some(data_file) = header.data_file() {
-        if let Some(name) = data_file.name {
-            facts.push(("data file", "data-file", name.into()));
+
+    /// The keys that only this format has.
+    fn facts(&self) -> Value {
+        let header = &self.header;
+        let v3 = header.version >= Version::V3;
+        let mut facts = json!({
+            "compat": if v3 { "1.1" } else { "0.10" },
+            "compression-type": header.compression.name(),
+        });
+        if let Some(data_file) = header.data_file() {
+            if let Some(name) = data_file.name {
+                facts["data-file"] = name.into();
+            }
+            facts["data-file-raw"] = data_file.raw.into();
         }
-        facts.push(("data file raw", "data-file-raw", data_file.raw.into()));
+        if v3 {
+            facts["lazy-refcounts"] = header
+                .compatible
+                .contains(CompatibleFeatures::LAZY_REFCOUNTS)
+                .into();
+        }
+        if !self.bitmaps.is_empty() {
+            facts["bitmaps"] = self.bitmaps.iter().map(bitmap_json).collect();
+        }
+        facts["refcount-bits"] = (1 << header.geometry.refcount_order).into();
+        if v3 {
+            facts["corrupt"] = header.incompatible.contains(IncompatibleFeatures::CORRUPT).into();
+            facts["extended-l2"] = header.geometry.extended_l2.into();
+        }
+        match header.encryption {
+            Encryption::None => {}
+            Encryption::Aes => facts["encrypt"] = json!({ "format": "aes" }),
+            Encryption::Luks => facts["encrypt"] = json!({ "format": "luks" }),
+        }
+        facts
     }
-    match header.encryption {
-        Encryption::None => {}
-        Encryption::Aes => facts.push(("encrypt", "encrypt", json!({ "format": "aes" }))),
-        Encryption::Luks => facts.push(("encrypt", "encrypt", json!({ "format": "luks" }))),
+}
+
+fn bitmap_json(bitmap: &Bitmap) -> Value {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+    let flags: Vec<&str> = flags
+        .into_iter()
+        .filter_map(|(name, set)| set.then_some(name))
+        .collect();
+    json!({ "flags": flags, "name": bitmap.name, "granularity": bitmap.granularity() })
+}
+
+fn snapshot_json(snapshot: &Snapshot) -> Value {
+    let mut object = json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "vm-state-size": snapshot.vm_state_size,
+        "date-sec": snapshot.date_seconds,
+        "date-nsec": snapshot.date_nanoseconds,
+        "vm-clock-sec": snapshot.vm_clock_nanoseconds / NANOSECONDS,
+        "vm-clock-nsec": snapshot.vm_clock_nanoseconds % NANOSECONDS,
+    });
+    if let Some(icount) = snapshot.icount {
+        object["icount"] = icount.into();
     }
-    facts
+    object
+}
+
+fn snapshot_row(snapshot: &Snapshot) -> [String; 6] {
+    let clock = snapshot.vm_clock_nanoseconds / 1_000_000;
+    let (ms, seconds) = (clock % 1000, clock / 1000);
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    [
+        escape(&snapshot.id).into_owned(),
+        escape(&snapshot.name).into_owned(),
+        human_size(snapshot.vm_state_size),
+        date(snapshot.date_seconds.into()),
+        format!("{hours:04}:{minutes:02}:{:02}.{ms:03}", seconds % 60),
+        snapshot
+            .icount
+            .map_or_else(|| "--".to_owned(), |icount| icount.to_string()),
+    ]
+}
+
+fn print_row(out: &mut dyn Write, columns: [String; 6]) -> io::Result<()> {
+    let [id, tag, size, date, clock, icount] = columns;
+    writeln!(
+        out,
+        "{id:<7} {tag:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}"
+    )
+}
+
+/// A JSON value as an indented list of keys and values.
+fn print_tree(out: &mut dyn Write, depth: usize, value: &Value) -> io::Result<()> {
+    let entries: Vec<(String, &Value)> = match value {
+        Value::Object(object) => object
+            .iter()
+            .map(|(key, value)| (key.replace('-', " "), value))
+            .collect(),
+        Value::Array(array) => array
+            .iter()
+            .enumerate()
+            .map(|(i, value)| (format!("[{i}]"), value))
+            .collect(),
+        _ => Vec::new(),
+    };
+    for (key, value) in entries {
+        write!(out, "{:1$}{key}:", "", 4 * depth)?;
+        match value {
+            Value::Object(_) | Value::Array(_) => {
+                writeln!(out)?;
+                print_tree(out, depth + 1, value)?;
+            }
+            Value::String(text) => writeln!(out, " {}", escape(text))?,
+            other => writeln!(out, " {other}")?,
+        }
+    }
+    Ok(())
+}
+
+/// Seconds since the Epoch as a date and time of day, in UTC.
+fn date(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years that start in March, so that a leap day is the last of one, in cycles of 400 years.
+    let days = days + 719_468;
+    let (cycle, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (
+        day - (153 * month + 2) / 5 + 1,
+        if month < 10 { month + 3 } else { month - 9 },
+    );
+    let year = cycle * 400 + year + u64::from(month <= 2);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!(
+        "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}",
+        second % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::date;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_795_385_620, "2026-11-22 22:13:40"),
+            (u64::from(u32::MAX), "2106-02-07 06:28:15"),
+        ] {
+            assert_eq!(date(seconds), text);
+        }
+    }
 }
