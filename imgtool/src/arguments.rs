@@ -10,7 +10,7 @@ pub(crate) enum Nested {
     Deny,
     /// Files beside the image or in directories below it.
     Beside,
-    /// Any file.
+    /// Any file or block device.
     Any,
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 
 use block::{Error, ErrorKind, escape};
 
@@ -86,12 +86,12 @@ fn without_os_codes(text: &str) -> String {
 /// Prints what is wrong with the command line, or the help that was asked for, and gives the exit code.
 pub(crate) fn usage(error: &clap::Error, command: Option<&OsStr>) -> u8 {
     if !error.use_stderr() {
-        // With nobody left to read it there is nothing to be done about that.
         let _ = error.print();
         return 0;
     }
     let text = error.render().to_string();
-    eprint!("{}", text.replacen("error: ", "imgtool: ", 1));
+    // With nobody left to read it there is nothing to be done about that.
+    let _ = write!(io::stderr(), "{}", text.replacen("error: ", "imgtool: ", 1));
     // 1 means that the images differ.
     if command.is_some_and(|command| command == "compare") {
         2

@@ -73,8 +73,8 @@ impl Opening {
     }
 }
 
-/// What `--nested` says. Without it a backing file may be anywhere, since it is only read and only where the image's
-/// owner can read, and a data file, which is written to, beside the image only.
+/// What `--nested` says. Without it a backing file, which is only read, may be anywhere, if it is a regular file; a data
+/// file, which is written to, beside the image only. Block devices have to be asked for.
 #[derive(Clone, Copy, Debug)]
 struct Gate(Option<Nested>);
 
@@ -82,7 +82,8 @@ impl OpenGate for Gate {
     fn admit(&self, request: &OpenRequest<'_>) -> Result<Permit> {
         match (self.0, request.purpose) {
             (Some(Nested::Deny), _) => Deny.admit(request),
-            (Some(Nested::Any), _) | (None, Purpose::Backing) => Permissive::default().admit(request),
+            (Some(Nested::Any), _) => Permissive::default().with_block_devices().admit(request),
+            (None, Purpose::Backing) => Permissive::default().admit(request),
             (Some(Nested::Beside), _) | (None, Purpose::DataFile) => {
                 Within::new(directory_of(request.from))?.admit(request)
             }

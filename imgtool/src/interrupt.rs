@@ -3,6 +3,7 @@
 //! A job is asked to stop and does so between two requests. One that cannot (it waits for a slow disk) is not waited
 //! for: whatever is unfinished is removed and the process ends.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,7 +37,7 @@ pub(crate) fn watch() -> Result<Cancel> {
             for path in unfinished.iter() {
                 let _ = fs::remove_file(path);
             }
-            eprintln!("imgtool: interrupted; what was unfinished is gone");
+            let _ = writeln!(io::stderr(), "imgtool: interrupted; what was unfinished is gone");
             process::exit(INTERRUPTED.into());
         }
     };

@@ -9,15 +9,34 @@
 //! [`Control`].
 //!
 //! ```
-//! # use std::sync::Arc;
-//! # use block::{BlockDevice, DeviceInfo, Extent, Error, Result, ZeroMode};
-//! # use ops::{Control, ConvertOptions, convert};
-//! fn copy(source: &dyn BlockDevice, target: &dyn BlockDevice) -> Result<()> {
-//!     // A new target reads as zeros: what is zero in the source is skipped.
-//!     let options = ConvertOptions::new();
-//!     convert(source, target, &options, &Control::unwatched())?;
-//!     target.flush()
+//! use std::sync::Arc;
+//!
+//! use block::{Access, BlockDevice, MemStorage, Preallocation};
+//! use ops::{CompareOptions, Comparison, Control, ConvertOptions, Extents, compare, convert};
+//!
+//! let new_disk = || {
+//!     let storage = MemStorage::new();
+//!     raw::create(&storage, 64 << 20, Preallocation::Off)?;
+//!     raw::Image::open(Arc::new(storage), Access::WRITE)
+//! };
+//! let (source, target) = (new_disk()?, new_disk()?);
+//! source.write_at(b"data, somewhere", 10 << 20)?;
+//!
+//! // The target is new and reads as zeros: what is zero in the source is left out.
+//! convert(&source, &target, &ConvertOptions::new(), &Control::unwatched())?;
+//! target.flush()?;
+//!
+//! let found = compare(&source, &target, &CompareOptions::new(), &Control::unwatched())?;
+//! assert_eq!(found, Comparison::Identical);
+//! let mut data = 0;
+//! for extent in Extents::new(&target) {
+//!     let extent = extent?;
+//!     if !extent.state.reads_as_zero() {
+//!         data += extent.len;
+//!     }
 //! }
+//! assert!(data < 1 << 20);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod buffer;
