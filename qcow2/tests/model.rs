@@ -74,7 +74,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (any::<Index>(), any::<Index>(), any::<bool>()).prop_map(|(at, len, unmap)| Op::Zero { at, len, unmap }),
         2 => (any::<Index>(), any::<Index>()).prop_map(|(at, len)| Op::Discard { at, len }),
         2 => (any::<Index>(), 1u8..).prop_map(|(at, byte)| Op::Compressed { at, byte }),
-        1 => any::<Index>().prop_map(|sectors| Op::Resize { sectors }),
+        2 => (any::<Index>(), any::<bool>()).prop_map(|(sectors, near)| Op::Resize { sectors, near }),
         2 => (any::<Index>(), any::<Index>()).prop_map(|(at, len)| Op::Read { at, len }),
         1 => Just(Op::Flush),
         1 => Just(Op::Reopen),
@@ -82,7 +82,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// A range of a disk; lengths from one byte to half of it, short ones more often.
-fn range(disk: &[u8], at: &Index, len: &Index, cluster: usize) -> std::ops::Range<usize> {
+fn range(disk: &[u8], at: Index, len: Index, cluster: usize) -> std::ops::Range<usize> {
     let start = at.index(disk.len());
     let longest = if len.index(3) == 0 {
         disk.len() / 2
@@ -135,13 +135,13 @@ impl Run {
         let cluster = 1usize << self.shape.cluster_bits;
         match op {
             Op::Write { at, len, byte } => {
-                let range = range(&self.model, at, len, cluster);
+                let range = range(&self.model, *at, *len, cluster);
                 let data: Vec<u8> = range.clone().map(|i| byte.wrapping_add((i / 3) as u8)).collect();
                 self.image().write_at(&data, range.start as u64).expect("write");
                 self.model[range].copy_from_slice(&data);
             }
             Op::Zero { at, len, unmap } => {
-                let range = range(&self.model, at, len, cluster);
+                let range = range(&self.model, *at, *len, cluster);
                 let mode = if *unmap {
                     ZeroMode::Unmap
                 } else {
@@ -153,7 +153,7 @@ impl Run {
                 self.model[range].fill(0);
             }
             Op::Discard { at, len } => {
-                let range = range(&self.model, at, len, cluster);
+                let range = range(&self.model, *at, *len, cluster);
                 self.image()
                     .discard_at(range.start as u64, range.len() as u64)
                     .expect("discard");
@@ -167,9 +167,17 @@ impl Run {
                     self.model[start..end].fill(0);
                 }
             }
-            Op::Compressed { at, byte } => self.write_compressed(at, *byte),
-            Op::Resize { sectors } => {
-                let sectors = sectors.index(most_sectors(self.shape.cluster_bits) as usize) as u64 + 1;
+            Op::Compressed { at, byte } => self.write_compressed(*at, *byte),
+            Op::Resize { sectors, near } => {
+                let most = most_sectors(self.shape.cluster_bits);
+                let sectors = if *near {
+                    // Inside a cluster, or just over its edge.
+                    (self.model.len() as u64 / 512 + sectors.index(9) as u64)
+                        .saturating_sub(4)
+                        .max(1)
+                } else {
+                    sectors.index(most as usize) as u64 + 1
+                };
                 let how = Resize {
                     shrink: true,
                     ..Resize::default()
@@ -178,7 +186,7 @@ impl Run {
                 self.model.resize(sectors as usize * 512, 0);
             }
             Op::Read { at, len } => {
-                let range = range(&self.model, at, len, cluster);
+                let range = range(&self.model, *at, *len, cluster);
                 let mut buf = vec![0xaa; range.len()];
                 self.image().read_at(&mut buf, range.start as u64).expect("read");
                 assert!(buf == self.model[range.clone()], "read of {range:?} differs");
@@ -188,7 +196,7 @@ impl Run {
         }
     }
 
-    fn write_compressed(&mut self, at: &Index, byte: u8) {
+    fn write_compressed(&mut self, at: Index, byte: u8) {
         let cluster = 1usize << self.shape.cluster_bits;
         let start = at.index(self.model.len()) / cluster * cluster;
         let end = self.model.len().min(start + cluster);

@@ -27,7 +27,7 @@ impl Allowed {
 
     fn flush(&mut self) {
         for (flushed, since) in self.flushed.iter_mut().zip(&mut self.since) {
-            *flushed = since.drain(..).last().unwrap_or(*flushed);
+            *flushed = since.drain(..).next_back().unwrap_or(*flushed);
         }
     }
 

@@ -76,12 +76,15 @@ impl Image {
         Ok(())
     }
 
-    /// Makes what is added read as zeros: the rest of the last cluster, which may hold anything, and what a backing
-    /// file that is longer than the disk was holds there.
+    /// Makes what is added read as zeros: the rest of the last cluster, which may hold anything; clusters past the
+    /// end that whoever made the disk shorter left mapped; and what a backing file that is longer than the disk was
+    /// holds there.
     fn hide_what_lies_below(&self, writer: &Writer, old: u64, size: u64) -> Result<()> {
         let cluster_size = self.geometry.cluster_size();
-        let boundary = old.next_multiple_of(cluster_size).min(size);
-        self.zero_part(writer, GuestOffset(old), boundary - old)?;
+        let boundary = old.next_multiple_of(cluster_size);
+        self.zero_part(writer, GuestOffset(old), boundary.min(size) - old)?;
+        let end = GuestOffset(size.next_multiple_of(cluster_size));
+        self.change_clusters(writer, GuestOffset(boundary), end, Becomes::Unallocated)?;
         let below = self
             .backing
             .as_ref()
