@@ -28,7 +28,7 @@ enum Op {
     Zero { at: Index, len: Index, unmap: bool },
     Discard { at: Index, len: Index },
     Compressed { at: Index, byte: u8 },
-    Resize { sectors: Index },
+    Resize { sectors: Index, near: bool },
     Read { at: Index, len: Index },
     Flush,
     Reopen,
