@@ -363,7 +363,7 @@ mod tests {
                 "{message}"
             );
             assert!(
-                hint.contains(&format!("imgtool rebase -u -F FORMAT -b base {top}")),
+                hint.contains(&format!("qemu-img rebase -u -F FORMAT -b base {top}")),
                 "{hint}"
             );
         }

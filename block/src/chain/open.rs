@@ -269,7 +269,7 @@ fn looped(chain: &[Found<'_>], path: &Path, earlier: &Path) -> Error {
     Error::new(ErrorKind::Corrupt, message)
         .with_path(from)
         .with_hint(format!(
-            "name another backing file: imgtool rebase -u -F FORMAT -b FILE {name}"
+            "name another backing file: qemu-img rebase -u -F FORMAT -b FILE {name}"
         ))
 }
 
@@ -280,7 +280,7 @@ fn no_format(image: &Path, name: &str) -> Error {
          what a guess is based on"
     );
     let hint = format!(
-        "state it: imgtool rebase -u -F FORMAT -b {name} {}",
+        "state it: qemu-img rebase -u -F FORMAT -b {name} {}",
         escape(&image.to_string_lossy())
     );
     Error::invalid(message).with_path(image).with_hint(hint)
