@@ -221,10 +221,12 @@ impl SliceCache {
         }
     }
 
-    /// Drops every slice for which `gone` says so, pinned or not: its table no longer exists.
+    /// Drops every slice for which `gone` says so, pinned or not: its table no longer exists. Whoever is reading one
+    /// from the file right now will not get it in.
     pub fn forget(&self, gone: impl Fn(u64) -> bool) {
         for set in &self.sets {
             let mut fill = set.lock();
+            fill.generation += 1;
             for way in 0..WAYS {
                 let tag = set.tags[way].load(Ordering::Relaxed);
                 if tag != 0 && gone(tag - 1) {
@@ -235,8 +237,6 @@ impl SliceCache {
                     set.versions[way].store(version.wrapping_add(2), Ordering::Release);
                     fill.pins[way] = 0;
                     fill.changed &= !(1 << way);
-                    // Whoever is reading this slice from the file right now must not insert it.
-                    fill.generation += 1;
                 }
             }
         }

@@ -55,6 +55,8 @@ pub(crate) struct Allocator {
     freed: Vec<Range<u64>>,
     /// No longer named in the file, and the epoch in which that was noticed.
     dropped: VecDeque<(u64, Vec<Range<u64>>)>,
+    /// A failure that left the refcounts in memory half changed: they must not reach the file.
+    failed: Option<Error>,
 }
 
 impl Allocator {
@@ -75,11 +77,13 @@ impl Allocator {
             packing: None,
             freed: Vec::new(),
             dropped: VecDeque::new(),
+            failed: None,
         })
     }
 
     /// Gives out `count` adjacent clusters with a refcount of 1.
     pub(crate) fn allocate(&mut self, count: u64, purpose: Use) -> Result<Allocation> {
+        self.refuse_if_failed()?;
         loop {
             let start = self.refcounts.find_free(self.mark, count)?;
             if self.ensure_blocks(start.0..start.0 + count)? {
@@ -95,7 +99,10 @@ impl Allocator {
         let clusters = start.0..start.0 + count;
         self.refuse_metadata(clusters.clone())?;
         for cluster in clusters.clone() {
-            self.refcounts.set(ClusterIndex(cluster), 1)?;
+            if let Err(error) = self.refcounts.set(ClusterIndex(cluster), 1) {
+                self.lower(clusters.start..cluster)?;
+                return Err(error);
+            }
         }
         self.mark = self.mark.max(ClusterIndex(clusters.end));
         let fresh = clusters.start >= self.untouched;
@@ -150,8 +157,8 @@ impl Allocator {
         }
         self.refuse_metadata(cluster.0..cluster.0 + 1)?;
         self.refcounts.add_block(number, cluster);
-        self.take(cluster, 1, Use::Metadata)?;
-        Ok(())
+        let taken = self.take(cluster, 1, Use::Metadata).map(|_| ());
+        self.or_fail(taken)
     }
 
     /// Moves the refcount table to where it can have an entry for block `number`.
@@ -162,9 +169,23 @@ impl Allocator {
         let abandoned = self.refcounts.move_to(start, count);
         // The new table can describe where it lies; its blocks must not go there, so the mark passes it first.
         self.mark = self.mark.max(ClusterIndex(start.0 + count));
-        self.ensure_blocks(start.0..start.0 + count)?;
-        self.take(start, count, Use::Metadata)?;
-        abandoned.map_or(Ok(()), |clusters| self.lower(clusters))
+        let taken = self
+            .ensure_blocks(start.0..start.0 + count)
+            .and_then(|_| self.take(start, count, Use::Metadata))
+            .and_then(|_| abandoned.map_or(Ok(()), |clusters| self.lower(clusters)));
+        self.or_fail(taken)
+    }
+
+    /// Remembers a failure after which refcounts and what they count do not agree.
+    fn or_fail(&mut self, result: Result<()>) -> Result<()> {
+        if let Err(error) = &result {
+            self.failed.get_or_insert_with(|| error.clone());
+        }
+        result
+    }
+
+    fn refuse_if_failed(&self) -> Result<()> {
+        self.failed.clone().map_or(Ok(()), Err)
     }
 
     /// Gives out room for `len` bytes of compressed data, in the host cluster of the one before if there is room.
@@ -239,8 +260,12 @@ impl Allocator {
     }
 
     /// Starts a flush: what has to be written, and what will be dropped when that is done.
-    pub(crate) fn begin_flush(&mut self) -> (RefcountWrites, Vec<Range<u64>>) {
-        (self.refcounts.take_writes(), std::mem::take(&mut self.freed))
+    ///
+    /// # Errors
+    /// The failure of an allocation after which refcounts and what they count do not agree.
+    pub(crate) fn begin_flush(&mut self) -> Result<(RefcountWrites, Vec<Range<u64>>)> {
+        self.refuse_if_failed()?;
+        Ok((self.refcounts.take_writes(), std::mem::take(&mut self.freed)))
     }
 
     /// Ends a flush that has made everything durable: lowers the refcounts of what nobody can be using any more.
@@ -286,15 +311,16 @@ impl Allocator {
             match &mut unused {
                 Some(run) if run.end == cluster => run.end += 1,
                 _ => {
-                    self.vacate(unused.replace(cluster..cluster + 1))?;
+                    self.vacate(unused.replace(cluster..cluster + 1));
                 }
             }
         }
-        self.vacate(unused)
+        self.vacate(unused);
+        Ok(())
     }
 
-    fn vacate(&mut self, clusters: Option<Range<u64>>) -> Result<()> {
-        let Some(clusters) = clusters else { return Ok(()) };
+    fn vacate(&mut self, clusters: Option<Range<u64>>) {
+        let Some(clusters) = clusters else { return };
         self.mark = self.mark.min(ClusterIndex(clusters.start));
         if self
             .packing
@@ -304,9 +330,8 @@ impl Allocator {
         }
         self.metadata_map_mut(|map| map.remove(clusters.clone()));
         let (start, len) = (clusters.start, clusters.end - clusters.start);
-        self.storage.discard(
-            start << self.geometry.cluster_bits,
-            len << self.geometry.cluster_bits,
-        )
+        // A hint: a host that fails it has more room taken, and nothing wrong.
+        let bits = self.geometry.cluster_bits;
+        let _ = self.storage.discard(start << bits, len << bits);
     }
 }

@@ -52,8 +52,10 @@ pub(crate) struct RefcountTable {
     clock: u64,
     /// Blocks that the table in the file does not name yet.
     unlinked: BTreeSet<usize>,
-    /// Where the table was before it moved; the header still says so.
-    moved_from: Option<Range<u64>>,
+    /// Clusters of the table that the header in the file names. Others than the table's own once it has moved.
+    named: Range<u64>,
+    /// Clusters of the table that a flush under way is about to make the header name.
+    about_to_be_named: Option<Range<u64>>,
 }
 
 #[derive(Debug)]
@@ -87,7 +89,8 @@ impl RefcountTable {
             capacity: (CACHE_BYTES >> geometry.cluster_bits).max(2) as usize,
             clock: 0,
             unlinked: BTreeSet::new(),
-            moved_from: None,
+            named: geometry.cluster_of(place).0..geometry.cluster_of(place).0 + u64::from(clusters),
+            about_to_be_named: None,
             storage,
             geometry,
         })
@@ -225,15 +228,14 @@ impl RefcountTable {
     }
 
     /// Moves the table to `clusters` free clusters from `start` on. Their refcounts are the caller's to set. Gives
-    /// back where the table was, if the file has never named that place.
+    /// back where the table was, if the file does not name that place and is not about to.
     pub(crate) fn move_to(&mut self, start: ClusterIndex, clusters: u64) -> Option<Range<u64>> {
         let old = self.table_clusters();
-        let abandoned = self.moved_from.is_some().then(|| old.clone());
-        self.moved_from.get_or_insert(old);
+        let kept = old == self.named || Some(&old) == self.about_to_be_named.as_ref();
         self.place = self.geometry.offset_of(start);
         self.table
             .resize((clusters << (self.geometry.cluster_bits - 3)) as usize, 0);
-        abandoned
+        (!kept).then_some(old)
     }
 
     /// Takes everything that has to be written. Give it back to [`written`](Self::written) when it has been.
@@ -258,7 +260,8 @@ impl RefcountTable {
         writes.blocks.sort_by_key(|write| write.at);
         let unlinked = std::mem::take(&mut self.unlinked);
         let entry = |number: usize| self.table[number].to_be_bytes();
-        if self.moved_from.is_some() {
+        if self.has_moved() {
+            self.about_to_be_named = Some(self.table_clusters());
             let bytes = self.table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
             writes.table.push(Write {
                 at: self.place,
@@ -285,14 +288,19 @@ impl RefcountTable {
                 block.writing = false;
             }
         }
-        writes.moved_to.and(self.moved_from.take())
+        // By now the table may have moved on, or have moved for the first time: what counts is what was written.
+        let named = self.about_to_be_named.take()?;
+        Some(std::mem::replace(&mut self.named, named))
     }
 
     /// Whether anything waits to be written.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.moved_from.is_some()
-            || !self.unlinked.is_empty()
-            || self.blocks.values().any(|b| !b.dirty.is_empty())
+        self.has_moved() || !self.unlinked.is_empty() || self.blocks.values().any(|b| !b.dirty.is_empty())
+    }
+
+    /// Whether the table lies elsewhere than the header in the file says.
+    fn has_moved(&self) -> bool {
+        self.table_clusters() != self.named
     }
 
     fn split(&self, cluster: ClusterIndex) -> (usize, usize) {

@@ -4,10 +4,10 @@
 mod common;
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use block::test_utils::{Recorder, Rng};
-use block::{BlockDevice, MemStorage, ZeroMode};
+use block::{Access, BlockDevice, MemStorage, Storage, ZeroMode};
 use qcow2::{Header, Image, OpenOptions};
 
 const OPTIONS: &str = "cluster_size=512,refcount_bits=64";
@@ -105,4 +105,81 @@ fn power_cuts_while_the_refcount_table_moves() {
         }
     }
     assert!(moved, "the table has not moved");
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// A storage in whose next sync something else happens.
+struct Interrupted {
+    inner: MemStorage,
+    in_sync: Mutex<Option<Hook>>,
+}
+
+impl std::fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Storage for Interrupted {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> block::Result<()> {
+        self.inner.read_exact_at(buf, offset)
+    }
+    fn sync_data(&self) -> block::Result<()> {
+        let hook = self.in_sync.lock().expect("no panic").take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        self.inner.sync_data()
+    }
+    common::pass_on_to_inner!();
+}
+
+/// Another thread makes the refcount table move, once or several times, while a flush is under way that may itself
+/// be moving it.
+#[test]
+fn the_refcount_table_moves_during_a_flush() {
+    let chunk: u64 = 256 << 10;
+    for (before, meanwhile) in [(2, 8), (6, 4), (8, 20), (12, 40), (30, 50)] {
+        let disk = 128 * chunk;
+        let storage = Arc::new(Interrupted {
+            inner: common::create(OPTIONS, disk, None),
+            in_sync: Mutex::new(None),
+        });
+        // A cache that holds all of the map: were it full, the other thread would wait for this flush to end.
+        let options = OpenOptions {
+            access: Access::WRITE,
+            ..OpenOptions::default()
+        };
+        let image = Arc::new(Image::open(storage.clone(), options).expect("the image opens"));
+        let write = move |image: &Image, number: u64| {
+            image
+                .write_at(&vec![number as u8 + 1; chunk as usize], number * chunk)
+                .expect("write");
+        };
+        (0..before).for_each(|number| write(&image, number));
+        let other = Arc::clone(&image);
+        *storage.in_sync.lock().expect("no panic") = Some(Box::new(move || {
+            let writer = std::thread::spawn(move || {
+                (before..before + meanwhile).for_each(|number| write(&other, number));
+            });
+            writer.join().expect("no thread fails");
+        }));
+        image.flush().expect("flush");
+        Arc::into_inner(image)
+            .expect("the other thread has ended")
+            .close()
+            .expect("close");
+        let file = storage.inner.to_vec();
+        let (code, words) = common::qemu_check(&file);
+        assert_eq!(code, 0, "{before} and {meanwhile}: {words}");
+        let seen = common::qemu_read(&file, None);
+        let chunks = seen.chunks(chunk as usize).zip(1..=before + meanwhile);
+        for (bytes, number) in chunks {
+            assert!(
+                bytes.iter().all(|byte| u64::from(*byte) == number),
+                "chunk {number} is lost"
+            );
+        }
+    }
 }

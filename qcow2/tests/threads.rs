@@ -121,27 +121,10 @@ impl Storage for Turnstile {
         drop(stopped);
         self.inner.read_exact_at(buf, offset)
     }
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> block::Result<()> {
-        self.inner.write_all_at(buf, offset)
-    }
-    fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> block::Result<()> {
-        self.inner.zero(offset, len, mode)
-    }
-    fn discard(&self, offset: u64, len: u64) -> block::Result<()> {
-        self.inner.discard(offset, len)
-    }
-    fn host_extent(&self, offset: u64, len: u64) -> block::Result<block::HostExtent> {
-        self.inner.host_extent(offset, len)
-    }
     fn sync_data(&self) -> block::Result<()> {
         self.inner.sync_data()
     }
-    fn len(&self) -> block::Result<u64> {
-        self.inner.len()
-    }
-    fn set_len(&self, len: u64) -> block::Result<()> {
-        self.inner.set_len(len)
-    }
+    common::pass_on_to_inner!();
 }
 
 /// A reader that has looked up where its data lies, and is slow to read it, must not find another cluster's data

@@ -24,7 +24,8 @@ impl Image {
     }
 
     /// Holds up the reuse of what this request looks up. An image open for reading frees nothing.
-    fn pin(&self) -> Option<Pin<'_>> {
+    #[inline]
+    pub(super) fn pin(&self) -> Option<Pin<'_>> {
         self.writer.as_ref().map(|writer| writer.epoch.pin())
     }
 
@@ -47,7 +48,6 @@ impl Image {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         self.check_bounds(op, offset, len)?;
         self.begin_writing(writer)?;
-        let _pin = self.pin();
         change(writer).map_err(|error| error.with_path_of(self.storage.path()))
     }
 }
@@ -105,6 +105,7 @@ impl BlockDevice for Image {
 
     fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
         let len = self.extent_bounds(offset, len)?;
+        let _pin = self.pin();
         self.extent(GuestOffset(offset), len)
     }
 
@@ -160,11 +161,12 @@ impl Overlay for Image {
     }
 
     fn backing_reference(&self) -> Option<BackingReference> {
-        self.header().backing()
+        self.locked_header().backing()
     }
 
     fn own_extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
         let len = self.extent_bounds(offset, len)?;
+        let _pin = self.pin();
         self.own_extent(GuestOffset(offset), len)
     }
 

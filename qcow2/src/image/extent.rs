@@ -23,10 +23,10 @@ impl Image {
         }
         let coverage = self.geometry.l2_coverage();
         let end = end.min(GuestOffset((guest.0 / coverage + 1).saturating_mul(coverage)));
-        let first = self.extent_of(self.lookup(guest)?, guest);
+        let first = self.extent_of(self.mapping(guest)?, guest);
         let mut run = first;
         while run.end() < end.0 {
-            let next = self.extent_of(self.lookup(GuestOffset(run.end()))?, GuestOffset(run.end()));
+            let next = self.extent_of(self.mapping(GuestOffset(run.end()))?, GuestOffset(run.end()));
             if !run.continued_by(&next) {
                 break;
             }

@@ -45,7 +45,8 @@ impl Image {
     }
 
     fn write_back_in_order(&self, writer: &Writer) -> Result<()> {
-        let batch = self.take_batch(&mut writer.meta())?;
+        let l1_offset = self.locked_header().l1_offset;
+        let batch = self.take_batch(&mut writer.meta(), l1_offset)?;
         self.write_each(&batch.refcounts.blocks)?;
         self.storage.sync_data()?;
         if !batch.refcounts.table.is_empty() {
@@ -71,8 +72,8 @@ impl Image {
     }
 
     /// Takes what waits, as it is now. Later changes wait for the next flush.
-    fn take_batch(&self, meta: &mut Meta) -> Result<Batch> {
-        let (refcounts, freed) = meta.allocator.begin_flush();
+    fn take_batch(&self, meta: &mut Meta, l1_offset: HostOffset) -> Result<Batch> {
+        let (refcounts, freed) = meta.allocator.begin_flush()?;
         let mut batch = Batch {
             refcounts,
             freed,
@@ -91,7 +92,6 @@ impl Image {
                 });
             }
         }
-        let l1_offset = self.header().l1_offset;
         for index in std::mem::take(&mut meta.dirty_l1) {
             let bytes = self.l1.load(index).to_be_bytes().to_vec();
             batch.mappings.push(Write {

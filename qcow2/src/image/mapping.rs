@@ -16,10 +16,20 @@ use crate::entry::{L1Entry, L2Mapping};
 impl Image {
     /// What this layer says about the cluster that `guest` lies in. Offsets past the end of the disk are unallocated.
     ///
+    /// In an image that is being written to, what a host offset holds may be another cluster's as soon as this has
+    /// returned.
+    ///
     /// # Errors
     /// `Corrupt` for an entry that the format does not allow, or a table outside the file; `Io`.
     #[inline]
     pub fn lookup(&self, guest: GuestOffset) -> Result<L2Mapping> {
+        let _pin = self.pin();
+        self.mapping(guest)
+    }
+
+    /// [`lookup`](Self::lookup), for a request that has counted itself in.
+    #[inline]
+    pub(super) fn mapping(&self, guest: GuestOffset) -> Result<L2Mapping> {
         let (slice, index) = self.slice_of(guest);
         let entry = match self.cache.get(slice, index) {
             Some(entry) => entry,

@@ -186,7 +186,7 @@ impl Image {
     /// Reads the active L1 table, a piece at a time: an empty one, however long, takes no memory.
     fn read_l1(&self) -> Result<()> {
         let (start, entries) = {
-            let header = self.header();
+            let header = self.locked_header();
             (header.l1_offset, header.l1_entries as usize)
         };
         self.check_inside(
@@ -209,7 +209,7 @@ impl Image {
     }
 
     fn open_writer(&self) -> Result<Writer> {
-        let header = self.header();
+        let header = self.locked_header();
         let refcounts = RefcountTable::open(
             Arc::clone(&self.storage),
             self.geometry,
@@ -308,7 +308,11 @@ impl Image {
     }
 
     /// The header as it is now.
-    pub fn header(&self) -> MutexGuard<'_, Header> {
+    pub fn header(&self) -> Header {
+        self.locked_header().clone()
+    }
+
+    fn locked_header(&self) -> MutexGuard<'_, Header> {
         self.header.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -11,7 +11,7 @@ impl Image {
     /// Fills `buf` from `guest` on. The range lies on the disk.
     pub(super) fn read(&self, mut buf: &mut [u8], mut guest: GuestOffset) -> Result<()> {
         while !buf.is_empty() {
-            let mapping = self.lookup(guest)?;
+            let mapping = self.mapping(guest)?;
             let len = self.run_length(mapping, guest, buf.len())?;
             let (run, rest) = buf.split_at_mut(len);
             self.read_mapped(mapping, run, guest)?;
@@ -28,7 +28,7 @@ impl Image {
         let mut len = size - self.geometry.in_cluster(guest);
         while len < most as u64 {
             let distance = len + self.geometry.in_cluster(guest);
-            if !continues(mapping, self.lookup(guest + len)?, distance) {
+            if !continues(mapping, self.mapping(guest + len)?, distance) {
                 break;
             }
             len += size;

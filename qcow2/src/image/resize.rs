@@ -42,7 +42,7 @@ impl Image {
 
     /// A snapshot of version 2 need not say how long its disk is, and has the image's length then.
     fn check_snapshots(&self) -> Result<()> {
-        let header = self.header();
+        let header = self.locked_header();
         if header.version >= Version::V3 || header.snapshot_count == 0 {
             return Ok(());
         }
@@ -105,7 +105,7 @@ impl Image {
     fn move_l1(&self, writer: &Writer, entries: usize) -> Result<()> {
         self.write_back()?;
         let (old_start, old_entries) = {
-            let header = self.header();
+            let header = self.locked_header();
             (self.geometry.cluster_of(header.l1_offset).0, header.l1_entries)
         };
         let old_len = self.geometry.clusters(u64::from(old_entries) * 8);
@@ -195,6 +195,7 @@ impl Image {
         how: Preallocation,
     ) -> Result<()> {
         let bits = self.geometry.cluster_bits;
+        let _pin = writer.epoch.pin();
         let _range = writer.ranges.lock(guest.0 >> bits..(guest.0 >> bits) + count);
         for cluster in 0..count {
             self.lookup_to_replace(writer, guest + (cluster << bits))?;

@@ -31,6 +31,7 @@ struct Target {
 impl Image {
     /// Writes `data` from `guest` on. The range lies on the disk.
     pub(super) fn write(&self, writer: &Writer, mut data: &[u8], mut guest: GuestOffset) -> Result<()> {
+        let _pin = writer.epoch.pin();
         while !data.is_empty() {
             let done = self.write_some(writer, data, guest)?;
             data = &data[done..];
@@ -41,7 +42,7 @@ impl Image {
 
     /// Writes the first run of `data` that can be written as one. How many bytes that was; 0: look again.
     fn write_some(&self, writer: &Writer, data: &[u8], guest: GuestOffset) -> Result<usize> {
-        let mapping = self.lookup(guest)?;
+        let mapping = self.mapping(guest)?;
         let L2Mapping::Standard { host, copied: true } = mapping else {
             return self.write_allocating(writer, data, guest);
         };
@@ -66,7 +67,7 @@ impl Image {
     /// What maps `guest` now, for whoever holds its range and is about to replace that: its host clusters are taken
     /// back then, and metadata must not be.
     pub(super) fn lookup_to_replace(&self, writer: &Writer, guest: GuestOffset) -> Result<L2Mapping> {
-        let mapping = self.lookup(guest)?;
+        let mapping = self.mapping(guest)?;
         match mapping {
             L2Mapping::Standard { host, .. }
             | L2Mapping::Zero {
@@ -192,7 +193,7 @@ impl Image {
         if buf.is_empty() {
             return Ok(());
         }
-        self.read_mapped(self.lookup(guest)?, buf, guest)
+        self.read_mapped(self.mapping(guest)?, buf, guest)
     }
 
     /// Sets the mappings of the clusters from `start` on, all in one slice whose table may be written in place, and
@@ -280,6 +281,7 @@ impl Image {
         guest: GuestOffset,
     ) -> Result<()> {
         self.write_back_if_full(writer)?;
+        let _pin = writer.epoch.pin();
         let cluster = guest.0 >> self.geometry.cluster_bits;
         let _range = writer.ranges.lock(cluster..cluster + 1);
         self.lookup_to_replace(writer, guest)?;

@@ -83,11 +83,12 @@ impl Image {
 
     /// Makes part of a range read as zeros by writing, unless it does already.
     pub(super) fn zero_part(&self, writer: &Writer, guest: GuestOffset, len: u64) -> Result<()> {
+        let _pin = writer.epoch.pin();
         let mut done = 0;
         while done < len {
             let at = guest + done;
             let step = (self.geometry.cluster_size() - self.geometry.in_cluster(at)).min(len - done);
-            let reads_as_zero = match self.lookup(at)? {
+            let reads_as_zero = match self.mapping(at)? {
                 L2Mapping::Zero { .. } => true,
                 L2Mapping::Unallocated => self.nothing_below(at),
                 _ => false,
@@ -144,6 +145,8 @@ impl Image {
         let bits = self.geometry.cluster_bits;
         let size = self.geometry.cluster_size();
         self.write_back_if_full(writer)?;
+        // One slice at a time: a discard of the whole disk must not hold up the reuse of what it frees.
+        let _pin = writer.epoch.pin();
         let _range = writer.ranges.lock(first.0 >> bits..last.0 >> bits);
         let mut guest = first;
         let mut changes = Vec::new();

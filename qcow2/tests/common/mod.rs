@@ -10,6 +10,33 @@ use block::test_utils::Rng;
 use block::{Access, Backing, BlockDevice, MemStorage, Storage};
 use qcow2::{Image, OpenOptions};
 
+/// The methods of a [`Storage`] around another, but for reading and syncing.
+#[allow(unused_macros, reason = "each test binary uses its own part")]
+macro_rules! pass_on_to_inner {
+    () => {
+        fn write_all_at(&self, buf: &[u8], offset: u64) -> block::Result<()> {
+            self.inner.write_all_at(buf, offset)
+        }
+        fn zero(&self, offset: u64, len: u64, mode: block::ZeroMode) -> block::Result<()> {
+            self.inner.zero(offset, len, mode)
+        }
+        fn discard(&self, offset: u64, len: u64) -> block::Result<()> {
+            self.inner.discard(offset, len)
+        }
+        fn host_extent(&self, offset: u64, len: u64) -> block::Result<block::HostExtent> {
+            self.inner.host_extent(offset, len)
+        }
+        fn len(&self) -> block::Result<u64> {
+            self.inner.len()
+        }
+        fn set_len(&self, len: u64) -> block::Result<()> {
+            self.inner.set_len(len)
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test binary uses its own part")]
+pub(crate) use pass_on_to_inner;
+
 /// Runs a program that must be there.
 pub(crate) fn run(program: &str, args: &[&str]) -> Output {
     let output = Command::new(program).args(args).output();
