@@ -233,7 +233,12 @@ pub fn create(storage: &dyn Storage, size: u64, preallocation: Preallocation) ->
     let named = |error: Error| error.with_path_of(storage.path());
     check_preallocation(preallocation).map_err(named)?;
     let size = whole_sectors(size).map_err(named)?;
-    match storage.set_len(0) {
+    // Not for a file that is empty already: ext4 writes a file out when it is closed, if it was cut to nothing before.
+    match if storage.is_empty()? {
+        Ok(())
+    } else {
+        storage.set_len(0)
+    } {
         Ok(()) => grow(storage, 0, size, preallocation),
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             let len = storage.len()?;

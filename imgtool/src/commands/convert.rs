@@ -72,7 +72,8 @@ pub(crate) struct ConvertArgs {
     /// Write the new image under its own name at once, instead of moving it there when it is complete
     #[arg(long)]
     in_place: bool,
-    /// How the page cache is used for the new image; all but unsafe have it on disk at the end
+    /// How the page cache is used for the new image; with all but unsafe it is on disk, safe from a power cut, at the
+    /// end, and with unsafe only if it replaces another
     #[arg(
         short = 't',
         long = "target-cache",
