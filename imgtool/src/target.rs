@@ -3,12 +3,14 @@
 //! # How it works
 //!
 //! A new file is written under a name of its own in the directory that it is to be in, and given its name when it
-//! is whole; a rename puts it in the place of an older one at once. Until then the older one is locked against
+//! is whole; a rename puts it in the place of an older one at once. What a killed process leaves under such a name,
+//! the next that makes a file there removes. Until then the older one is locked against
 //! others and as it was. While the file has no name that anybody knows, nothing in it has to be durable in any
 //! order, so [`Pending`] leaves out every sync, and one at the end does for all.
 //!
 //! A block device has no other name, and `--in-place` asks for the same: they are written to as they are.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -196,6 +198,7 @@ fn create_beside(path: &Path, making: Making) -> Result<(raw::File, Unfinished)>
         .create_new(true)
         .direct(making.direct);
     let directory = path.parent().unwrap_or(Path::new(""));
+    remove_leftovers(directory_of(path));
     let mut attempt = 0;
     loop {
         let name = format!(".imgtool-{}-{attempt}.partial", std::process::id());
@@ -208,6 +211,34 @@ fn create_beside(path: &Path, making: Making) -> Result<(raw::File, Unfinished)>
             Err(error) => return Err(missing_directory(error.with_path_replaced(&partial, path), path)),
         }
     }
+}
+
+/// Removes what processes that were killed have left unfinished in `directory`: files with a name as
+/// [`create_beside`] gives them, whose process is gone and that nobody has locked.
+fn remove_leftovers(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let Some(process) = process_of_partial(&entry.file_name()) else {
+            continue;
+        };
+        let gone = !Path::new("/proc").join(process.to_string()).exists();
+        if gone && raw::OpenOptions::new().write(true).open(entry.path()).is_ok() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The process that a file with the name of an unfinished one belongs to.
+fn process_of_partial(name: &OsStr) -> Option<u32> {
+    let numbers = name
+        .to_str()?
+        .strip_prefix(".imgtool-")?
+        .strip_suffix(".partial")?;
+    let (process, attempt) = numbers.split_once('-')?;
+    attempt.parse::<u32>().ok()?;
+    process.parse().ok()
 }
 
 /// Says which directory is missing.

@@ -81,3 +81,35 @@ fn compare_stops() {
     });
     assert_eq!(output.status.code(), Some(130));
 }
+
+/// A process that is killed can't tidy up: the next one does, and leaves alone what others are still busy with.
+#[test]
+fn what_a_killed_process_left_is_removed_by_the_next() {
+    let lab = Lab::new();
+    endless(&lab, "endless");
+    let mut child = lab.command(env!("CARGO_BIN_EXE_imgtool"));
+    let mut child = child
+        .args(["convert", "-f", "qcow2", "-O", "qcow2", "-c", "endless", "out"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let partials = |lab: &Lab| {
+        lab.names()
+            .iter()
+            .filter(|name| name.ends_with(".partial"))
+            .count()
+    };
+    let start = Instant::now();
+    while partials(&lab) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "it does not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    lab.imgtool("create -q -f qcow2 while-it-runs 1M");
+    assert_eq!(partials(&lab), 1, "a file in the making is not a leftover");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!lab.names().contains(&"out".to_owned()));
+    assert_eq!(partials(&lab), 1, "nobody has removed it yet");
+    lab.imgtool("create -q -f qcow2 after-it 1M");
+    assert_eq!(partials(&lab), 0);
+}
