@@ -311,16 +311,15 @@ impl Allocator {
             match &mut unused {
                 Some(run) if run.end == cluster => run.end += 1,
                 _ => {
-                    self.vacate(unused.replace(cluster..cluster + 1));
+                    self.vacate(unused.replace(cluster..cluster + 1))?;
                 }
             }
         }
-        self.vacate(unused);
-        Ok(())
+        self.vacate(unused)
     }
 
-    fn vacate(&mut self, clusters: Option<Range<u64>>) {
-        let Some(clusters) = clusters else { return };
+    fn vacate(&mut self, clusters: Option<Range<u64>>) -> Result<()> {
+        let Some(clusters) = clusters else { return Ok(()) };
         self.mark = self.mark.min(ClusterIndex(clusters.start));
         if self
             .packing
@@ -330,8 +329,7 @@ impl Allocator {
         }
         self.metadata_map_mut(|map| map.remove(clusters.clone()));
         let (start, len) = (clusters.start, clusters.end - clusters.start);
-        // A hint: a host that fails it has more room taken, and nothing wrong.
         let bits = self.geometry.cluster_bits;
-        let _ = self.storage.discard(start << bits, len << bits);
+        self.storage.discard(start << bits, len << bits)
     }
 }
