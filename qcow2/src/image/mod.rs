@@ -2,8 +2,8 @@
 //!
 //! # Locks
 //!
-//! A thread takes them in this order, and does no I/O under those marked with a star, but for a refcount block that
-//! has to be read:
+//! A thread takes them in this order, and does no I/O under those marked with a star, but for refcount blocks that
+//! have to be read and room that is given back:
 //!
 //! 1. `structure`: shared by every change of the disk, exclusive while its size changes;
 //! 2. `ranges`: guest clusters that an allocating write or a discard is busy with;
@@ -26,8 +26,6 @@ mod flush;
 mod mapping;
 mod read;
 mod resize;
-#[cfg(test)]
-mod tests;
 mod write;
 mod zero;
 
