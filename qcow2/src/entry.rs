@@ -33,27 +33,13 @@ pub enum L1Entry {
 impl L1Entry {
     pub(crate) fn decode(entry: u64, index: u64, geometry: Geometry) -> Result<Self, Corruption> {
         let what = "L1";
-        let reserved = entry & !(OFFSET | COPIED);
-        if reserved != 0 {
-            return Err(Corruption::ReservedBits {
-                what,
-                index,
-                entry,
-                reserved,
-            });
-        }
-        match entry & OFFSET {
-            0 if entry & COPIED == 0 => Ok(Self::Unallocated),
-            0 => Err(Corruption::IntoHeader { what, index, entry }),
-            host if geometry.is_aligned(host) => Ok(Self::Table {
+        let host = host_offset(what, entry, index, OFFSET, COPIED, geometry)?;
+        match (host, entry & COPIED != 0) {
+            (0, false) => Ok(Self::Unallocated),
+            (0, true) => Err(Corruption::IntoHeader { what, index, entry }),
+            (host, copied) => Ok(Self::Table {
                 host: HostOffset(host),
-                copied: entry & COPIED != 0,
-            }),
-            _ => Err(Corruption::Unaligned {
-                what,
-                index,
-                entry,
-                cluster_size: geometry.cluster_size(),
+                copied,
             }),
         }
     }
@@ -111,25 +97,10 @@ impl L2Mapping {
         if entry & COMPRESSED != 0 {
             return Self::decode_compressed(entry, index, geometry);
         }
-        let (host, copied) = (entry & OFFSET, entry & COPIED != 0);
-        let reserved = entry & !(OFFSET | COPIED | if zero_flag { ZERO } else { 0 });
         let what = "L2";
-        if reserved != 0 {
-            return Err(Corruption::ReservedBits {
-                what,
-                index,
-                entry,
-                reserved,
-            });
-        }
-        if !geometry.is_aligned(host) {
-            return Err(Corruption::Unaligned {
-                what,
-                index,
-                entry,
-                cluster_size: geometry.cluster_size(),
-            });
-        }
+        let flags = COPIED | if zero_flag { ZERO } else { 0 };
+        let host = host_offset(what, entry, index, OFFSET, flags, geometry)?;
+        let copied = entry & COPIED != 0;
         if host == 0 && copied {
             return Err(Corruption::IntoHeader { what, index, entry });
         }
@@ -202,11 +173,23 @@ pub(crate) fn decode_refcount_table_entry(
     index: u64,
     geometry: Geometry,
 ) -> Result<Option<HostOffset>, Corruption> {
-    let what = "refcount table";
-    if entry == 0 {
-        return Ok(None);
-    }
-    let reserved = entry & 0x1ff;
+    // Its offsets are wider than those of the other tables: bits 9-63.
+    let host = host_offset("refcount table", entry, index, !(SECTOR - 1), 0, geometry)?;
+    Ok((host != 0).then_some(HostOffset(host)))
+}
+
+/// The host offset that lies in the bits `offset` of an entry: of a whole cluster, with no bits set beside those and
+/// `flags`.
+#[inline]
+fn host_offset(
+    what: &'static str,
+    entry: u64,
+    index: u64,
+    offset: u64,
+    flags: u64,
+    geometry: Geometry,
+) -> Result<u64, Corruption> {
+    let reserved = entry & !(offset | flags);
     if reserved != 0 {
         return Err(Corruption::ReservedBits {
             what,
@@ -215,7 +198,8 @@ pub(crate) fn decode_refcount_table_entry(
             reserved,
         });
     }
-    if !geometry.is_aligned(entry) {
+    let host = entry & offset;
+    if !geometry.is_aligned(host) {
         return Err(Corruption::Unaligned {
             what,
             index,
@@ -223,7 +207,7 @@ pub(crate) fn decode_refcount_table_entry(
             cluster_size: geometry.cluster_size(),
         });
     }
-    Ok(Some(HostOffset(entry)))
+    Ok(host)
 }
 
 #[cfg(test)]
