@@ -169,19 +169,16 @@ impl Image {
         Ok(())
     }
 
-    /// Lays out the clusters of `from .. to` in advance: mapped, and with as much room as `how` asks for.
-    pub(super) fn preallocate(&self, writer: &Writer, from: u64, to: u64, how: Preallocation) -> Result<()> {
+    /// Lays out the clusters of `from .. to` in advance: mapped, and with as much room as `how` asks for. They hold
+    /// nothing that is needed: what was mapped there has been hidden.
+    fn preallocate(&self, writer: &Writer, from: u64, to: u64, how: Preallocation) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let end = GuestOffset(to.next_multiple_of(self.geometry.cluster_size()));
         let mut guest = GuestOffset(from.next_multiple_of(self.geometry.cluster_size()));
         while guest < end {
             self.write_back_if_full(writer)?;
             let count = (end.min(self.slice_end(guest)) - guest) >> bits;
-            if self.lookup(guest)? == L2Mapping::Unallocated
-                || matches!(self.lookup(guest)?, L2Mapping::Zero { .. })
-            {
-                self.preallocate_run(writer, guest, count, how)?;
-            }
+            self.preallocate_run(writer, guest, count, how)?;
             guest += count << bits;
         }
         Ok(())
