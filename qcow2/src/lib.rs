@@ -63,7 +63,7 @@ pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use bitmap::Bitmap;
 pub use check::{CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, Severity, TableKind, check};
 pub use compression::CompressionType;
-pub use create::{CreateOptions, create};
+pub use create::{CreateOptions, Streamed, create};
 pub use entry::{CompressedCluster, L1Entry, L2Mapping};
 pub use extension::{BitmapsExtension, EncryptionHeader, Extensions, UnknownExtension};
 pub use feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureNames, IncompatibleFeatures};

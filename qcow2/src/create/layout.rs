@@ -31,6 +31,24 @@ impl Run {
     }
 }
 
+/// How much of the disk a new image maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mapped {
+    pub(super) l2_tables: u64,
+    pub(super) clusters: u64,
+}
+
+impl Mapped {
+    /// The whole disk.
+    pub(super) fn all(options: &CreateOptions) -> Self {
+        let geometry = options.geometry();
+        Self {
+            l2_tables: geometry.l1_entries(options.size),
+            clusters: geometry.clusters(options.size),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) geometry: Geometry,
@@ -45,7 +63,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Lays out an image; `options` are valid but for the size.
-    pub(super) fn of(options: &CreateOptions, preallocate: bool) -> Result<Self> {
+    pub(super) fn of(options: &CreateOptions, mapped: Mapped) -> Result<Self> {
         let geometry = options.geometry();
         let l1_entries = geometry.l1_entries(options.size);
         let l1_bytes = l1_entries * ENTRY;
@@ -53,16 +71,11 @@ impl Layout {
             let largest = geometry.l2_coverage().saturating_mul(MAX_L1_BYTES / ENTRY);
             return Err(too_large(options, &format!("{largest} bytes at most")));
         }
-        let (l2, data) = if preallocate {
-            (l1_entries, geometry.clusters(options.size))
-        } else {
-            (0, 0)
-        };
         let parts = Parts {
             geometry,
             l1: geometry.clusters(l1_bytes),
-            l2,
-            data,
+            l2: mapped.l2_tables,
+            data: mapped.clusters,
         };
         let layout = parts.place(l1_entries).ok_or_else(|| {
             too_large(

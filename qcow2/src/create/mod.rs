@@ -4,6 +4,7 @@
 //! with zeros and is refused by every reader.
 
 mod layout;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -11,7 +12,8 @@ use block::{BackingReference, Error, ErrorKind, Preallocation, Result, Storage, 
 use byteorder::{BE, ByteOrder};
 
 pub(crate) use self::layout::{ENTRY, refcount_clusters};
-use self::layout::{Layout, Run};
+use self::layout::{Layout, Mapped, Run};
+pub use self::stream::Streamed;
 use crate::address::{ClusterIndex, HostOffset};
 use crate::compression::CompressionType;
 use crate::entry::{L1Entry, L2Mapping};
@@ -84,8 +86,17 @@ impl CreateOptions {
 
     /// Where everything goes, and the header that says so.
     fn plan(&self) -> Result<(Layout, Vec<u8>)> {
+        let mapped = match self.preallocation {
+            Preallocation::Off => Mapped::default(),
+            _ => Mapped::all(self),
+        };
+        self.plan_mapping(mapped)
+    }
+
+    /// The same, with so much of the disk mapped.
+    fn plan_mapping(&self, mapped: Mapped) -> Result<(Layout, Vec<u8>)> {
         self.check()?;
-        let layout = Layout::of(self, self.preallocation != Preallocation::Off)?;
+        let layout = Layout::of(self, mapped)?;
         let header = self.header(&layout).encode()?;
         Ok((layout, header))
     }
