@@ -20,6 +20,7 @@
 //! What is left out depends on what the target reads as before ([`Before`]): a run is skipped where the target reads
 //! the same already, and zeros are written as zeros elsewhere.
 
+mod stream;
 mod turnstile;
 mod walker;
 
@@ -32,6 +33,8 @@ use block::{BlockDevice, CompressedWrite, Error, Result, ZeroMode};
 
 use crate::buffer::Buffer;
 use crate::{Control, is_zero};
+use stream::Stream;
+pub use stream::{Sequential, receive};
 use turnstile::Turnstile;
 use walker::{Chunk, Kind, Walker};
 
@@ -121,14 +124,16 @@ pub fn convert(
     options: &ConvertOptions,
     control: &Control<'_>,
 ) -> Result<()> {
-    let copy = Copy::new(source, target, options, control)?;
-    thread::scope(|scope| {
-        for _ in 1..options.threads.get() {
-            scope.spawn(|| copy.work());
-        }
-        copy.work();
-    });
-    copy.turnstile.finish()
+    if target.size() < source.size() {
+        return Err(Error::invalid(format!(
+            "the target has {} bytes, fewer than the source's {}",
+            target.size(),
+            source.size()
+        )));
+    }
+    let total = source.size();
+    let feed = |chunk, unit| Feed::Disk(source, Mutex::new(Walker::new(source, options, chunk, unit)));
+    Copy::new(feed, total, target, options, control)?.run()
 }
 
 /// One thing to do to the target.
@@ -154,7 +159,9 @@ struct Prepared {
 
 /// A copy under way: what its workers share.
 struct Copy<'a> {
-    source: &'a dyn BlockDevice,
+    feed: Feed<'a>,
+    /// Bytes of the source; 0 where that is not known.
+    total: u64,
     target: &'a dyn BlockDevice,
     compressed: Option<&'a dyn CompressedWrite>,
     options: &'a ConvertOptions,
@@ -164,24 +171,27 @@ struct Copy<'a> {
     chunk: u64,
     /// The target's unit of allocation.
     cluster: u64,
-    walker: Mutex<Walker<'a>>,
     turnstile: Turnstile<'a>,
 }
 
+/// Where chunks come from.
+enum Feed<'a> {
+    /// A disk: whoever has a chunk reads it.
+    Disk(&'a dyn BlockDevice, Mutex<Walker<'a>>),
+    /// An input that can be read only in order: chunks come with what was read.
+    Stream(Mutex<Stream<'a>>),
+}
+
 impl<'a> Copy<'a> {
+    /// A copy of `total` bytes from a feed that is made for chunks of so many bytes, and data in whole units of so
+    /// many.
     fn new(
-        source: &'a dyn BlockDevice,
+        feed: impl FnOnce(u64, u64) -> Feed<'a>,
+        total: u64,
         target: &'a dyn BlockDevice,
         options: &'a ConvertOptions,
         control: &'a Control<'a>,
     ) -> Result<Self> {
-        if target.size() < source.size() {
-            return Err(Error::invalid(format!(
-                "the target has {} bytes, fewer than the source's {}",
-                target.size(),
-                source.size()
-            )));
-        }
         let info = target.info();
         let compressed = if options.compress {
             let unsupported = || Error::unsupported(format!("a {} image cannot be compressed", info.format));
@@ -194,7 +204,8 @@ impl<'a> Copy<'a> {
         // Compressed clusters are made whole, from data and the zeros around it.
         let unit = if options.compress { cluster } else { 1 };
         Ok(Self {
-            source,
+            feed: feed(chunk, unit),
+            total,
             target,
             compressed,
             options,
@@ -202,9 +213,33 @@ impl<'a> Copy<'a> {
             in_order: options.in_order || options.compress,
             chunk,
             cluster,
-            walker: Mutex::new(Walker::new(source, options, chunk, unit)),
-            turnstile: Turnstile::new(options.threads.get() * 2, source.size(), control),
+            turnstile: Turnstile::new(options.threads.get() * 2, total, control),
         })
+    }
+
+    /// Copies everything.
+    fn run(&self) -> Result<()> {
+        thread::scope(|scope| {
+            for _ in 1..self.options.threads.get() {
+                scope.spawn(|| self.work());
+            }
+            self.work();
+        });
+        self.turnstile.finish()
+    }
+
+    /// `None` when everything has been handed out.
+    fn next_chunk(&self) -> Result<Option<Chunk>> {
+        match &self.feed {
+            Feed::Disk(_, walker) => walker.lock().unwrap_or_else(PoisonError::into_inner).next_chunk(),
+            Feed::Stream(stream) => {
+                let buffer = self.turnstile.buffer(self.chunk as usize);
+                stream
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .next_chunk(buffer)
+            }
+        }
     }
 
     /// A worker: prepares chunks until there are no more or somebody has failed.
@@ -218,31 +253,29 @@ impl<'a> Copy<'a> {
     fn prepare_all(&self) -> Result<()> {
         loop {
             self.control.check()?;
-            let next = self
-                .walker
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .next_chunk()?;
-            let Some(chunk) = next else { return Ok(()) };
+            let Some(chunk) = self.next_chunk()? else {
+                return Ok(());
+            };
             if !self.in_order {
-                let prepared = self.prepare(&chunk)?;
+                let prepared = self.prepare(chunk)?;
                 self.carry_out(&prepared)?;
                 self.turnstile.done(prepared);
                 continue;
             }
-            if !self.turnstile.wait_for_room(chunk.number) {
+            let number = chunk.number;
+            if !self.turnstile.wait_for_room(number) {
                 return Ok(());
             }
-            let prepared = self.prepare(&chunk)?;
+            let prepared = self.prepare(chunk)?;
             self.turnstile
-                .hand_in(chunk.number, prepared, |prepared| self.carry_out(prepared))?;
+                .hand_in(number, prepared, |prepared| self.carry_out(prepared))?;
         }
     }
 
     /// Everything about a chunk that can be done before its turn.
-    fn prepare(&self, chunk: &Chunk) -> Result<Prepared> {
+    fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
         let mut steps = Vec::new();
-        let mut buffer: Option<Buffer> = None;
+        let mut buffer = chunk.read;
         for run in &chunk.runs {
             match run.kind {
                 Kind::Same => {}
@@ -250,7 +283,9 @@ impl<'a> Copy<'a> {
                 Kind::Data => {
                     let buffer = buffer.get_or_insert_with(|| self.turnstile.buffer(self.chunk as usize));
                     let bytes = &mut buffer[within(&run.range, chunk.offset)];
-                    self.source.read_at(bytes, run.range.start)?;
+                    if let Feed::Disk(source, _) = self.feed {
+                        source.read_at(bytes, run.range.start)?;
+                    }
                     for range in self.different(bytes, &run.range)? {
                         self.sort_out(&bytes[within(&range, run.range.start)], &range, &mut steps)?;
                     }
@@ -293,7 +328,7 @@ impl<'a> Copy<'a> {
         let zero = |part: &Range<u64>| sparse > 0 && is_zero(&bytes[within(part, range.start)]);
         for (zero, part) in split(range, unit, zero) {
             let bytes = &bytes[within(&part, range.start)];
-            let long = bytes.len() as u64 >= sparse || part.end == self.source.size();
+            let long = bytes.len() as u64 >= sparse || part.end == self.total;
             if zero && (long || self.compressed.is_some()) {
                 self.zero(part, steps);
             } else if let Some(compressed) = self.compressed {
@@ -332,6 +367,9 @@ impl<'a> Copy<'a> {
 
     /// Does to the target what was prepared.
     fn carry_out(&self, prepared: &Prepared) -> Result<()> {
+        if let Feed::Stream(_) = self.feed {
+            stream::grow(self.target, prepared.offset + prepared.len)?;
+        }
         for step in &prepared.steps {
             self.control.check()?;
             match (step, &prepared.buffer, self.compressed) {

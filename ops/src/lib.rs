@@ -53,7 +53,7 @@ mod zero;
 
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use concat::Concat;
-pub use convert::{Before, ConvertOptions, convert};
+pub use convert::{Before, ConvertOptions, Sequential, convert, receive};
 pub use extents::Extents;
 pub use host_holes::{HostHoles, SparseChain};
 pub use measure::data_units;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use block::{BlockDevice, Extent, Result};
 
 use super::{Before, ConvertOptions};
+use crate::buffer::Buffer;
 use crate::extents::extent_at;
 
 /// The longest run that is dealt with at once: progress and cancellation come between two.
@@ -30,13 +31,15 @@ pub(super) struct Run {
 
 /// A part of the source: `len` bytes in runs without gaps. Either shorter than a full chunk, or free of data and
 /// then of any length.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Chunk {
     /// Counts from 0 without gaps.
     pub(super) number: u64,
     pub(super) offset: u64,
     pub(super) len: u64,
     pub(super) runs: Vec<Run>,
+    /// Holds the source from `offset` on, where it could be read only in order.
+    pub(super) read: Option<Buffer>,
 }
 
 /// Hands out the chunks of a disk in order.
@@ -112,6 +115,7 @@ impl<'a> Walker<'a> {
             offset: start,
             len: end - start,
             runs,
+            read: None,
         }))
     }
 
