@@ -10,7 +10,6 @@
 
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use block::Alignment;
@@ -109,7 +108,7 @@ impl File {
         let len = self.host_len()?.max(end);
         let result = self.write_sectors(direct, buf, offset);
         if !self.is_block_device() && end.next_multiple_of(direct.sector()) > len && self.host_len()? > len {
-            self.host.set_len(len)?;
+            self.host.file().set_len(len)?;
         }
         result
     }

@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -17,6 +17,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::direct::{AlignedBuf, Direct};
+use crate::host::Host;
 
 /// Buffers in one vectored call; the kernel takes no more.
 const MAX_BUFFERS: usize = 1024;
@@ -40,7 +41,7 @@ pub(crate) enum Kind {
 /// the value is dropped.
 #[derive(Debug)]
 pub struct File {
-    pub(crate) host: fs::File,
+    pub(crate) host: Host,
     pub(crate) path: PathBuf,
     pub(crate) kind: Kind,
     pub(crate) writable: bool,
@@ -89,10 +90,7 @@ impl File {
 
     /// Length in bytes, whatever another thread is in the middle of.
     pub(crate) fn host_len(&self) -> io::Result<u64> {
-        match self.kind {
-            Kind::Regular => Ok(self.host.metadata()?.len()),
-            Kind::BlockDevice => Ok(seek(&self.host, SeekFrom::End(0))?),
-        }
+        host_len(self.host.file(), self.kind)
     }
 
     /// Reads until `buf` is full or the file ends, and zeroes the rest of `buf`.
@@ -242,8 +240,10 @@ impl Storage for File {
             let batch = next..bufs.len().min(next + MAX_BUFFERS);
             let mut read = 0;
             if self.vectored_as_is(bufs[batch.clone()].iter().map(|buf| &**buf), offset) {
-                read = retry_on_intr(|| rustix::io::preadv(&self.host, &mut bufs[batch.clone()], offset))
-                    .map_err(|errno| self.fail("read", offset, errno))?;
+                read = self
+                    .host
+                    .read_vectored_at(&mut bufs[batch.clone()], offset)
+                    .map_err(|error| self.fail("read", offset, error))?;
             }
             // The buffer that a short read stopped in is read by itself, so that every turn gets on by one at least.
             for buf in &mut bufs[batch] {
@@ -272,8 +272,10 @@ impl Storage for File {
             let mut written = 0;
             if self.vectored_as_is(batch.iter().map(|buf| &**buf), offset) {
                 let _writing = self.direct.as_ref().map(Direct::among_writers);
-                written = retry_on_intr(|| rustix::io::pwritev(&self.host, batch, offset))
-                    .map_err(|errno| self.fail("write", offset, errno))?;
+                written = self
+                    .host
+                    .write_vectored_at(batch, offset)
+                    .map_err(|error| self.fail("write", offset, error))?;
             }
             for buf in batch {
                 if written < buf.len() {
@@ -384,6 +386,7 @@ impl Storage for File {
         }
         let _alone = self.direct.as_ref().map(Direct::alone);
         self.host
+            .file()
             .set_len(len)
             .map_err(|error| Error::io(format!("resize to {len} bytes"), error).with_path(&self.path))
     }
@@ -407,10 +410,19 @@ impl Storage for File {
         }
         let metadata = self
             .host
+            .file()
             .metadata()
             .map_err(|error| Error::io("find the space used", error).with_path(&self.path))?;
         // st_blocks counts 512 bytes, whatever the file system's own unit is.
         Ok(Some(metadata.blocks().saturating_mul(512)))
+    }
+}
+
+/// Length in bytes of an open file.
+pub(crate) fn host_len(file: &fs::File, kind: Kind) -> io::Result<u64> {
+    match kind {
+        Kind::Regular => Ok(file.metadata()?.len()),
+        Kind::BlockDevice => Ok(seek(file, SeekFrom::End(0))?),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Host storage, image locks and the raw disk-image format.
 //!
 //! [`File`] is a host file or block device as [`block::Storage`], opened with [`OpenOptions`] and
-//! [locked](lock) so that QEMU and libvirt notice. [`HostOpener`] opens the files of a chain. [`Image`] is the
+//! [locked](lock) so that QEMU and libvirt notice; [`Io`] says how its bytes are reached. [`HostOpener`] opens the files of a chain. [`Image`] is the
 //! raw format: the file's bytes are the disk's.
 //!
 //! ```
@@ -26,14 +26,17 @@
 
 mod direct;
 mod file;
+mod host;
 mod image;
 pub mod lock;
+mod mmap;
 mod open;
 mod opener;
 #[cfg(test)]
 mod testing;
 
 pub use file::File;
+pub use host::Io;
 pub use image::{Image, Raw, SECTOR, create};
 pub use open::OpenOptions;
 pub use opener::HostOpener;

@@ -16,7 +16,8 @@ use rustix::io::{Errno, retry_on_intr};
 
 use crate::File;
 use crate::direct::Direct;
-use crate::file::Kind;
+use crate::file::{Kind, host_len};
+use crate::host::{Host, Io};
 use crate::lock::{self, LockMode};
 
 /// What a direct request is aligned to where the host does not say.
@@ -37,6 +38,7 @@ pub struct OpenOptions {
     write: bool,
     creation: Creation,
     direct: bool,
+    io: Io,
     force_share: bool,
     lock: bool,
     block_device: bool,
@@ -55,6 +57,7 @@ impl OpenOptions {
             write: false,
             creation: Creation::Never,
             direct: false,
+            io: Io::Auto,
             force_share: false,
             lock: true,
             block_device: true,
@@ -94,6 +97,14 @@ impl OpenOptions {
         self
     }
 
+    /// How the bytes are reached. [`Io::Mmap`] goes neither with [`write`](Self::write) nor with
+    /// [`direct`](Self::direct) nor with [`force_share`](Self::force_share).
+    #[must_use]
+    pub fn io(mut self, io: Io) -> Self {
+        self.io = io;
+        self
+    }
+
     /// Read what somebody else may be writing. Not together with [`write`](Self::write).
     #[must_use]
     pub fn force_share(mut self, force_share: bool) -> Self {
@@ -119,7 +130,7 @@ impl OpenOptions {
     /// # Errors
     /// `Io`; `InvalidInput` for what is neither a regular file nor a block device, and for options that exclude
     /// each other; `Locked` with the holder's name where the kernel tells it; `Unsupported` for direct I/O on a
-    /// file system without.
+    /// file system without, and for a way of [`Io`] that the host does not have.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<File> {
         let path = path.as_ref();
         self.open_by(path, |flags| {
@@ -157,6 +168,16 @@ impl OpenOptions {
         if self.write && self.force_share {
             return Err(Error::invalid("an image cannot be shared by force for writing")
                 .with_hint("open it read-only, or without force-share"));
+        }
+        if self.io == Io::Mmap {
+            let with = match () {
+                () if self.write => "is only for reading",
+                () if self.direct => "goes through the page cache",
+                () if self.force_share => "is not for what somebody else may cut",
+                () => return Ok(()),
+            };
+            return Err(Error::invalid(format!("a map of the file in memory {with}"))
+                .with_hint("reach its bytes by system calls (--io sync)"));
         }
         Ok(())
     }
@@ -209,8 +230,9 @@ impl OpenOptions {
         if self.creation == Creation::Empty && kind == Kind::Regular {
             file.set_len(0).map_err(|error| Error::io("truncate", error))?;
         }
+        let len = host_len(&file, kind).map_err(|error| Error::io("find the length", error))?;
         Ok(File {
-            host: file,
+            host: Host::new(file, self.io, len)?,
             path: path.to_owned(),
             kind,
             writable: self.write,
@@ -401,6 +423,9 @@ mod tests {
             OpenOptions::new().create_new(true),
             OpenOptions::new().truncate(true),
             OpenOptions::new().write(true).force_share(true),
+            OpenOptions::new().io(Io::Mmap).write(true),
+            OpenOptions::new().io(Io::Mmap).direct(true),
+            OpenOptions::new().io(Io::Mmap).force_share(true),
         ] {
             assert_eq!(options.open(&path).unwrap_err().kind(), ErrorKind::InvalidInput);
         }

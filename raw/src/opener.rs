@@ -8,7 +8,7 @@ use block::{Access, Error, ErrorKind, FileOpener, Result, Storage};
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use rustix::io::Errno;
 
-use crate::{File, OpenOptions};
+use crate::{File, Io, OpenOptions};
 
 /// How often a name is looked up again while directories above it are being moved.
 const LOOKUPS: usize = 16;
@@ -17,6 +17,7 @@ const LOOKUPS: usize = 16;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostOpener {
     direct: bool,
+    io: Io,
 }
 
 impl HostOpener {
@@ -32,8 +33,21 @@ impl HostOpener {
         self
     }
 
+    /// How the bytes of the files are reached. [`Io::Mmap`] is for those that are read under a lock; what is written
+    /// to or shared by force is reached by system calls.
+    #[must_use]
+    pub fn io(mut self, io: Io) -> Self {
+        self.io = io;
+        self
+    }
+
     fn options(self, access: Access) -> OpenOptions {
+        let io = match self.io {
+            Io::Mmap if access.write || access.force_share => Io::Sync,
+            io => io,
+        };
         OpenOptions::new()
+            .io(io)
             .write(access.write)
             .force_share(access.force_share)
             .direct(self.direct)
@@ -195,6 +209,26 @@ mod tests {
             .open(device.path(), Access::WRITE)
             .unwrap();
         assert_eq!(user.alignment().offset, 512);
+    }
+
+    #[test]
+    fn only_what_is_read_under_a_lock_is_mapped() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "mapped").unwrap();
+        let opener = HostOpener::new().io(Io::Mmap);
+        let shared = Access {
+            force_share: true,
+            ..Access::READ
+        };
+        let path = file.path().to_str().unwrap();
+        for (access, mapped) in [(Access::READ, true), (Access::WRITE, false), (shared, false)] {
+            let storage = opener.open(file.path(), access).unwrap();
+            let mut head = [0; 6];
+            storage.read_exact_at(&mut head, 0).unwrap();
+            assert_eq!(&head, b"mapped");
+            let maps = fs::read_to_string("/proc/self/maps").unwrap();
+            assert_eq!(maps.contains(path), mapped, "{access:?}");
+        }
     }
 
     #[test]

@@ -5,17 +5,52 @@ use block::ErrorKind;
 use proptest::prelude::*;
 
 use super::*;
-use crate::OpenOptions;
 use crate::testing::{Loop, Mount};
+use crate::{Io, OpenOptions};
 
-fn create(directory: &Path, direct: bool) -> File {
-    let options = OpenOptions::new().write(true).create_new(true).direct(direct);
+/// A way to read and write a file.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    io: Io,
+    direct: bool,
+}
+
+/// Through the page cache and past it, by every means.
+const WAYS: [Way; 2] = [
+    Way {
+        io: Io::Sync,
+        direct: false,
+    },
+    Way {
+        io: Io::Sync,
+        direct: true,
+    },
+];
+
+impl Way {
+    fn options(self) -> OpenOptions {
+        OpenOptions::new().write(true).io(self.io).direct(self.direct)
+    }
+}
+
+/// A new file, where the one of the last turn may still be.
+fn create(directory: &Path, way: Way) -> File {
+    let options = way.options().truncate(true);
     options.open(directory.join("disk")).unwrap()
 }
 
+/// All bytes of the file, which read the same when they are mapped into memory.
 fn content(file: &File) -> Vec<u8> {
     let mut bytes = vec![0xee; file.len().unwrap() as usize];
     file.read_exact_at(&mut bytes, 0).unwrap();
+    let mapped = OpenOptions::new()
+        .io(Io::Mmap)
+        .lock(false)
+        .open(&file.path)
+        .unwrap();
+    let mut again = vec![0xdd; bytes.len() + 10];
+    mapped.read_exact_at(&mut again, 0).unwrap();
+    assert!(again[..bytes.len()] == bytes && again[bytes.len()..] == [0; 10]);
     bytes
 }
 
@@ -124,15 +159,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn through_the_page_cache_it_is_a_vector_of_bytes(operations in operations()) {
+    fn whichever_way_it_is_a_vector_of_bytes(operations in operations()) {
         let directory = tempfile::tempdir().unwrap();
-        agrees_with_model(&create(directory.path(), false), &operations);
-    }
-
-    #[test]
-    fn direct_requests_of_any_alignment_work(operations in operations()) {
-        let directory = tempfile::tempdir().unwrap();
-        agrees_with_model(&create(directory.path(), true), &operations);
+        for way in WAYS {
+            agrees_with_model(&create(directory.path(), way), &operations);
+        }
     }
 }
 
@@ -140,7 +171,7 @@ proptest! {
 fn file_systems_differ_in_what_they_can_zero_but_not_in_the_result() {
     let mounts = [Mount::tmpfs(16 << 20), Mount::ext4(16 << 20)];
     for directory in mounts.iter().map(Mount::path) {
-        let file = create(directory, false);
+        let file = create(directory, WAYS[0]);
         file.write_all_at(&vec![7; 1 << 20], 0).unwrap();
         file.zero(4096, 65536, ZeroMode::Unmap).unwrap();
         let (before, whole) = (file.allocated().unwrap().unwrap(), 1 << 20);
@@ -162,7 +193,7 @@ fn file_systems_differ_in_what_they_can_zero_but_not_in_the_result() {
 #[test]
 fn zeroing_past_the_end_grows_the_file_without_taking_room() {
     for mount in [Mount::tmpfs(16 << 20), Mount::ext4(16 << 20)] {
-        let file = create(mount.path(), false);
+        let file = create(mount.path(), WAYS[0]);
         file.zero(1 << 20, 1 << 30, ZeroMode::Unmap).unwrap();
         assert_eq!(file.len().unwrap(), (1 << 20) + (1 << 30));
         assert_eq!(file.allocated().unwrap(), Some(0));
@@ -179,7 +210,7 @@ fn zeroing_past_the_end_grows_the_file_without_taking_room() {
 #[test]
 fn holes_and_data_are_told_apart() {
     let mount = Mount::ext4(16 << 20);
-    let file = create(mount.path(), false);
+    let file = create(mount.path(), WAYS[0]);
     file.write_all_at(&[1; 8192], 16384).unwrap();
     file.set_len(65536).unwrap();
     let runs = [
@@ -206,7 +237,7 @@ fn holes_and_data_are_told_apart() {
 #[test]
 fn discard_gives_room_back_and_never_grows() {
     let mount = Mount::ext4(16 << 20);
-    let file = create(mount.path(), false);
+    let file = create(mount.path(), WAYS[0]);
     file.write_all_at(&vec![1; 65536], 0).unwrap();
     file.sync_data().unwrap();
     file.discard(0, 1 << 40).unwrap();
@@ -218,27 +249,27 @@ fn discard_gives_room_back_and_never_grows() {
 #[test]
 fn a_full_disk_is_said_to_be_full() {
     let mount = Mount::tmpfs(1 << 20);
-    let file = create(mount.path(), false);
-    let results = [
-        file.write_all_at(&vec![1; 2 << 20], 0),
-        file.write_vectored_at(&[IoSlice::new(&vec![1; 2 << 20]), IoSlice::new(&[1])], 0),
-        file.zero(0, 2 << 20, ZeroMode::Allocate),
-        file.allocate(0, 2 << 20),
-    ];
-    for error in results.map(Result::unwrap_err) {
-        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-        assert_eq!(error.path(), Some(&*mount.path().join("disk")));
-        assert!(error.offset().is_some(), "{error}");
+    for way in WAYS {
+        let file = create(mount.path(), way);
+        let results = [
+            file.write_all_at(&vec![1; 2 << 20], 0),
+            file.write_vectored_at(&[IoSlice::new(&vec![1; 2 << 20]), IoSlice::new(&[1])], 0),
+            file.zero(0, 2 << 20, ZeroMode::Allocate),
+            file.allocate(0, 2 << 20),
+        ];
+        for error in results.map(Result::unwrap_err) {
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "{way:?}: {error}");
+            assert_eq!(error.path(), Some(&*mount.path().join("disk")));
+            assert!(error.offset().is_some(), "{error}");
+        }
     }
 }
 
 #[test]
 fn more_buffers_than_the_kernel_takes_at_once() {
     let directory = tempfile::tempdir().unwrap();
-    for (direct, len) in [(false, 3), (true, 512), (true, 3)] {
-        let path = directory.path().join(format!("{direct}{len}"));
-        let options = OpenOptions::new().write(true).create_new(true).direct(direct);
-        let file = options.open(path).unwrap();
+    for (way, len) in WAYS.into_iter().flat_map(|way| [(way, 3), (way, 512)]) {
+        let file = create(directory.path(), way);
         let parts: Vec<AlignedBuf> = (0..2500_usize)
             .map(|i| {
                 let mut part = AlignedBuf::zeroed(len, 512);
@@ -263,86 +294,91 @@ fn more_buffers_than_the_kernel_takes_at_once() {
 #[test]
 fn writers_of_one_sector_keep_each_others_bytes() {
     let directory = tempfile::tempdir().unwrap();
-    let file = create(directory.path(), true);
-    thread::scope(|scope| {
-        for writer in 0..4_u8 {
-            let file = &file;
-            scope.spawn(move || {
-                for i in 0..100 {
-                    let at = i * 400 + u64::from(writer) * 100;
-                    file.write_all_at(&[writer + 1; 100], at).unwrap();
-                    assert!(file.len().unwrap() <= 40_000);
-                }
-            });
-        }
-    });
-    let bytes = content(&file);
-    assert_eq!(bytes.len(), 40_000);
-    assert!(
-        bytes
-            .iter()
-            .enumerate()
-            .all(|(i, &byte)| usize::from(byte) == i / 100 % 4 + 1)
-    );
+    for way in WAYS {
+        let file = create(directory.path(), way);
+        thread::scope(|scope| {
+            for writer in 0..4_u8 {
+                let file = &file;
+                scope.spawn(move || {
+                    for i in 0..100 {
+                        let at = i * 400 + u64::from(writer) * 100;
+                        file.write_all_at(&[writer + 1; 100], at).unwrap();
+                        assert!(file.len().unwrap() <= 40_000);
+                    }
+                });
+            }
+        });
+        let bytes = content(&file);
+        assert_eq!(bytes.len(), 40_000);
+        assert!(
+            bytes
+                .iter()
+                .enumerate()
+                .all(|(i, &byte)| usize::from(byte) == i / 100 % 4 + 1)
+        );
+    }
 }
 
 #[test]
-fn direct_reads_at_an_end_that_moves() {
+fn reads_at_an_end_that_moves() {
     let directory = tempfile::tempdir().unwrap();
-    let file = create(directory.path(), true);
-    thread::scope(|scope| {
-        scope.spawn(|| (0..500).for_each(|i| file.write_all_at(&[9; 100], i * 100).unwrap()));
-        scope.spawn(|| {
-            let mut bytes = vec![0; 60_000];
-            let mut known = 0;
-            while known < 50_000 {
-                known = file.len().unwrap() as usize;
-                file.read_exact_at(&mut bytes, 0).unwrap();
-                assert!(
-                    bytes[..known].iter().all(|&byte| byte == 9),
-                    "what was there at {known}"
-                );
-                assert!(bytes[50_000..].iter().all(|&byte| byte == 0));
-            }
+    for way in WAYS {
+        let file = create(directory.path(), way);
+        thread::scope(|scope| {
+            scope.spawn(|| (0..500).for_each(|i| file.write_all_at(&[9; 100], i * 100).unwrap()));
+            scope.spawn(|| {
+                let mut bytes = vec![0; 60_000];
+                let mut known = 0;
+                while known < 50_000 {
+                    known = file.len().unwrap() as usize;
+                    file.read_exact_at(&mut bytes, 0).unwrap();
+                    assert!(
+                        bytes[..known].iter().all(|&byte| byte == 9),
+                        "what was there at {known}"
+                    );
+                    assert!(bytes[50_000..].iter().all(|&byte| byte == 0));
+                }
+            });
         });
-    });
+    }
 }
 
 #[test]
 fn growing_by_zeros_never_cuts_what_another_thread_wrote() {
-    const ROUNDS: u64 = 5000;
+    const ROUNDS: u64 = 2000;
     let directory = tempfile::tempdir().unwrap();
-    let file = create(directory.path(), false);
-    let round = Barrier::new(2);
-    let each_round = |step: &dyn Fn(u64)| {
-        for i in 0..ROUNDS {
-            round.wait();
-            step(i * 100);
+    for way in WAYS {
+        let file = create(directory.path(), way);
+        let round = Barrier::new(2);
+        let each_round = |step: &dyn Fn(u64)| {
+            for i in 0..ROUNDS {
+                round.wait();
+                step(i * 100);
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| each_round(&|at| file.zero(at, 50, ZeroMode::Unmap).unwrap()));
+            scope.spawn(|| each_round(&|at| file.write_all_at(&[9; 50], at + 50).unwrap()));
+        });
+        let bytes = content(&file);
+        assert_eq!(bytes.len() as u64, ROUNDS * 100);
+        for (i, part) in bytes.chunks(50).enumerate() {
+            let byte = [0, 9][i % 2];
+            assert!(part.iter().all(|&found| found == byte), "at {}", i * 50);
         }
-    };
-    thread::scope(|scope| {
-        scope.spawn(|| each_round(&|at| file.zero(at, 50, ZeroMode::Unmap).unwrap()));
-        scope.spawn(|| each_round(&|at| file.write_all_at(&[9; 50], at + 50).unwrap()));
-    });
-    let bytes = content(&file);
-    assert_eq!(bytes.len() as u64, ROUNDS * 100);
-    for (i, part) in bytes.chunks(50).enumerate() {
-        let byte = [0, 9][i % 2];
-        assert!(part.iter().all(|&found| found == byte), "at {}", i * 50);
     }
 }
 
 #[test]
 fn a_block_device_has_a_fixed_length_and_takes_any_alignment() {
-    for (sector, direct) in [(512, false), (512, true), (4096, false), (4096, true)] {
+    for (sector, way) in [512, 4096]
+        .into_iter()
+        .flat_map(|sector| WAYS.map(|way| (sector, way)))
+    {
         let backing = tempfile::NamedTempFile::new().unwrap();
         backing.as_file().set_len(1 << 20).unwrap();
         let device = Loop::over(backing.path(), sector);
-        let file = OpenOptions::new()
-            .write(true)
-            .direct(direct)
-            .open(device.path())
-            .unwrap();
+        let file = way.options().open(device.path()).unwrap();
         assert_eq!((file.len().unwrap(), file.allocated().unwrap()), (1 << 20, None));
         assert_eq!(file.set_len(1 << 19).unwrap_err().kind(), ErrorKind::Unsupported);
         let past = [
@@ -365,7 +401,7 @@ fn a_block_device_has_a_fixed_length_and_takes_any_alignment() {
         }
         file.write_all_at(&[6; 777], 555).unwrap();
         fill(&mut model, 555, 777, 6);
-        assert!(content(&file) == model, "sectors of {sector}, direct: {direct}");
+        assert!(content(&file) == model, "sectors of {sector}, {way:?}");
         assert_eq!(
             file.host_extent(0, 1 << 30).unwrap(),
             HostExtent {
@@ -398,33 +434,77 @@ fn a_failed_sync_is_never_forgotten() {
 #[test]
 fn writing_to_what_is_open_for_reading_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    drop(create(directory.path(), false));
-    let file = File::open(directory.path().join("disk")).unwrap();
-    let results = [
-        file.write_all_at(&[1], 0),
-        file.write_vectored_at(&[IoSlice::new(&[1])], 0),
-        file.zero(0, 1, ZeroMode::Unmap),
-        file.discard(0, 1),
-        file.allocate(0, 1),
-        file.set_len(1),
-    ];
-    assert!(
-        results
-            .into_iter()
-            .all(|result| result.unwrap_err().kind() == ErrorKind::ReadOnly)
-    );
+    drop(create(directory.path(), WAYS[0]));
+    for io in [Io::Auto, Io::Sync, Io::Mmap] {
+        let options = OpenOptions::new().io(io);
+        let file = options.open(directory.path().join("disk")).unwrap();
+        let results = [
+            file.write_all_at(&[1], 0),
+            file.write_vectored_at(&[IoSlice::new(&[1])], 0),
+            file.zero(0, 1, ZeroMode::Unmap),
+            file.discard(0, 1),
+            file.allocate(0, 1),
+            file.set_len(1),
+        ];
+        assert!(
+            results
+                .into_iter()
+                .all(|result| result.unwrap_err().kind() == ErrorKind::ReadOnly)
+        );
+    }
+}
+
+#[test]
+fn what_a_mapped_file_has_grown_by_is_read_too() {
+    let directory = tempfile::tempdir().unwrap();
+    for before in [0, 5000] {
+        let writer = create(directory.path(), WAYS[0]);
+        writer.write_all_at(&vec![1; before], 0).unwrap();
+        let options = OpenOptions::new().io(Io::Mmap).lock(false);
+        let mapped = options.open(&writer.path).unwrap();
+        writer.write_all_at(&vec![2; 10_000], before as u64).unwrap();
+
+        assert_eq!(mapped.len().unwrap(), before as u64 + 10_000);
+        let mut bytes = vec![0xee; before + 10_100];
+        mapped.read_exact_at(&mut bytes, 0).unwrap();
+        let mut parts = vec![[0xee; 100]; bytes.len() / 100];
+        let mut slices: Vec<IoSliceMut<'_>> = parts.iter_mut().map(|part| IoSliceMut::new(part)).collect();
+        mapped.read_vectored_at(&mut slices, 0).unwrap();
+        assert_eq!(parts.concat(), bytes);
+        for (i, &byte) in bytes.iter().enumerate() {
+            let expected = if i < before { 1 } else { 2 };
+            assert_eq!(byte, if i < before + 10_000 { expected } else { 0 }, "{i}");
+        }
+        assert!(mapped.read_exact_at(&mut [0; 2], u64::MAX).is_err());
+        mapped.read_exact_at(&mut [0; 2], i64::MAX as u64 - 2).unwrap();
+    }
+}
+
+#[test]
+fn what_cannot_be_mapped_says_so() {
+    let mount = Mount::tmpfs(1 << 20);
+    let path = mount.path().join("huge");
+    fs::File::create(&path)
+        .unwrap()
+        .set_len(i64::MAX as u64 - 4095)
+        .unwrap();
+    let error = OpenOptions::new().io(Io::Mmap).open(&path).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!((error.path(), error.hint().is_some()), (Some(&*path), true));
 }
 
 #[test]
 fn offsets_that_no_file_has_are_errors() {
     let directory = tempfile::tempdir().unwrap();
-    let file = create(directory.path(), false);
-    for offset in [u64::MAX, i64::MAX as u64] {
-        file.read_exact_at(&mut [0; 8], offset).unwrap_err();
-        file.write_all_at(&[0; 8], offset).unwrap_err();
-        file.zero(offset, 8, ZeroMode::Allocate).unwrap_err();
-        file.allocate(offset, 8).unwrap_err();
+    for way in WAYS {
+        let file = create(directory.path(), way);
+        for offset in [u64::MAX, i64::MAX as u64] {
+            file.read_exact_at(&mut [0; 8], offset).unwrap_err();
+            file.write_all_at(&[0; 8], offset).unwrap_err();
+            file.zero(offset, 8, ZeroMode::Allocate).unwrap_err();
+            file.allocate(offset, 8).unwrap_err();
+        }
+        file.set_len(u64::MAX).unwrap_err();
+        assert_eq!(file.len().unwrap(), 0);
     }
-    file.set_len(u64::MAX).unwrap_err();
-    assert_eq!(file.len().unwrap(), 0);
 }
