@@ -2,6 +2,7 @@
 
 use block::{Error, Result};
 use clap::{Args, ValueEnum};
+use raw::Io;
 
 /// What images may open by naming it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -20,6 +21,9 @@ pub(crate) struct OpenArgs {
     /// What images may open by naming it [default: backing files anywhere, data files beside the image]
     #[arg(long, value_enum, value_name = "WHERE")]
     pub(crate) nested: Option<Nested>,
+    /// How the bytes of image files are reached
+    #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
+    pub(crate) io: IoMode,
     #[command(flatten)]
     refused: RefusedArgs,
 }
@@ -28,6 +32,28 @@ impl OpenArgs {
     /// Fails for arguments that are known and not supported.
     pub(crate) fn check(&self) -> Result<()> {
         self.refused.check()
+    }
+}
+
+/// How the bytes of image files are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IoMode {
+    /// As is fastest.
+    Auto,
+    /// By system calls.
+    Sync,
+    /// From memory that the files are mapped into. Nobody else may cut them meanwhile, or imgtool is killed. Files that
+    /// are written to, or read with -U, are reached by system calls.
+    Mmap,
+}
+
+impl From<IoMode> for Io {
+    fn from(mode: IoMode) -> Self {
+        match mode {
+            IoMode::Auto => Self::Auto,
+            IoMode::Sync => Self::Sync,
+            IoMode::Mmap => Self::Mmap,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use block::chain::{self, Below, Chain, ChainOptions};
 use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
 use block::{Access, Error, ErrorKind, FileOpener, Format, Result, Storage};
-use raw::HostOpener;
+use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
 
@@ -20,6 +20,7 @@ pub(crate) struct Opening {
     pub(crate) access: Access,
     /// Past the host's page cache.
     pub(crate) direct: bool,
+    pub(crate) io: Io,
 }
 
 impl Opening {
@@ -35,7 +36,7 @@ impl Opening {
 
     /// The file at `path` and its format, without a look at what is in it.
     pub(crate) fn file(self, path: &Path, format: Option<&str>) -> Result<(Arc<dyn Storage>, &'static str)> {
-        let opener = HostOpener::new().direct(self.direct);
+        let opener = HostOpener::new().direct(self.direct).io(self.io);
         let storage = opener
             .open(path, self.access)
             .map_err(|error| self.explain(error))?;
@@ -54,7 +55,7 @@ impl Opening {
             below,
         };
         let gate = Gate(self.nested);
-        let opener = HostOpener::new().direct(self.direct);
+        let opener = HostOpener::new().direct(self.direct).io(self.io);
         Chain::open_with(&opener, &FORMATS, &gate, path, &options).map_err(|error| self.explain(error))
     }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use block::{Alignment, Error, ErrorKind, FileId, HostExtent, Result, Storage, ZeroMode};
 use ops::Cancel;
+use raw::Io;
 
 use crate::images::directory_of;
 use crate::interrupt::Unfinished;
@@ -33,6 +34,8 @@ pub(crate) struct Making {
     pub(crate) in_place: bool,
     /// Past the host's page cache.
     pub(crate) direct: bool,
+    /// How its bytes are reached.
+    pub(crate) io: Io,
     /// On disk when it is finished.
     pub(crate) durable: bool,
 }
@@ -92,7 +95,8 @@ impl TargetFile {
         let options = raw::OpenOptions::new()
             .write(true)
             .truncate(!block_device)
-            .direct(making.direct);
+            .direct(making.direct)
+            .io(making.io.for_writing());
         let file = options
             .open(&path)
             .map_err(|error| missing_directory(error, &path))?;
@@ -196,7 +200,8 @@ fn create_beside(path: &Path, making: Making) -> Result<(raw::File, Unfinished)>
     let options = raw::OpenOptions::new()
         .write(true)
         .create_new(true)
-        .direct(making.direct);
+        .direct(making.direct)
+        .io(making.io.for_writing());
     let directory = path.parent().unwrap_or(Path::new(""));
     remove_leftovers(directory_of(path));
     let mut attempt = 0;

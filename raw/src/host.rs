@@ -27,6 +27,17 @@ pub enum Io {
     Mmap,
 }
 
+impl Io {
+    /// The same for a file that is written to, which is never mapped.
+    #[must_use]
+    pub fn for_writing(self) -> Self {
+        match self {
+            Self::Mmap => Self::Sync,
+            io => io,
+        }
+    }
+}
+
 /// A way of I/O, ready for one file.
 #[derive(Debug)]
 enum Way {

@@ -42,10 +42,8 @@ impl HostOpener {
     }
 
     fn options(self, access: Access) -> OpenOptions {
-        let io = match self.io {
-            Io::Mmap if access.write || access.force_share => Io::Sync,
-            io => io,
-        };
+        let alone = !access.write && !access.force_share;
+        let io = if alone { self.io } else { self.io.for_writing() };
         OpenOptions::new()
             .io(io)
             .write(access.write)

@@ -67,6 +67,7 @@ impl CheckArgs {
                 force_share: self.force_share,
             },
             direct: self.cache.is_some_and(CacheMode::direct),
+            io: self.open.io.into(),
             ..Opening::default()
         };
         let (storage, format) = opening.file(&self.file, self.format.as_deref())?;

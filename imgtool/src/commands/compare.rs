@@ -102,6 +102,7 @@ impl CompareArgs {
     fn open(&self, path: &Path, format: Option<&str>) -> Result<Chain, Failure> {
         let opening = Opening {
             nested: self.open.nested,
+            io: self.open.io.into(),
             access: Access {
                 write: false,
                 force_share: self.force_share,

@@ -264,6 +264,7 @@ impl ConvertArgs {
     fn opening(&self) -> Opening {
         Opening {
             nested: self.open.nested,
+            io: self.open.io.into(),
             access: Access {
                 write: false,
                 force_share: self.force_share,
@@ -315,6 +316,7 @@ impl ConvertArgs {
         let making = Making {
             in_place: self.in_place,
             direct: self.cache.direct(),
+            io: self.open.io.into(),
             durable: self.cache != CacheMode::Unsafe,
         };
         let target = TargetFile::new(path, making)?;

@@ -104,6 +104,7 @@ impl CreateArgs {
     ) -> Result<Option<u64>> {
         let opening = Opening {
             nested: self.open.nested,
+            io: self.open.io.into(),
             access: Access {
                 write: false,
                 force_share: true,

@@ -56,6 +56,7 @@ impl InfoArgs {
         };
         let opening = Opening {
             nested: self.open.nested,
+            io: self.open.io.into(),
             access,
             direct: false,
         };

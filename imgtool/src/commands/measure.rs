@@ -102,6 +102,7 @@ impl MeasureArgs {
         let cancel = interrupt::watch()?;
         let opening = Opening {
             nested: self.open.nested,
+            io: self.open.io.into(),
             access: Access {
                 write: false,
                 force_share: self.force_share,

@@ -54,6 +54,7 @@ impl ResizeArgs {
             .transpose()?;
         let opening = Opening {
             nested: self.open.nested,
+            io: self.open.io.into(),
             access: Access::WRITE,
             direct: false,
         };
