@@ -32,6 +32,13 @@ pub(crate) enum Corruption {
         entry: u64,
         reserved: u64,
     },
+    #[error("L2 entry {index} is {entry:#x} with the subcluster bitmap {bitmap:#x}: {problem}")]
+    SubclusterBitmap {
+        index: u64,
+        entry: u64,
+        bitmap: u64,
+        problem: &'static str,
+    },
     #[error("{what} at {start} ({len} bytes) reaches past the end of the file ({file_len} bytes)")]
     BeyondEnd {
         what: &'static str,

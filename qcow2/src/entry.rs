@@ -1,6 +1,10 @@
 //! Entries of the L1, L2 and refcount tables ("Cluster mapping", "Host cluster management"). No other file knows
 //! their bits: an entry decodes into an enum once, here.
 
+use std::ops::Range;
+
+use byteorder::{BE, ByteOrder};
+
 use crate::address::HostOffset;
 use crate::corruption::Corruption;
 use crate::geometry::Geometry;
@@ -61,24 +65,40 @@ pub struct CompressedCluster {
     pub len: u64,
 }
 
-/// What a layer says about a cluster of the disk.
+impl CompressedCluster {
+    /// What the descriptor of a compressed cluster names, sound or not ("Compressed Clusters Descriptor": x bits of
+    /// offset, then the number of further sectors).
+    #[inline]
+    pub(crate) fn of_descriptor(entry: u64, geometry: Geometry) -> Self {
+        let x = 62 - (geometry.cluster_bits - 8);
+        let host = entry & ((1 << x) - 1);
+        let sectors = ((entry & (COMPRESSED - 1)) >> x) + 1;
+        Self {
+            host: HostOffset(host),
+            len: sectors * SECTOR - host % SECTOR,
+        }
+    }
+}
+
+/// What a layer says about a subcluster of the disk: about a whole cluster, where there are no extended L2 entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum L2Mapping {
     /// Nothing: the backing file decides.
     Unallocated,
     /// The data lies in a host cluster.
     Standard {
-        /// Where the cluster starts.
+        /// Where the subcluster starts.
         host: HostOffset,
-        /// Its refcount is exactly 1: it may be written in place.
+        /// The host cluster's refcount is exactly 1: it may be written in place.
         copied: bool,
     },
     /// Reads as zeros, whatever the backing file or the host cluster hold.
     Zero {
-        /// A host cluster that is kept for later writes, and whether its refcount is exactly 1.
+        /// Where it starts in a host cluster that is kept for later writes, and whether that one's refcount is
+        /// exactly 1.
         preallocated: Option<(HostOffset, bool)>,
     },
-    /// The data is compressed.
+    /// The data is compressed, that of the whole cluster.
     Compressed(CompressedCluster),
 }
 
@@ -115,15 +135,12 @@ impl L2Mapping {
     }
 
     fn decode_compressed(entry: u64, index: u64, geometry: Geometry) -> Result<Self, Corruption> {
-        // "Compressed Clusters Descriptor": x = 62 - (cluster_bits - 8); x bits of offset, then sectors.
-        let x = 62 - (geometry.cluster_bits - 8);
-        let host = entry & ((1 << x) - 1);
-        let sectors = (entry & (COMPRESSED - 1)) >> x;
+        let data = CompressedCluster::of_descriptor(entry, geometry);
         let what = "compressed L2";
         let reserved = if entry & COPIED != 0 {
             COPIED
         } else {
-            host & !((1 << 56) - 1)
+            data.host.0 & !((1 << 56) - 1)
         };
         if reserved != 0 {
             return Err(Corruption::ReservedBits {
@@ -133,14 +150,10 @@ impl L2Mapping {
                 reserved,
             });
         }
-        if host < geometry.cluster_size() {
+        if data.host.0 < geometry.cluster_size() {
             return Err(Corruption::IntoHeader { what, index, entry });
         }
-        let len = (sectors + 1) * SECTOR - host % SECTOR;
-        Ok(Self::Compressed(CompressedCluster {
-            host: HostOffset(host),
-            len,
-        }))
+        Ok(Self::Compressed(data))
     }
 
     /// The entry's 64 bits.
@@ -159,6 +172,181 @@ impl L2Mapping {
                 COMPRESSED | sectors << x | host.0
             }
         }
+    }
+}
+
+/// Which subclusters of a cluster are allocated, and which read as zeros ("Extended L2 Entries"): a bit for each,
+/// the first the least significant one. Those that are neither are the backing file's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Subclusters {
+    /// Their data lies in the host cluster.
+    pub allocated: u32,
+    /// They read as zeros, and are not allocated.
+    pub zero: u32,
+}
+
+impl Subclusters {
+    /// The two halves of a subcluster allocation bitmap, sound or not.
+    #[inline]
+    pub(crate) fn from_bitmap(bitmap: u64) -> Self {
+        Self {
+            allocated: bitmap as u32,
+            zero: (bitmap >> 32) as u32,
+        }
+    }
+
+    /// The subcluster allocation bitmap.
+    #[allow(dead_code, reason = "written with subclusters")]
+    pub(crate) fn bitmap(self) -> u64 {
+        u64::from(self.zero) << 32 | u64::from(self.allocated)
+    }
+
+    /// Some are said to be allocated and to read as zeros.
+    #[inline]
+    pub(crate) fn contradict(self) -> bool {
+        self.allocated & self.zero != 0
+    }
+}
+
+/// An L2 entry: what a layer says about a cluster of the disk, and about each subcluster. Without extended L2 entries
+/// a cluster has one, and bit 0 stands for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L2Entry {
+    /// The data of the whole cluster is compressed.
+    Compressed(CompressedCluster),
+    /// Each subcluster has a state of its own.
+    Standard {
+        /// The host cluster, and whether its refcount is exactly 1. There is one if a subcluster is allocated.
+        host: Option<(HostOffset, bool)>,
+        /// The states.
+        subclusters: Subclusters,
+    },
+}
+
+#[allow(dead_code, reason = "the engine takes whole entries with subclusters")]
+impl L2Entry {
+    /// Nothing is known of the cluster.
+    pub(crate) const UNALLOCATED: Self = Self::Standard {
+        host: None,
+        subclusters: Subclusters {
+            allocated: 0,
+            zero: 0,
+        },
+    };
+
+    /// The entry of a cluster of which all is allocated at `host`, this image's alone.
+    pub(crate) fn allocated(host: HostOffset, geometry: Geometry) -> Self {
+        Self::Standard {
+            host: Some((host, true)),
+            subclusters: Subclusters {
+                allocated: geometry.all_subclusters(),
+                zero: 0,
+            },
+        }
+    }
+
+    /// The words of the entries in (part of) an L2 table: the descriptor, and the subcluster bitmap where there are
+    /// any, else 0.
+    pub(crate) fn words(table: &[u8], geometry: Geometry) -> impl Iterator<Item = [u64; 2]> {
+        table.chunks_exact(1 << geometry.l2_entry_bits()).map(|entry| {
+            let word = |at| entry.get(at..at + 8).map_or(0, BE::read_u64);
+            [word(0), word(8)]
+        })
+    }
+
+    /// Decodes an entry. `zero_flag`: as in [`L2Mapping::decode`].
+    #[inline]
+    pub(crate) fn decode(
+        words: [u64; 2],
+        index: u64,
+        geometry: Geometry,
+        zero_flag: bool,
+    ) -> Result<Self, Corruption> {
+        let [entry, bitmap] = words;
+        let descriptor = L2Mapping::decode(entry, index, geometry, zero_flag)?;
+        let subclusters = if geometry.extended_l2 {
+            Subclusters::from_bitmap(bitmap)
+        } else {
+            Subclusters {
+                allocated: matches!(descriptor, L2Mapping::Standard { .. }).into(),
+                zero: matches!(descriptor, L2Mapping::Zero { .. }).into(),
+            }
+        };
+        let problem = match descriptor {
+            L2Mapping::Compressed(_) if subclusters != Subclusters::default() => {
+                "a compressed cluster has no subclusters"
+            }
+            _ if subclusters.contradict() => "a subcluster is both allocated and zero",
+            L2Mapping::Unallocated if subclusters.allocated != 0 => {
+                "a subcluster is allocated, and there is no host cluster"
+            }
+            L2Mapping::Compressed(data) => return Ok(Self::Compressed(data)),
+            L2Mapping::Standard { host, copied } => {
+                return Ok(Self::Standard {
+                    host: Some((host, copied)),
+                    subclusters,
+                });
+            }
+            L2Mapping::Zero { preallocated: host } => return Ok(Self::Standard { host, subclusters }),
+            L2Mapping::Unallocated => {
+                return Ok(Self::Standard {
+                    host: None,
+                    subclusters,
+                });
+            }
+        };
+        Err(Corruption::SubclusterBitmap {
+            index,
+            entry,
+            bitmap,
+            problem,
+        })
+    }
+
+    /// The entry's words; the second one is 0, and not stored, without extended L2 entries.
+    pub(crate) fn encode(self, geometry: Geometry) -> [u64; 2] {
+        match self {
+            Self::Standard { host, subclusters } if geometry.extended_l2 => {
+                let descriptor = host.map_or(0, |(host, copied)| host.0 | if copied { COPIED } else { 0 });
+                [descriptor, subclusters.bitmap()]
+            }
+            Self::Standard { .. } | Self::Compressed(_) => [self.run(0, geometry).0.encode(geometry), 0],
+        }
+    }
+
+    /// What the entry says about a subcluster, and how many from that one on are alike in it.
+    #[inline]
+    pub(crate) fn run(self, subcluster: u32, geometry: Geometry) -> (L2Mapping, u32) {
+        let rest = geometry.subclusters() - subcluster;
+        let (host, subclusters) = match self {
+            Self::Compressed(data) => return (L2Mapping::Compressed(data), rest),
+            Self::Standard { host, subclusters } => (host, subclusters),
+        };
+        let (allocated, zero) = (
+            subclusters.allocated >> subcluster,
+            subclusters.zero >> subcluster,
+        );
+        let start = u64::from(subcluster) << geometry.subcluster_bits();
+        let host = host.map(|(host, copied)| (host + start, copied));
+        let (mapping, alike) = match host {
+            Some((host, copied)) if allocated & 1 != 0 => (L2Mapping::Standard { host, copied }, allocated),
+            _ if zero & 1 != 0 => (L2Mapping::Zero { preallocated: host }, zero),
+            _ => (L2Mapping::Unallocated, !(allocated | zero)),
+        };
+        (mapping, alike.trailing_ones().min(rest))
+    }
+
+    /// The host clusters that the entry names; empty if there are none.
+    pub(crate) fn host_clusters(self, geometry: Geometry) -> Range<u64> {
+        let (first, len) = match self {
+            Self::Compressed(data) => (data.host, data.len),
+            Self::Standard {
+                host: Some((host, _)),
+                ..
+            } => (host, 1),
+            Self::Standard { host: None, .. } => return 0..0,
+        };
+        geometry.cluster_of(first).0..geometry.cluster_of(first + (len - 1)).0 + 1
     }
 }
 
@@ -270,5 +458,80 @@ mod tests {
         }
         // Bit 0 is reserved in version 2.
         assert!(L2Mapping::decode(1, 0, G, false).is_err());
+    }
+
+    const EXTENDED: Geometry = Geometry {
+        extended_l2: true,
+        ..G
+    };
+
+    #[test]
+    fn every_entry_survives_a_round_trip() {
+        let host = HostOffset(0x5_0000);
+        let compressed = L2Entry::Compressed(CompressedCluster {
+            host: HostOffset(0x5_0123),
+            len: 512 * 7 - 0x123,
+        });
+        for geometry in [G, EXTENDED] {
+            let all = geometry.all_subclusters();
+            for (host, allocated, zero) in [
+                (None, 0, 0),
+                (None, 0, all),
+                (Some((host, true)), 0, all),
+                (Some((host, false)), all, 0),
+            ] {
+                let subclusters = Subclusters { allocated, zero };
+                let entry = L2Entry::Standard { host, subclusters };
+                let words = entry.encode(geometry);
+                assert_eq!(
+                    L2Entry::decode(words, 0, geometry, !geometry.extended_l2),
+                    Ok(entry)
+                );
+            }
+            let words = compressed.encode(geometry);
+            assert_eq!(L2Entry::decode(words, 0, geometry, false), Ok(compressed));
+        }
+    }
+
+    #[test]
+    fn runs_of_subclusters_end_where_the_state_changes() {
+        let entry = L2Entry::decode([COPIED | 0x5_0000, 0xf0 << 32 | 0xf], 0, EXTENDED, false).unwrap();
+        let host = HostOffset(0x5_0000);
+        let runs = [0, 1, 4, 8, 31].map(|index| entry.run(index, EXTENDED));
+        let standard = |host| L2Mapping::Standard { host, copied: true };
+        let zero = L2Mapping::Zero {
+            preallocated: Some((host + 4 * 2048, true)),
+        };
+        assert_eq!(
+            runs,
+            [
+                (standard(host), 4),
+                (standard(host + 2048), 3),
+                (zero, 4),
+                (L2Mapping::Unallocated, 24),
+                (L2Mapping::Unallocated, 1),
+            ]
+        );
+        assert_eq!(entry.host_clusters(EXTENDED), 5..6);
+        assert_eq!(L2Entry::UNALLOCATED.host_clusters(EXTENDED), 0..0);
+        assert_eq!(
+            L2Entry::UNALLOCATED.run(3, EXTENDED),
+            (L2Mapping::Unallocated, 29)
+        );
+    }
+
+    #[test]
+    fn refuses_impossible_subclusters() {
+        for (entry, bitmap, problem) in [
+            (0x5_0000, 1 << 40 | 1 << 8, "both allocated and zero"),
+            (0, 1, "there is no host cluster"),
+            (COMPRESSED | 0x5_0000, 1, "has no subclusters"),
+            (0x5_0001, 0, "reserved bits 0x1"),
+        ] {
+            let error = L2Entry::decode([entry, bitmap], 7, EXTENDED, false).unwrap_err();
+            assert!(error.to_string().contains(problem), "{error}");
+        }
+        // Where there are none, the second word means nothing.
+        assert!(L2Entry::decode([0x5_0000, 1], 0, G, true).is_ok());
     }
 }

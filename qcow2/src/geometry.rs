@@ -14,6 +14,8 @@ pub(crate) const MAX_REFCOUNT_ORDER: u32 = 6;
 pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 /// Largest refcount table, in bytes (QEMU's limit, kept).
 pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// Subclusters of a cluster with extended L2 entries.
+pub(crate) const SUBCLUSTERS: u32 = 32;
 /// Host offsets in table entries are 56 bits wide.
 pub(crate) const MAX_HOST_OFFSET: u64 = 1 << 56;
 
@@ -51,7 +53,44 @@ impl Geometry {
 
     /// log2 of the entries of a slice: the part of an L2 table that is cached, loaded and written as one.
     pub fn slice_bits(self) -> u32 {
-        self.l2_bits().min(MAX_SLICE_ENTRIES.ilog2())
+        self.l2_bits()
+            .min(MAX_SLICE_ENTRIES.ilog2() + 3 - self.l2_entry_bits())
+    }
+
+    /// 64-bit words of a slice.
+    pub fn slice_words(self) -> usize {
+        1 << (self.slice_bits() + self.l2_entry_bits() - 3)
+    }
+
+    /// Subclusters of a cluster: the parts that have a state of their own. Without extended L2 entries a cluster
+    /// is its only one.
+    pub fn subclusters(self) -> u32 {
+        if self.extended_l2 { SUBCLUSTERS } else { 1 }
+    }
+
+    /// A bit for each subcluster of a cluster.
+    pub fn all_subclusters(self) -> u32 {
+        u32::MAX >> (32 - self.subclusters())
+    }
+
+    /// log2 of the bytes of a subcluster.
+    pub fn subcluster_bits(self) -> u32 {
+        self.cluster_bits - self.subclusters().ilog2()
+    }
+
+    /// Bytes in a subcluster.
+    pub fn subcluster_size(self) -> u64 {
+        1 << self.subcluster_bits()
+    }
+
+    /// Which subcluster of its cluster `guest` lies in.
+    pub fn subcluster_of(self, guest: GuestOffset) -> u32 {
+        (self.in_cluster(guest) >> self.subcluster_bits()) as u32
+    }
+
+    /// Where `guest` lies in its subcluster.
+    pub fn in_subcluster(self, guest: GuestOffset) -> u64 {
+        guest.0 & (self.subcluster_size() - 1)
     }
 
     /// L1 entries that a disk of `size` bytes needs.

@@ -64,7 +64,7 @@ pub use bitmap::Bitmap;
 pub use check::{CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, Severity, TableKind, check};
 pub use compression::CompressionType;
 pub use create::{CreateOptions, Streamed, create};
-pub use entry::{CompressedCluster, L1Entry, L2Mapping};
+pub use entry::{CompressedCluster, L1Entry, L2Entry, L2Mapping, Subclusters};
 pub use extension::{BitmapsExtension, EncryptionHeader, Extensions, UnknownExtension};
 pub use feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureNames, IncompatibleFeatures};
 pub use format::Qcow2;

@@ -5,7 +5,7 @@
 //! entry names, since other programs will follow it too.
 
 use crate::address::HostOffset;
-use crate::entry::{COMPRESSED, COPIED, OFFSET, SECTOR, ZERO};
+use crate::entry::{COMPRESSED, COPIED, CompressedCluster, OFFSET, Subclusters, ZERO};
 use crate::geometry::Geometry;
 
 /// Bits 0-8 of a refcount table entry are reserved.
@@ -75,14 +75,8 @@ impl LooseL2 {
     #[inline]
     pub(super) fn new(entry: u64, geometry: Geometry) -> Self {
         if entry & COMPRESSED != 0 {
-            // "Compressed Clusters Descriptor": x bits of offset, then the number of further sectors.
-            let x = 62 - (geometry.cluster_bits - 8);
-            let host = entry & ((1 << x) - 1);
-            let sectors = ((entry & (COMPRESSED - 1)) >> x) + 1;
-            return Self::Compressed {
-                host: HostOffset(host),
-                len: sectors * SECTOR - host % SECTOR,
-            };
+            let CompressedCluster { host, len } = CompressedCluster::of_descriptor(entry, geometry);
+            return Self::Compressed { host, len };
         }
         match entry & OFFSET {
             0 => Self::Nothing,
@@ -107,10 +101,10 @@ pub(super) fn is_zero(entry: u64) -> bool {
 
 /// Whether a subcluster bitmap ("Extended L2 Entries") says that subclusters are allocated: its lower half.
 pub(super) fn allocated_subclusters(bitmap: u64) -> bool {
-    bitmap & u64::from(u32::MAX) != 0
+    Subclusters::from_bitmap(bitmap).allocated != 0
 }
 
 /// Whether a subcluster bitmap says of one subcluster that it is allocated and that it reads as zeros.
 pub(super) fn contradicts_itself(bitmap: u64) -> bool {
-    bitmap >> 32 & bitmap != 0
+    Subclusters::from_bitmap(bitmap).contradict()
 }

@@ -13,6 +13,7 @@ use super::report::{Finding, TableKind};
 use super::sweep::sweep;
 use super::{CheckPhase, Checker};
 use crate::address::HostOffset;
+use crate::entry::L2Entry;
 
 /// Tables that start inside a cluster may overlap, so that reading each takes longer than the file is long. So
 /// many are looked into; a sound image has none.
@@ -197,9 +198,8 @@ impl<'c, 'a> L2Walk<'c, 'a> {
 
     fn piece(&mut self, at: u64, piece: &[u8]) -> Result<()> {
         if self.checker.geometry.extended_l2 {
-            let mut words = loose::words(piece);
-            for at in (at..at + piece.len() as u64).step_by(16) {
-                let (entry, bitmap) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
+            let words = L2Entry::words(piece, self.checker.geometry);
+            for (at, [entry, bitmap]) in (at..).step_by(16).zip(words) {
                 self.entry(at, entry, bitmap)?;
             }
             return Ok(());
