@@ -16,6 +16,10 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// Points of percentage between two lines of [`Display::Percent`].
 const STEP: f64 = 1.0;
 
+const KNOWN_LENGTH: &str =
+    "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+const UNKNOWN_LENGTH: &str = "{spinner} {binary_bytes}  {binary_bytes_per_sec}  {elapsed}";
+
 /// Shows the progress of one job.
 #[derive(Debug)]
 pub(crate) struct Watch(Display);
@@ -61,7 +65,12 @@ impl Watch {
         match &self.0 {
             Display::Nothing => {}
             Display::Bar(bar) => {
-                bar.set_length(progress.total);
+                if progress.total == 0 {
+                    bar.unset_length();
+                    bar.set_style(style(UNKNOWN_LENGTH));
+                } else {
+                    bar.set_length(progress.total);
+                }
                 bar.set_position(progress.done);
             }
             Display::Percent(last) => {
@@ -110,7 +119,9 @@ impl Json {
         } else {
             0.0
         };
-        let left = (rate > 0.0).then(|| (progress.total - progress.done.min(progress.total)) as f64 / rate);
+        let known = progress.total > 0;
+        let left =
+            (known && rate > 0.0).then(|| (progress.total - progress.done.min(progress.total)) as f64 / rate);
         let line = json!({
             "done": progress.done,
             "total": progress.total,
@@ -124,10 +135,11 @@ impl Json {
 }
 
 fn percent(progress: Progress) -> f64 {
-    if progress.total == 0 {
-        100.0
-    } else {
-        progress.done as f64 * 100.0 / progress.total as f64
+    match (progress.total, progress.done) {
+        (0, 0) => 100.0,
+        // Nobody knows how much there is.
+        (0, _) => 0.0,
+        (total, done) => done as f64 * 100.0 / total as f64,
     }
 }
 
@@ -137,10 +149,9 @@ fn print_percent(percent: f64) {
 }
 
 fn bar() -> ProgressBar {
-    let template = "{wide_bar} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
+    ProgressBar::new(0).with_style(style(KNOWN_LENGTH))
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -34,7 +34,7 @@ use block::{BlockDevice, CompressedWrite, Error, Result, ZeroMode};
 use crate::buffer::Buffer;
 use crate::{Control, is_zero};
 use stream::Stream;
-pub use stream::{Sequential, receive};
+pub use stream::{Length, Sequential, receive};
 use turnstile::Turnstile;
 use walker::{Chunk, Kind, Walker};
 
@@ -179,7 +179,7 @@ enum Feed<'a> {
     /// A disk: whoever has a chunk reads it.
     Disk(&'a dyn BlockDevice, Mutex<Walker<'a>>),
     /// An input that can be read only in order: chunks come with what was read.
-    Stream(Mutex<Stream<'a>>),
+    Stream(Length, Mutex<Stream<'a>>),
 }
 
 impl<'a> Copy<'a> {
@@ -232,7 +232,7 @@ impl<'a> Copy<'a> {
     fn next_chunk(&self) -> Result<Option<Chunk>> {
         match &self.feed {
             Feed::Disk(_, walker) => walker.lock().unwrap_or_else(PoisonError::into_inner).next_chunk(),
-            Feed::Stream(stream) => {
+            Feed::Stream(_, stream) => {
                 let buffer = self.turnstile.buffer(self.chunk as usize);
                 stream
                     .lock()
@@ -367,8 +367,8 @@ impl<'a> Copy<'a> {
 
     /// Does to the target what was prepared.
     fn carry_out(&self, prepared: &Prepared) -> Result<()> {
-        if let Feed::Stream(_) = self.feed {
-            stream::grow(self.target, prepared.offset + prepared.len)?;
+        if let Feed::Stream(length, _) = self.feed {
+            stream::make_room(self.target, length, prepared.offset + prepared.len)?;
         }
         for step in &prepared.steps {
             self.control.check()?;

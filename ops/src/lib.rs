@@ -1,6 +1,6 @@
 //! Work on whole disk images, whatever their format.
 //!
-//! [`convert`](convert()) copies one onto another, [`compare`](compare()) finds where two differ, [`data_units`] counts
+//! [`convert`](convert()) copies one onto another, [`receive`] does so from a pipe, [`compare`](compare()) finds where two differ, [`data_units`] counts
 //! what a copy would take. [`Extents`] walks a disk run by run, [`SparseChain`] adds what the host knows to what an
 //! image says of itself, and [`Concat`] joins several disks into one.
 //!
@@ -53,7 +53,7 @@ mod zero;
 
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use concat::Concat;
-pub use convert::{Before, ConvertOptions, Sequential, convert, receive};
+pub use convert::{Before, ConvertOptions, Length, Sequential, convert, receive};
 pub use extents::Extents;
 pub use host_holes::{HostHoles, SparseChain};
 pub use measure::data_units;

@@ -50,7 +50,7 @@ impl From<Arc<AtomicBool>> for Cancel {
 pub struct Progress {
     /// Bytes dealt with.
     pub done: u64,
-    /// Bytes in all.
+    /// Bytes in all; 0 where that is not known yet.
     pub total: u64,
 }
 

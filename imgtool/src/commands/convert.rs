@@ -1,5 +1,7 @@
 //! `imgtool convert`: copy an image into another format, or into the same one anew.
 
+mod streams;
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,14 +31,17 @@ const SECTOR: u64 = 512;
 ///
 /// What the image is based on is copied too, unless -B names a backing file for the new one. Zeros take no room in
 /// it. The new image is written under another name and gets its own when it is complete; until then, one that it
-/// replaces stays as it was. Several images are joined, one after the other.
+/// replaces stays as it was. Several images are joined, one after the other. The name - stands for a raw image on
+/// standard input, or for standard output, where the new image goes in one piece from the front to the back.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool convert -p -O qcow2 disk.raw disk.qcow2
   imgtool convert -O raw clone.qcow2 flat.raw
   imgtool convert -c -O qcow2 -o compression_type=zstd disk.raw small.qcow2
   imgtool convert -O qcow2 -B base.qcow2 -F qcow2 clone.qcow2 copy.qcow2
-  imgtool convert -n -O raw disk.qcow2 /dev/vg0/disk")]
+  imgtool convert -n -O raw disk.qcow2 /dev/vg0/disk
+  xz -dc disk.raw.xz | imgtool convert -O qcow2 - disk.qcow2
+  imgtool convert -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'")]
 pub(crate) struct ConvertArgs {
     /// Format of the images to copy [default: found out]
     #[arg(short, long = "source-format", value_name = "FORMAT")]
@@ -166,7 +171,11 @@ impl Source {
 }
 
 impl ConvertArgs {
-    pub(crate) fn run(self) -> Outcome {
+    pub(crate) fn run(mut self) -> Outcome {
+        if self.files.last().is_some_and(|target| streams::is_stream(target)) {
+            // Standard output is taken.
+            self.watch.show = false;
+        }
         self.open.check()?;
         self.refused.check()?;
         let options = OptionList::parse(&self.options)?;
@@ -189,6 +198,9 @@ impl ConvertArgs {
         self.check(&image, sources)
             .map_err(|error| error.with_path(target))?;
         let copy = self.copy_options()?;
+        if streams::is_stream(target) || sources.iter().any(|source| streams::is_stream(source)) {
+            return self.stream(sources, target, image, copy);
+        }
         let source = self.source(sources)?;
         if is_one_of(target, source.files()) {
             let error = Error::invalid("the target is an image that is read from").with_path(target);
@@ -274,7 +286,11 @@ impl ConvertArgs {
     }
 
     fn source(&self, paths: &[PathBuf]) -> Result<Source> {
-        let open = |path: &PathBuf| self.opening().chain(path, self.format.as_deref());
+        self.source_in(paths, self.format.as_deref())
+    }
+
+    fn source_in(&self, paths: &[PathBuf], format: Option<&str>) -> Result<Source> {
+        let open = |path: &PathBuf| self.opening().chain(path, format);
         let chains = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
         let device = match chains.as_slice() {
             [only] => SparseChain::device(only)?,
@@ -292,7 +308,7 @@ impl ConvertArgs {
         path: &Path,
         mut image: NewImage,
         source: &Source,
-        mut copy: ConvertOptions,
+        copy: ConvertOptions,
         cancel: &Cancel,
     ) -> Result<()> {
         let source_size = source.device.size();
@@ -303,15 +319,33 @@ impl ConvertArgs {
                 format!("the new image is to have {size} bytes, fewer than the disk's {source_size}");
             return Err(Error::invalid(message).with_path(path));
         }
+        let before = |backing: &Chain| before(source, backing);
+        self.make_with(path, image, copy, cancel, before, |target, copy| {
+            self.copy(source, target, copy, cancel)
+        })
+    }
+
+    /// Makes a new image and has `fill` copy into it. `before` says what it reads as over a backing.
+    fn make_with(
+        &self,
+        path: &Path,
+        mut image: NewImage,
+        mut copy: ConvertOptions,
+        cancel: &Cancel,
+        before: impl FnOnce(&Chain) -> Before,
+        fill: impl FnOnce(&dyn BlockDevice, &ConvertOptions) -> Result<()>,
+    ) -> Result<()> {
         image.check().map_err(|error| error.with_path(path))?;
         let backing = self.backing_chain(path, &image)?;
         if let Some(backing) = &backing {
+            // What a disk grows by reads as zeros, and not as the backing.
+            image.size.get_or_insert(backing.size());
             if is_one_of(path, backing.layers().iter().map(|layer| &layer.storage)) {
                 return Err(
                     Error::invalid("the new image would replace one that it is based on").with_path(path),
                 );
             }
-            copy.before = before(source, backing);
+            copy.before = before(backing);
         }
         let making = Making {
             in_place: self.in_place,
@@ -329,7 +363,7 @@ impl ConvertArgs {
             image.create(&*target.storage())?;
             let below = backing.map_or(Backing::None, |chain| Backing::Device(chain.device()));
             let new = image.open(target.storage(), below, self.level)?;
-            self.copy(source, new.device(), &copy, cancel)?;
+            fill(new.device(), &copy)?;
             new.close()?;
             target.finish(cancel)
         })();
@@ -337,7 +371,17 @@ impl ConvertArgs {
     }
 
     /// Copies into an image that exists.
-    fn fill(&self, path: &Path, source: &Source, mut copy: ConvertOptions, cancel: &Cancel) -> Result<()> {
+    fn fill(&self, path: &Path, source: &Source, copy: ConvertOptions, cancel: &Cancel) -> Result<()> {
+        self.fill_with(path, copy, |target, copy| self.copy(source, target, copy, cancel))
+    }
+
+    /// Has `fill` copy into an image that exists.
+    fn fill_with(
+        &self,
+        path: &Path,
+        mut copy: ConvertOptions,
+        fill: impl FnOnce(&dyn BlockDevice, &ConvertOptions) -> Result<()>,
+    ) -> Result<()> {
         let opening = Opening {
             access: Access::WRITE,
             direct: self.cache.direct(),
@@ -355,9 +399,7 @@ impl ConvertArgs {
                 .with_path(path)
                 .with_hint("leave out --target-is-zero"));
         }
-        let copied = self
-            .copy(source, &**target.active(), &copy, cancel)
-            .and_then(|()| target.flush());
+        let copied = fill(&**target.active(), &copy).and_then(|()| target.flush());
         copied.map_err(|error| interrupted(error.with_path(path), path, "its contents are incomplete"))
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use block::{BlockDevice, DeviceInfo, Error, Extent, ExtentState, Resize, Result, ZeroMode};
@@ -14,14 +15,25 @@ use crate::buffer::Buffer;
 /// A target whose size follows what arrives grows by this much at least.
 const GROWTH: u64 = 64 << 20;
 
-/// Copies everything that `input` gives onto the start of `target`, which is new, reads as zeros and is resized to the
-/// length of the input, in whole sectors of 512 bytes. Returns how many bytes there were. The caller flushes.
+/// How long the target of [`receive`] is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// As long as the input, in whole sectors of 512 bytes.
+    Follows,
+    /// As it is. What the input does not reach stays as it was.
+    Fixed,
+}
+
+/// Copies everything that `input` gives onto the start of `target`. Returns how many bytes there were; the rest of the
+/// last sector is filled with zeros. The caller flushes.
 ///
 /// # Errors
-/// As [`convert`](super::convert()); `Io` for a failing input, `Unsupported` for a target that cannot be resized.
+/// `InvalidInput` for an input that is longer than a target of fixed length; `Io` for a failing input; as
+/// [`convert`](super::convert()) and, for a length that follows, [`BlockDevice::resize`].
 pub fn receive(
     input: &mut (dyn Read + Send),
     target: &dyn BlockDevice,
+    length: Length,
     options: &ConvertOptions,
     control: &Control<'_>,
 ) -> Result<u64> {
@@ -35,32 +47,33 @@ pub fn receive(
         offset: 0,
         number: 0,
     };
-    let feed = move |_, _| Feed::Stream(Mutex::new(stream));
+    let feed = move |_, _| Feed::Stream(length, Mutex::new(stream));
     let copy = Copy::new(feed, 0, target, &options, control)?;
     copy.run()?;
     let len = match &copy.feed {
-        Feed::Stream(stream) => stream.lock().unwrap_or_else(PoisonError::into_inner).offset,
+        Feed::Stream(_, stream) => stream.lock().unwrap_or_else(PoisonError::into_inner).offset,
         Feed::Disk(..) => 0,
     };
     let size = len.next_multiple_of(512);
-    if target.size() != size {
-        target.resize(
-            size,
-            Resize {
-                shrink: true,
-                ..Resize::default()
-            },
-        )?;
+    if length == Length::Follows && target.size() != size {
+        let shrink = Resize {
+            shrink: true,
+            ..Resize::default()
+        };
+        target.resize(size, shrink)?;
     }
-    control.report(size, size);
     Ok(len)
 }
 
-/// Makes room for the disk up to `end`, and for what is likely to follow.
-pub(super) fn grow(target: &dyn BlockDevice, end: u64) -> Result<()> {
+/// Makes sure that the target reaches `end`, with room for what is likely to follow where its length follows.
+pub(super) fn make_room(target: &dyn BlockDevice, length: Length, end: u64) -> Result<()> {
     let size = target.size();
-    if size >= end {
+    if end <= size {
         return Ok(());
+    }
+    if length == Length::Fixed {
+        let message = format!("the input has more than the target's {size} bytes");
+        return Err(Error::invalid(message));
     }
     let next = end.max(size + size / 2).next_multiple_of(GROWTH);
     target.resize(next, Resize::default())
@@ -118,9 +131,11 @@ fn fill(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// What is left out of them is sent as zeros; outside them there is nothing to write to.
 #[derive(Debug)]
 pub struct Sequential<W> {
-    size: u64,
+    size: AtomicU64,
     /// In order, and apart from each other.
     ranges: Vec<Range<u64>>,
+    /// The ranges are all of the disk, however long it is.
+    whole: bool,
     state: Mutex<State<W>>,
 }
 
@@ -134,11 +149,13 @@ struct State<W> {
 }
 
 impl<W: Write + Send + std::fmt::Debug> Sequential<W> {
-    /// A disk of `size` bytes whose `ranges`, in order and apart from each other, go to `output`.
+    /// A disk of `size` bytes whose `ranges`, in order and apart from each other, go to `output`. They may reach past
+    /// its end.
     pub fn new(output: W, size: u64, ranges: Vec<Range<u64>>) -> Self {
         Self {
-            size,
+            size: AtomicU64::new(size),
             ranges,
+            whole: false,
             state: Mutex::new(State {
                 output,
                 range: 0,
@@ -147,13 +164,22 @@ impl<W: Write + Send + std::fmt::Debug> Sequential<W> {
         }
     }
 
+    /// A disk of `size` bytes, which can be resized, all of which goes to `output`: a raw image.
+    pub fn whole(output: W, size: u64) -> Self {
+        Self {
+            whole: true,
+            ..Self::new(output, size, std::iter::once(0..u64::MAX).collect())
+        }
+    }
+
     /// Sends the zeros that are missing up to the end, and gives the output back, flushed.
     ///
     /// # Errors
     /// `Io`, `NoSpace`.
     pub fn finish(self) -> Result<W> {
+        let end = if self.whole { self.size() } else { u64::MAX };
         let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        state.skip_to(&self.ranges, u64::MAX)?;
+        state.skip_to(&self.ranges, end)?;
         state.output.flush().map_err(write_error)?;
         Ok(state.output)
     }
@@ -220,7 +246,7 @@ impl<W: Write + Send + std::fmt::Debug> BlockDevice for Sequential<W> {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn read_at(&self, _buf: &mut [u8], _offset: u64) -> Result<()> {
@@ -244,12 +270,13 @@ impl<W: Write + Send + std::fmt::Debug> BlockDevice for Sequential<W> {
     }
 
     fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
-        if offset >= self.size || len == 0 {
-            return Err(Error::out_of_bounds("extent query", offset, len, self.size));
+        let size = self.size();
+        if offset >= size || len == 0 {
+            return Err(Error::out_of_bounds("extent query", offset, len, size));
         }
         Ok(Extent {
             offset,
-            len: len.min(self.size - offset),
+            len: len.min(size - offset),
             state: ExtentState::Data,
             depth: 0,
             host: None,
@@ -258,6 +285,17 @@ impl<W: Write + Send + std::fmt::Debug> BlockDevice for Sequential<W> {
 
     fn flush(&self) -> Result<()> {
         self.lock().output.flush().map_err(write_error)
+    }
+
+    fn resize(&self, size: u64, _how: Resize) -> Result<()> {
+        if !self.whole {
+            return Err(Error::unsupported("the size of the disk has been sent already"));
+        }
+        if size < self.lock().position {
+            return Err(Error::invalid("what was sent cannot be cut off"));
+        }
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 }
 
