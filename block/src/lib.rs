@@ -106,4 +106,4 @@ pub use error::{Error, ErrorKind, Result, escape};
 pub use extent::{Extent, ExtentState};
 pub use format::{Access, Backing, FileOpener, Format, References};
 pub use mem::MemStorage;
-pub use storage::{Alignment, FileId, HostExtent, Storage};
+pub use storage::{Alignment, FileId, HostCopy, HostExtent, Storage};

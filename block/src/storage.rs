@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use crate::{Error, Result, ZeroMode};
@@ -37,6 +38,15 @@ pub struct HostExtent {
     pub len: u64,
     /// Whether it may hold other bytes than zeros.
     pub data: bool,
+}
+
+/// How a host may copy between two of its files by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HostCopy {
+    /// Only by sharing: both files hold the same blocks until one is written to. No byte moves, no room is taken.
+    Reflink,
+    /// By sharing or else by copying, whichever it can.
+    Any,
 }
 
 /// Bytes at offsets: what a disk-image format is stored in.
@@ -106,6 +116,24 @@ pub trait Storage: Send + Sync + Debug {
         Err(Error::unsupported("this storage cannot reserve space").with_path_of(self.path()))
     }
 
+    /// Has the host put `len` bytes of `source` from `source_offset` on to `offset`, growing the storage where it
+    /// must. Returns how many bytes, from the start, were put there: fewer than `len`, and 0, where the host cannot
+    /// do more. Copying the others is left to the caller; what they read as until then is undefined.
+    ///
+    /// # Errors
+    /// As [`write_all_at`](Self::write_all_at).
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        len: u64,
+        how: HostCopy,
+    ) -> Result<u64> {
+        let _ = (offset, source, source_offset, len, how);
+        Ok(0)
+    }
+
     /// The run that starts at `offset`, `len` bytes at most. Past the end: a hole of `len` bytes.
     ///
     /// # Errors
@@ -150,6 +178,12 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Which file it is, to notice one that names itself.
     fn file_id(&self) -> Option<FileId> {
+        None
+    }
+
+    /// The file of the host that has every byte of the storage at the same offset, for the host to
+    /// [copy from](Self::copy_from). Not for one that must see or may change what is read.
+    fn host_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 

@@ -17,6 +17,9 @@
 //! only enough but faster: hosts let one write at a time into a file, and others that try burn a processor waiting.
 //! Where that is not so (a block device), order can be given up, and a worker carries its steps out at once.
 //!
+//! Data that the host can [take over](Offload) is not read at all: the walker asks for it, run by run, and what the
+//! host has done is then left out like everything else that is there already.
+//!
 //! What is left out depends on what the target reads as before ([`Before`]): a run is skipped where the target reads
 //! the same already, and zeros are written as zeros elsewhere.
 
@@ -32,7 +35,7 @@ use std::thread;
 use block::{BlockDevice, CompressedWrite, Error, Result, ZeroMode};
 
 use crate::buffer::Buffer;
-use crate::{Control, is_zero};
+use crate::{Control, Offload, is_zero};
 use stream::Stream;
 pub use stream::{Length, Sequential, receive};
 use turnstile::Turnstile;
@@ -92,6 +95,9 @@ pub struct ConvertOptions {
     pub in_order: bool,
     /// What the target reads as before.
     pub before: Before,
+    /// Whom to ask to have the host copy data that is the same in both files. Not together with `compress`. What the
+    /// host takes over is not searched for zeros.
+    pub offload: Option<Offload>,
 }
 
 impl ConvertOptions {
@@ -103,6 +109,7 @@ impl ConvertOptions {
             compress: false,
             in_order: true,
             before: Before::Zeros,
+            offload: None,
         }
     }
 }

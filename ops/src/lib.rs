@@ -2,7 +2,7 @@
 //!
 //! [`convert`](convert()) copies one onto another, [`receive`] does so from a pipe, [`compare`](compare()) finds where two differ, [`data_units`] counts
 //! what a copy would take. [`Extents`] walks a disk run by run, [`SparseChain`] adds what the host knows to what an
-//! image says of itself, and [`Concat`] joins several disks into one.
+//! image says of itself, and [`Concat`] joins several disks into one; [`Offload`] has the host copy where it can.
 //!
 //! Everything here asks a [`BlockDevice`](block::BlockDevice) what is where, moves no more than that, uses as many
 //! threads as it is given and memory that does not grow with the image. A job is watched and stopped through its
@@ -46,6 +46,7 @@ mod convert;
 mod extents;
 mod host_holes;
 mod measure;
+mod offload;
 mod progress;
 #[cfg(test)]
 mod testing;
@@ -57,5 +58,6 @@ pub use convert::{Before, ConvertOptions, Length, Sequential, convert, receive};
 pub use extents::Extents;
 pub use host_holes::{HostHoles, SparseChain};
 pub use measure::data_units;
+pub use offload::Offload;
 pub use progress::{Cancel, Control, Progress};
 pub use zero::is_zero;

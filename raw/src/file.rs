@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use block::{Alignment, Error, FileId, HostExtent, Result, Storage, ZeroMode};
+use block::{Alignment, Error, FileId, HostCopy, HostExtent, Result, Storage, ZeroMode};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::{Errno, retry_on_intr};
 
@@ -127,21 +127,21 @@ impl File {
     }
 
     /// An error of an I/O on this file.
-    fn fail(&self, op: &'static str, offset: u64, source: impl Into<io::Error>) -> Error {
+    pub(crate) fn fail(&self, op: &'static str, offset: u64, source: impl Into<io::Error>) -> Error {
         Error::io(op, source.into())
             .with_path(&self.path)
             .with_offset(offset)
     }
 
     /// Refuses what no file offset can name, before any arithmetic on it. Returns the end of the range.
-    fn check_range(&self, op: &'static str, offset: u64, len: u64) -> Result<u64> {
+    pub(crate) fn check_range(&self, op: &'static str, offset: u64, len: u64) -> Result<u64> {
         match offset.checked_add(len) {
             Some(end) if i64::try_from(end).is_ok() => Ok(end),
             _ => Err(self.fail(op, offset, Errno::FBIG)),
         }
     }
 
-    fn check_writable(&self, op: &str) -> Result<()> {
+    pub(crate) fn check_writable(&self, op: &str) -> Result<()> {
         if self.writable {
             Ok(())
         } else {
@@ -342,6 +342,18 @@ impl Storage for File {
         }
     }
 
+    /// By `FICLONERANGE` and `copy_file_range`.
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        len: u64,
+        how: HostCopy,
+    ) -> Result<u64> {
+        self.take_over(offset, source, source_offset, len, how)
+    }
+
     fn host_extent(&self, offset: u64, len: u64) -> Result<HostExtent> {
         let hole = |len| HostExtent { len, data: false };
         let data = |len| HostExtent { len, data: true };
@@ -401,6 +413,10 @@ impl Storage for File {
 
     fn file_id(&self) -> Option<FileId> {
         Some(self.id)
+    }
+
+    fn host_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.host.as_fd())
     }
 
     /// `None` for a block device.

@@ -30,6 +30,7 @@ mod host;
 mod image;
 pub mod lock;
 mod mmap;
+mod offload;
 mod open;
 mod opener;
 #[cfg(test)]

@@ -61,14 +61,25 @@ impl Mount {
 
     /// An ext4 file system of `size` bytes.
     pub(crate) fn ext4(size: u64) -> Self {
+        Self::with("ext4", size)
+    }
+
+    /// A new file system of this kind, of `size` bytes; XFS wants 300 MiB, Btrfs 110.
+    pub(crate) fn with(kind: &str, size: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(size).unwrap();
-        run("mkfs.ext4", &["-q", "-F", text(image.path())]);
-        run(
-            "mount",
-            &["-o", "loop", text(image.path()), text(directory.path())],
-        );
+        let force = if kind == "ext4" { "-F" } else { "-f" };
+        run(&format!("mkfs.{kind}"), &["-q", force, text(image.path())]);
+        let arguments = [
+            "-t",
+            kind,
+            "-o",
+            "loop",
+            text(image.path()),
+            text(directory.path()),
+        ];
+        run("mount", &arguments);
         Self {
             directory,
             _image: Some(image),

@@ -135,12 +135,27 @@ impl<'a> Walker<'a> {
             .min(LONGEST)
             .min(below.unwrap_or(u64::MAX));
         let extent = extent_at(self.source, self.offset, len)?;
-        let run = Run {
-            kind: self.kind(&extent, below.is_some()),
-            range: extent.offset..extent.end(),
+        let kind = self.kind(&extent, below.is_some());
+        let run = match self.taken_over(kind, &extent)? {
+            0 => Run {
+                kind,
+                range: extent.offset..extent.end(),
+            },
+            taken => Run {
+                kind: Kind::Same,
+                range: extent.offset..extent.offset + taken,
+            },
         };
         self.current = Some(run.clone());
         Ok(run)
+    }
+
+    /// How much of a run the host has put into the target already, from the start.
+    fn taken_over(&self, kind: Kind, extent: &Extent) -> Result<u64> {
+        match &self.options.offload {
+            Some(offload) if kind == Kind::Data => offload.take_over(extent),
+            _ => Ok(0),
+        }
     }
 
     /// What is to be done about a run; `covered` where the target may read as anything but zeros.
