@@ -17,7 +17,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{Alignment, Error, ErrorKind, FileId, HostExtent, Result, Storage, ZeroMode};
+use block::{Alignment, Error, ErrorKind, FileId, HostCopy, HostExtent, Result, Storage, ZeroMode};
 use ops::Cancel;
 use raw::Io;
 
@@ -331,6 +331,19 @@ impl Storage for Pending {
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
         self.file.allocate(offset, len).map_err(|error| self.tell(error))
+    }
+
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        len: u64,
+        how: HostCopy,
+    ) -> Result<u64> {
+        self.file
+            .copy_from(offset, source, source_offset, len, how)
+            .map_err(|error| self.tell(error))
     }
 
     fn host_extent(&self, offset: u64, len: u64) -> Result<HostExtent> {

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::chain::Chain;
-use block::{Access, Backing, BlockDevice, Error, ErrorKind, Result, Storage};
+use block::{Access, Backing, BlockDevice, Error, ErrorKind, HostCopy, Result, Storage};
 use clap::Args;
-use ops::{Before, Cancel, Concat, Control, ConvertOptions, SparseChain};
+use ops::{Before, Cancel, Concat, Control, ConvertOptions, Offload, SparseChain};
 
 use super::Outcome;
 use super::create::no_backing_format;
@@ -65,9 +65,10 @@ pub(crate) struct ConvertArgs {
     /// Format of that file
     #[arg(short = 'F', long, value_name = "FORMAT")]
     backing_format: Option<String>,
-    /// Shortest run of zeros that is left out, in bytes; 0 leaves out nothing
-    #[arg(short = 'S', long, value_name = "SIZE", default_value = "4k")]
-    sparse_size: String,
+    /// Shortest run of zeros that is left out, in bytes; 0 leaves out nothing. If it is given, all data is read, and none
+    /// of it shared with the image that it comes from [default: 4k]
+    #[arg(short = 'S', long, value_name = "SIZE")]
+    sparse_size: Option<String>,
     /// Write into an image or device that exists and keep its format, size and options
     #[arg(short = 'n', long)]
     no_create: bool,
@@ -103,7 +104,8 @@ pub(crate) struct ConvertArgs {
     /// Write out of order, where that is faster
     #[arg(short = 'W', long = "oob")]
     out_of_order: bool,
-    /// Leave copying to the host where it can do it; accepted, and of no effect
+    /// Leave copying to a raw image to the host where it can do it, without a look for zeros. Without this, only what
+    /// the file system can share between both images is left to it
     #[arg(short = 'C', long = "copy-range-offloading")]
     copy_offloading: bool,
     /// Read images that somebody else may be writing to
@@ -197,7 +199,7 @@ impl ConvertArgs {
             .map_err(|error| error.with_path(target))?;
         self.check(&image, sources)
             .map_err(|error| error.with_path(target))?;
-        let copy = self.copy_options()?;
+        let mut copy = self.copy_options()?;
         if streams::is_stream(target) || sources.iter().any(|source| streams::is_stream(source)) {
             return self.stream(sources, target, image, copy);
         }
@@ -208,6 +210,7 @@ impl ConvertArgs {
                 .with_hint("give the new image another name, and move it afterwards")
                 .into());
         }
+        copy.offload = self.offload(&source);
         let cancel = interrupt::watch()?;
         if self.no_create {
             self.fill(target, &source, copy, &cancel)?;
@@ -228,6 +231,12 @@ impl ConvertArgs {
             }
             () if self.no_create && self.level.is_some() => {
                 "--level is for new images, and -n says that none is to be made"
+            }
+            () if self.copy_offloading && self.compress => {
+                "-C leaves copying to the host, and it cannot compress (-c)"
+            }
+            () if self.copy_offloading && self.sparse_size.is_some() => {
+                "-C leaves copying to the host, and it does not look for zeros (-S)"
             }
             () if self.no_create && self.in_place => "-n writes in place anyway",
             () if self.compress && image.format() == "raw" => "a raw image cannot be compressed",
@@ -252,13 +261,12 @@ impl ConvertArgs {
 
     fn copy_options(&self) -> Result<ConvertOptions> {
         let mut options = ConvertOptions::new();
-        options.sparse = size::parse(&self.sparse_size)?;
-        if options.sparse > MAX_SPARSE || !options.sparse.is_multiple_of(SECTOR) {
-            let message = format!(
-                "-S {}: it must be a multiple of {SECTOR} and at most 16M",
-                self.sparse_size
-            );
-            return Err(Error::invalid(message));
+        if let Some(text) = &self.sparse_size {
+            options.sparse = size::parse(text)?;
+            if options.sparse > MAX_SPARSE || !options.sparse.is_multiple_of(SECTOR) {
+                let message = format!("-S {text}: it must be a multiple of {SECTOR} and at most 16M");
+                return Err(Error::invalid(message));
+            }
         }
         if let Some(threads) = self
             .threads
@@ -358,6 +366,12 @@ impl ConvertArgs {
             copy.before = Before::Unknown;
             copy.in_order = false;
         }
+        // Room that was to be reserved for the image is not to be shared with another.
+        copy.offload = copy
+            .offload
+            .take()
+            .filter(|_| image.format() == "raw" && !image.is_preallocated())
+            .map(|offload| offload.onto(target.storage()));
         let left = target.if_dropped();
         let copied = (|| {
             image.create(&*target.storage())?;
@@ -399,8 +413,27 @@ impl ConvertArgs {
                 .with_path(path)
                 .with_hint("leave out --target-is-zero"));
         }
+        copy.offload = copy
+            .offload
+            .take()
+            .filter(|_| target.layers()[0].format == "raw")
+            .map(|offload| offload.onto(target.layers()[0].storage.clone()));
         let copied = fill(&**target.active(), &copy).and_then(|()| target.flush());
         copied.map_err(|error| interrupted(error.with_path(path), path, "its contents are incomplete"))
+    }
+
+    /// What is left to the host, should the target be a raw image: to share what it can in a new one, and more only if
+    /// that was asked for.
+    fn offload(&self, source: &Source) -> Option<Offload> {
+        let how = match (self.copy_offloading, self.no_create) {
+            (true, _) => HostCopy::Any,
+            (false, false) => HostCopy::Reflink,
+            (false, true) => return None,
+        };
+        match source.chains.as_slice() {
+            [chain] if self.sparse_size.is_none() => Some(Offload::new(chain, how)),
+            _ => None,
+        }
     }
 
     fn copy(

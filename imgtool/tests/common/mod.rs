@@ -8,12 +8,35 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+/// A mounted file system; goes away with the value.
+pub(crate) struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().unwrap();
+    }
+}
+
 /// A directory with images, removed at the end.
 pub(crate) struct Lab(tempfile::TempDir);
 
 impl Lab {
     pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
+    }
+
+    /// On a new file system of this kind, of `mib` MiB; XFS wants 300, Btrfs 110.
+    pub(crate) fn on(kind: &str, mib: u64) -> (Self, Mounted) {
+        let lab = Self::new();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(mib << 20).unwrap();
+        let force = if kind == "ext4" { "-F" } else { "-f" };
+        let (file, dir) = (image.path().to_str().unwrap(), lab.dir().to_str().unwrap());
+        lab.run_words(&[&format!("mkfs.{kind}"), "-q", force, file]).ok();
+        lab.run_words(&["mount", "-t", kind, "-o", "loop", file, dir])
+            .ok();
+        let mounted = Mounted(lab.dir().to_owned());
+        (lab, mounted)
     }
 
     pub(crate) fn dir(&self) -> &Path {

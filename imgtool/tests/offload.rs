@@ -1,0 +1,111 @@
+//! Conversions in which the host shares or copies the data.
+
+mod common;
+
+use std::os::unix::fs::MetadataExt;
+
+use common::Lab;
+
+/// Extents of a file that the file system calls shared with another.
+fn shared(lab: &Lab, name: &str) -> usize {
+    lab.run(&format!("sync {name}")).ok();
+    lab.run(&format!("filefrag -v {name}"))
+        .ok()
+        .matches("shared")
+        .count()
+}
+
+/// A qcow2 image of 40 MiB over a raw one, with data, zeros and compressed clusters.
+fn chain(lab: &Lab) {
+    lab.raw("base.raw", 30 << 20, 5);
+    lab.raw("other.raw", 1 << 20, 6);
+    lab.qemu_img("convert -c -O qcow2 other.raw top.qcow2");
+    lab.qemu_img("rebase -u -b base.raw -F raw top.qcow2");
+    lab.qemu_img("resize -q top.qcow2 40M");
+    lab.qemu_io(
+        "qcow2",
+        "top.qcow2",
+        &["write -P 7 2M 300k", "write -z 3M 64k", "write -P 9 35M 3M"],
+    );
+}
+
+fn taken(lab: &Lab, name: &str) -> u64 {
+    lab.path(name).metadata().unwrap().blocks() * 512
+}
+
+#[test]
+fn file_systems_with_reflinks_share_with_raw_images() {
+    for kind in ["xfs", "btrfs"] {
+        let (lab, _mounted) = Lab::on(kind, 512);
+        chain(&lab);
+        // A length that is no multiple of any block.
+        lab.raw("odd.raw", (8 << 20) + 1000, 7);
+        for (source, format) in [("base.raw", "raw"), ("top.qcow2", "qcow2"), ("odd.raw", "raw")] {
+            for options in ["", "-t none -T none", "--in-place", "-C", "--io sync"] {
+                lab.imgtool(&format!("convert {options} -f {format} {source} new.raw"));
+                lab.qemu_img(&format!("compare -f {format} -F raw {source} new.raw"));
+                assert!(shared(&lab, "new.raw") > 0, "{kind}: {source} {options}");
+            }
+        }
+        // What is written to a copy is not seen in the image that it was made from.
+        lab.qemu_img("convert -S 0 -f raw -O raw base.raw kept.raw");
+        lab.imgtool("convert -f raw base.raw new.raw");
+        lab.qemu_io("raw", "new.raw", &["write -P 1 0 30M"]);
+        lab.qemu_img("compare -f raw -F raw base.raw kept.raw");
+    }
+}
+
+#[test]
+fn room_is_not_shared_where_it_was_asked_for() {
+    let (lab, _mounted) = Lab::on("xfs", 512);
+    chain(&lab);
+    for options in [
+        "-S 4k",
+        "-S 0",
+        "-o preallocation=falloc",
+        "-o preallocation=full",
+    ] {
+        lab.imgtool(&format!("convert {options} -f raw base.raw new.raw"));
+        lab.qemu_img("compare -f raw -F raw base.raw new.raw");
+        assert_eq!(shared(&lab, "new.raw"), 0, "{options}");
+    }
+    // An image that is there may have its room for a reason.
+    lab.imgtool("convert -n -f raw base.raw new.raw");
+    assert_eq!(shared(&lab, "new.raw"), 0);
+    lab.imgtool("convert -n -C -f raw base.raw new.raw");
+    assert!(shared(&lab, "new.raw") > 0);
+    lab.qemu_img("compare -f raw -F raw base.raw new.raw");
+}
+
+#[test]
+fn where_nothing_can_be_shared_the_copy_is_as_ever() {
+    let (lab, _mounted) = Lab::on("ext4", 256);
+    chain(&lab);
+    for (source, format) in [("base.raw", "raw"), ("top.qcow2", "qcow2")] {
+        lab.imgtool(&format!("convert -f {format} {source} new.raw"));
+        lab.imgtool(&format!("convert -C -f {format} {source} copied.raw"));
+        lab.qemu_img(&format!("compare -f {format} -F raw {source} new.raw"));
+        lab.qemu_img(&format!("compare -f {format} -F raw {source} copied.raw"));
+        // Zeros were found, but for -C, which does not look for them; holes stay holes in any case.
+        let [new, copied] = ["new.raw", "copied.raw"].map(|name| taken(&lab, name));
+        assert!(new < copied && copied < 40 << 20, "{new} {copied}");
+    }
+}
+
+#[test]
+fn a_host_that_copies_does_nothing_else() {
+    let lab = Lab::new();
+    chain(&lab);
+    for (line, why) in [
+        ("convert -C -S 64k base.raw new.raw", "(-S)"),
+        ("convert -C -c -O qcow2 base.raw new.qcow2", "(-c)"),
+    ] {
+        let done = lab.run(&format!("imgtool {line}"));
+        assert_eq!(done.code(), 1);
+        assert!(done.stderr().contains(why), "{}", done.stderr());
+    }
+    assert!(!lab.names().iter().any(|name| name.starts_with("new")));
+    // To a format with clusters of its own, all is copied as ever.
+    lab.imgtool("convert -C -O qcow2 base.raw new.qcow2");
+    lab.qemu_img("compare -f raw -F qcow2 base.raw new.qcow2");
+}
