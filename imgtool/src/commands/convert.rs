@@ -482,7 +482,7 @@ fn before(source: &Source, backing: &Chain) -> Before {
 }
 
 /// Says what an interrupt has left behind.
-fn interrupted(error: Error, path: &Path, left: &str) -> Error {
+pub(super) fn interrupted(error: Error, path: &Path, left: &str) -> Error {
     match error.kind() {
         ErrorKind::Interrupted => {
             Error::new(ErrorKind::Interrupted, format!("interrupted; {left}")).with_path(path)

@@ -5,6 +5,7 @@ mod compare;
 mod completions;
 mod convert;
 mod create;
+mod dd;
 mod info;
 mod man;
 mod map;
@@ -49,6 +50,7 @@ enum Command {
     Map(map::MapArgs),
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
+    Dd(dd::DdArgs),
     Measure(measure::MeasureArgs),
     Resize(resize::ResizeArgs),
     Completions(completions::CompletionsArgs),
@@ -69,6 +71,10 @@ impl Cli {
                 return arguments.run();
             }
             Command::Compare(arguments) => {
+                drop(out);
+                return arguments.run();
+            }
+            Command::Dd(arguments) => {
                 drop(out);
                 return arguments.run();
             }
