@@ -213,6 +213,51 @@ pub trait Overlay: BlockDevice {
     /// As [`BlockDevice::extent_at`].
     fn own_extent_at(&self, offset: u64, len: u64) -> Result<Extent>;
 
+    /// Has the image name another file below, or none, durably: everything acknowledged before is durable first, and
+    /// a power cut leaves the old name or the new one. The name is stored as it is; whether it can be opened is the
+    /// caller's business. This device goes on reading from what it was opened over, and is best closed now.
+    ///
+    /// # Errors
+    /// `Unsupported` for a format without backing files, `InvalidInput` for a name that cannot be stored, `ReadOnly`,
+    /// `Io`. After `Io` it is unknown which of the two the image names.
+    fn set_backing_reference(&self, reference: Option<BackingReference>) -> Result<()> {
+        let _ = reference;
+        Err(
+            Error::unsupported(format!("a {} image has no backing file", self.info().format))
+                .with_path_of(self.path()),
+        )
+    }
+
+    /// Makes the whole clusters in `len` bytes at `offset` holes of this layer: what lies below shows. A cluster that
+    /// the end of the disk cuts off counts as whole; other parts of clusters stay as they are.
+    ///
+    /// # Errors
+    /// `Unsupported` for a format without backing files; as [`BlockDevice::write_at`].
+    fn unmap_to_backing(&self, offset: u64, len: u64) -> Result<()> {
+        let _ = (offset, len);
+        Err(
+            Error::unsupported(format!("a {} image has no backing file", self.info().format))
+                .with_path_of(self.path()),
+        )
+    }
+
+    /// Makes `len` bytes at `offset` read as zeros by a statement of this layer. [`BlockDevice::zero_at`] need not
+    /// state anything where nothing lies below; this holds whatever comes to lie there.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::write_at`].
+    fn state_zero(&self, offset: u64, len: u64) -> Result<()> {
+        let zeros = vec![0; len.min(64 << 10) as usize];
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end {
+            let step = (end - at).min(zeros.len() as u64);
+            self.write_at(&zeros[..step as usize], at)?;
+            at += step;
+        }
+        Ok(())
+    }
+
     /// The file this layer is stored in.
     fn storage(&self) -> &Arc<dyn Storage>;
 

@@ -15,6 +15,9 @@ const DATA_FILE: u32 = 0x4441_5441;
 const ENCRYPTION_HEADER: u32 = 0x0537_be77;
 const FEATURE_NAMES: u32 = 0x6803_f857;
 const BITMAPS: u32 = 0x2385_2875;
+/// Holds nothing, and leads to the extensions behind it: see [`crate::header`]'s rewriting. Unknown to everybody else,
+/// who skip it. Only a power cut leaves one.
+const PADDING: u32 = 0x5f70_6164;
 
 /// Bytes of type and length in front of an extension's data.
 const PREFIX: usize = 8;
@@ -108,6 +111,7 @@ impl Extensions {
                     directory_offset: HostOffset(BE::read_u64(&data[16..])),
                 });
             }
+            PADDING => {}
             kind => self.unknown.push(UnknownExtension {
                 kind,
                 data: raw.data.to_vec(),
@@ -154,6 +158,24 @@ pub(crate) fn find_feature_names(bytes: &[u8], start: usize, end: usize) -> Opti
         .map_while(Result::ok)
         .find(|raw| raw.kind == FEATURE_NAMES)
         .map(|raw| FeatureNames::decode(raw.data))
+}
+
+/// Where the extensions of `bytes[start..end]` end, their end marker included.
+pub(crate) fn area_end(bytes: &[u8], start: usize, end: usize) -> usize {
+    let mut extensions = RawExtensions::new(bytes, start, end);
+    let mut last = start;
+    while let Some(Ok(_)) = extensions.next() {
+        last = extensions.at;
+    }
+    (last + PREFIX).min(extensions.area.len())
+}
+
+/// The beginning of an extension without meaning that takes `len` bytes in all, a multiple of 8.
+pub(crate) fn padding_prefix(len: usize) -> Option<[u8; PREFIX]> {
+    let mut prefix = [0; PREFIX];
+    BE::write_u32(&mut prefix[0..], PADDING);
+    BE::write_u32(&mut prefix[4..], len.checked_sub(PREFIX)? as u32);
+    Some(prefix)
 }
 
 fn push(out: &mut Vec<u8>, kind: u32, data: &[u8]) {

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use block::test_utils::{Recorder, Rng};
-use block::{Access, Backing, BlockDevice, Resize, ZeroMode};
+use block::{Access, Backing, BlockDevice, Overlay, Resize, ZeroMode};
 use common::Bytes;
 use qcow2::{Image, OpenOptions};
 
@@ -52,7 +52,7 @@ struct Promise {
     since: Vec<Vec<u8>>,
 }
 
-/// Writes, zeroes and discards of whole sectors in random order on a small image, every crash point cut several
+/// Writes, zeroes, discards and unmaps of whole sectors in random order on a small image, every crash point cut several
 /// times.
 fn torture(options: &str, backing: Option<u64>, seed: u64) {
     let size = 48 << 10;
@@ -67,6 +67,10 @@ fn torture(options: &str, backing: Option<u64>, seed: u64) {
     let mut flushed = vec![0; size as usize / unit];
     if let Some(len) = backing {
         flushed[..len.min(size) as usize / unit].fill(0xbb);
+    }
+    let mut below = vec![0; size as usize];
+    if let Some(len) = backing {
+        below[..len.min(size) as usize].fill(0xbb);
     }
     let mut allowed = Allowed {
         unit,
@@ -85,7 +89,7 @@ fn torture(options: &str, backing: Option<u64>, seed: u64) {
         let len = (1 + rng.below(6)).min(units - start);
         let (at, bytes) = (start * unit as u64, len * unit as u64);
         // Known before it starts: a cut in the middle may find it done.
-        match rng.below(10) {
+        match rng.below(12) {
             0 | 1 => {
                 allowed.write(at as usize, &vec![0; bytes as usize]);
                 promises.push(promise(&recorder, &allowed));
@@ -110,6 +114,25 @@ fn torture(options: &str, backing: Option<u64>, seed: u64) {
                 }
                 promises.push(promise(&recorder, &allowed));
                 image.discard_at(at, bytes).expect("discard");
+            }
+            10 => {
+                let cluster = image.geometry().cluster_size();
+                let first = at.next_multiple_of(cluster);
+                let last = if at + bytes == size {
+                    size
+                } else {
+                    (at + bytes) / cluster * cluster
+                };
+                if first < last {
+                    allowed.write(first as usize, &below[first as usize..last as usize]);
+                }
+                promises.push(promise(&recorder, &allowed));
+                image.unmap_to_backing(at, bytes).expect("unmap");
+            }
+            11 => {
+                allowed.write(at as usize, &vec![0; bytes as usize]);
+                promises.push(promise(&recorder, &allowed));
+                image.state_zero(at, bytes).expect("zeros");
             }
             3 => {
                 image.flush().expect("flush");

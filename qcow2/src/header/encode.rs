@@ -6,7 +6,7 @@ use byteorder::{BE, ByteOrder};
 use super::{COMPRESSION_TYPE, Encryption, Header, MAGIC, V2_LENGTH, Version, parse};
 
 /// What is written as one: a sector.
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 
 pub(super) fn encode(header: &Header) -> Result<Vec<u8>> {
     let mut bytes = fixed_fields(header);
@@ -30,7 +30,7 @@ pub(super) fn encode(header: &Header) -> Result<Vec<u8>> {
 }
 
 /// Everything in front of the extensions, without the backing file's name.
-fn fixed_fields(header: &Header) -> Vec<u8> {
+pub(super) fn fixed_fields(header: &Header) -> Vec<u8> {
     let mut bytes = vec![0; header.header_length()];
     let geometry = header.geometry;
     bytes[..4].copy_from_slice(&MAGIC);

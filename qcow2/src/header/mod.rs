@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Every fixed field that has a meaning here lies in bytes 0..112, so in the first 512-byte sector: a torn write
-//! of the header leaves the old fields or the new ones, never some of both. Parsing is a pure function of the
+//! of the header leaves the old fields or the new ones, never some of both. What lies further back is replaced in
+//! steps ([`rewrite`]). Parsing is a pure function of the
 //! first cluster and the file's length, and checks everything that can be checked without reading further;
 //! whoever has a [`Header`] may compute with its fields. What a header holds and this crate does not know (fields
 //! beyond byte 105, compatible and autoclear bits, extensions) is kept byte for byte.
@@ -16,8 +17,11 @@
 mod check;
 mod encode;
 mod parse;
+mod rewrite;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use rewrite::{SectorWrite, plan};
 
 use block::{BackingReference, DataFileReference, Error, ErrorKind, Result, Storage};
 use byteorder::{BE, ByteOrder};

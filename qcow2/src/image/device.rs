@@ -170,6 +170,30 @@ impl Overlay for Image {
         self.own_extent(GuestOffset(offset), len)
     }
 
+    fn set_backing_reference(&self, reference: Option<BackingReference>) -> Result<()> {
+        let writer = self.writer("change the backing file")?;
+        let _structure = writer
+            .structure
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let changed = self
+            .begin_writing(writer)
+            .and_then(|()| self.change_backing(reference));
+        changed.map_err(|error| error.with_path_of(self.storage.path()))
+    }
+
+    fn unmap_to_backing(&self, offset: u64, len: u64) -> Result<()> {
+        self.change("unmap", offset, len, |writer| {
+            self.unmap(writer, GuestOffset(offset), len)
+        })
+    }
+
+    fn state_zero(&self, offset: u64, len: u64) -> Result<()> {
+        self.change("write zeroes", offset, len, |writer| {
+            Self::state_zero(self, writer, GuestOffset(offset), len)
+        })
+    }
+
     fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
     }

@@ -136,25 +136,4 @@ impl Image {
         }
         Ok(())
     }
-
-    /// Changes the header, in memory and durably in the file. Only the sectors that differ are written, and every
-    /// field of fixed place is in the first: a tear leaves the old header or the new one.
-    pub(super) fn update_header(&self, change: impl FnOnce(&mut crate::header::Header)) -> Result<()> {
-        let mut header = self
-            .header
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut new = header.clone();
-        change(&mut new);
-        let (old_bytes, new_bytes) = (header.encode()?, new.encode()?);
-        for (index, sector) in new_bytes.chunks(512).enumerate() {
-            let start = index * 512;
-            if old_bytes.get(start..start + sector.len()) != Some(sector) {
-                self.storage.write_all_at(sector, HostOffset(start as u64).0)?;
-            }
-        }
-        self.storage.sync_data()?;
-        *header = new;
-        Ok(())
-    }
 }

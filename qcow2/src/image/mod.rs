@@ -23,6 +23,7 @@
 mod device;
 mod extent;
 mod flush;
+mod header;
 mod mapping;
 mod read;
 mod resize;

@@ -15,6 +15,8 @@ pub(super) enum Becomes {
     Zero,
     /// Zero clusters that keep their host cluster where they have one of their own.
     ZeroKept,
+    /// Zero clusters, even where unallocated ones read as zeros because nothing lies below yet.
+    ZeroStated,
     /// Whatever reads as zeros and takes least: unallocated where nothing lies below, else zero clusters.
     Nothing,
     /// Unallocated, whatever lies below.
@@ -67,6 +69,37 @@ impl Image {
             return Ok(());
         }
         self.change_clusters(writer, first, last, Becomes::Nothing)
+    }
+
+    /// Makes the whole clusters of a range fall through to what lies below. It lies on the disk.
+    pub(super) fn unmap(&self, writer: &Writer, guest: GuestOffset, len: u64) -> Result<()> {
+        let (first, last) = self.whole_clusters(guest, guest + len);
+        self.change_clusters(writer, first, last, Becomes::Unallocated)
+    }
+
+    /// Makes a range read as zeros whatever comes to lie below. It lies on the disk.
+    pub(super) fn state_zero(&self, writer: &Writer, guest: GuestOffset, len: u64) -> Result<()> {
+        let end = guest + len;
+        let (first, last) = match self.whole_clusters(guest, end) {
+            (first, last) if first < last && self.zero_flag => (first, last),
+            // None, or in version 2 no way to say it but to write.
+            _ => (end, end),
+        };
+        self.write_zeros(writer, guest, first - guest)?;
+        self.change_clusters(writer, first, last, Becomes::ZeroStated)?;
+        self.write_zeros(writer, last.min(end), end.0.saturating_sub(last.0))
+    }
+
+    fn write_zeros(&self, writer: &Writer, guest: GuestOffset, len: u64) -> Result<()> {
+        let mut zeros = Scratch::new(len.min(1 << 20) as usize);
+        zeros.fill(0);
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(zeros.len() as u64);
+            self.write(writer, &zeros[..step as usize], guest + done)?;
+            done += step;
+        }
+        Ok(())
     }
 
     /// The clusters that lie whole in a range; one cut off by the end of the disk counts as whole.
@@ -181,7 +214,8 @@ impl Image {
         let new = match (becomes, old) {
             (Becomes::Unallocated, _) => L2Mapping::Unallocated,
             (Becomes::Nothing, L2Mapping::Zero { preallocated: None })
-            | (Becomes::ZeroKept, L2Mapping::Zero { .. }) => old,
+            | (Becomes::ZeroKept | Becomes::ZeroStated, L2Mapping::Zero { .. }) => old,
+            (Becomes::ZeroStated, _) => zero,
             (Becomes::Nothing, _) | (_, L2Mapping::Unallocated) => smallest,
             (Becomes::ZeroKept, L2Mapping::Standard { host, copied: true }) => L2Mapping::Zero {
                 preallocated: Some((host, true)),
