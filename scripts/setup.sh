@@ -120,6 +120,9 @@ case $task in
         need mkfs.xfs xfsprogs
         need mkfs.btrfs btrfs-progs
         need mount mount
+        need sgdisk gdisk
+        need sfdisk fdisk
+        need partx util-linux
         ;;
 esac
 if [ "$task" = demo ]; then

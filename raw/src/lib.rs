@@ -1,8 +1,9 @@
 //! Host storage, image locks and the raw disk-image format.
 //!
 //! [`File`] is a host file or block device as [`block::Storage`], opened with [`OpenOptions`] and
-//! [locked](lock) so that QEMU and libvirt notice; [`Io`] says how its bytes are reached. [`HostOpener`] opens the files of a chain. [`Image`] is the
-//! raw format: the file's bytes are the disk's.
+//! [locked](lock) so that QEMU and libvirt notice; [`Io`] says how its bytes are reached. [`HostOpener`] opens the files
+//! of a chain. [`Image`] is the raw format: the file's bytes are the disk's. [`partition`] reads and writes the partition
+//! tables of any disk.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -33,6 +34,7 @@ mod mmap;
 mod offload;
 mod open;
 mod opener;
+pub mod partition;
 #[cfg(test)]
 mod testing;
 
