@@ -107,6 +107,8 @@ pub(crate) enum Corruption {
         value: u64,
         rule: &'static str,
     },
+    #[error("two bitmaps are named '{name}'")]
+    BitmapNamedTwice { name: String },
     #[error("{what} takes {len} bytes, and {limit} is the most")]
     TooLong {
         what: &'static str,

@@ -369,7 +369,7 @@ pub(crate) fn decode_refcount_table_entry(
 /// The host offset that lies in the bits `offset` of an entry: of a whole cluster, with no bits set beside those and
 /// `flags`.
 #[inline]
-fn host_offset(
+pub(crate) fn host_offset(
     what: &'static str,
     entry: u64,
     index: u64,

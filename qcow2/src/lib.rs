@@ -33,7 +33,7 @@
 //! # What is not there yet
 //!
 //! Internal snapshots can be there and stay intact, but not be made or opened. Images with extended L2 entries,
-//! external data files or encryption are refused by name, and so is writing to one with dirty bitmaps.
+//! external data files or encryption are refused by name.
 
 mod address;
 mod allocator;
@@ -61,6 +61,7 @@ mod snapshot;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use bitmap::Bitmap;
+pub use bitmap::bits::DirtyBits;
 pub use check::{CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, Severity, TableKind, check};
 pub use compression::CompressionType;
 pub use create::{CreateOptions, Streamed, create};
@@ -70,6 +71,6 @@ pub use feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureNam
 pub use format::Qcow2;
 pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
-pub use image::{Image, OpenOptions};
+pub use image::{BitmapEdit, Image, OpenOptions};
 pub use measure::{Measure, measure};
 pub use snapshot::{Snapshot, SnapshotTable};

@@ -39,6 +39,9 @@ pub(crate) const MAX_BACKING_NAME: usize = 1023;
 /// Most internal snapshots (QEMU's limit, kept).
 pub(crate) const MAX_SNAPSHOTS: u32 = 65_536;
 
+/// The autoclear features that stay true when this crate writes.
+const KEPT_UP: AutoclearFeatures = AutoclearFeatures::BITMAPS;
+
 /// Bytes that the fixed fields of a version 2 header take.
 const V2_LENGTH: usize = 72;
 /// Bytes that the fixed fields of a version 3 header take at least.
@@ -197,11 +200,11 @@ impl Header {
         self.version >= Version::V3 && !self.geometry.extended_l2
     }
 
-    /// Clears the autoclear bits, since this crate's writer keeps up none of the features behind them. Returns
-    /// whether there were any: then the header must reach the disk before anything else is written.
+    /// Clears the autoclear bits of features that this crate's writer does not keep up. Returns whether there were
+    /// any: then the header must reach the disk before anything else is written.
     pub fn clear_autoclear(&mut self) -> bool {
-        let any = !self.autoclear.is_empty();
-        self.autoclear = AutoclearFeatures::empty();
+        let any = !KEPT_UP.contains(self.autoclear);
+        self.autoclear &= KEPT_UP;
         any
     }
 
@@ -228,13 +231,6 @@ impl Header {
             }
             true if self.has(IncompatibleFeatures::DIRTY) => {
                 "the image is marked dirty (it was not closed properly): it must be checked before it is written to"
-            }
-            true if self.extensions.bitmaps.is_some() => {
-                let message =
-                    "the image has dirty bitmaps, which would go stale; such images cannot be written to yet";
-                let hint =
-                    "`qemu-img bitmap --remove` removes them; a copy made with `imgtool convert` has none";
-                return Some(Error::unsupported(message).with_hint(hint));
             }
             _ => return None,
         };

@@ -42,12 +42,10 @@ impl Image {
         if len == 0 {
             return Ok(());
         }
-        let _structure = writer
-            .structure
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let bitmaps = self.begin_change(writer)?;
         self.check_bounds(op, offset, len)?;
-        self.begin_writing(writer)?;
+        // Whatever comes of it: what fails may have changed some of the range.
+        bitmaps.mark(offset, len);
         change(writer).map_err(|error| error.with_path_of(self.storage.path()))
     }
 }
@@ -115,12 +113,9 @@ impl BlockDevice for Image {
 
     fn resize(&self, size: u64, how: Resize) -> Result<()> {
         let writer = self.writer("resize")?;
-        let _structure = writer
-            .structure
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.begin_writing(writer)?;
-        self.change_size(writer, size, how)
+        let mut bitmaps = writer.bitmaps_mut();
+        self.change_size(writer, &mut bitmaps, size, how)
+            .map_err(|error| error.with_path_of(self.storage.path()))
     }
 
     fn compressed(&self) -> Option<&dyn CompressedWrite> {

@@ -5,7 +5,7 @@
 //! A thread takes them in this order, and does no I/O under those marked with a star, but for refcount blocks that
 //! have to be read and room that is given back:
 //!
-//! 1. `structure`: shared by every change of the disk, exclusive while its size changes;
+//! 1. `bitmaps`: shared by every change of the disk, exclusive while its size or its bitmaps change;
 //! 2. `ranges`: guest clusters that an allocating write or a discard is busy with;
 //! 3. `flush`: one write-back at a time;
 //! 4. `header`;
@@ -20,6 +20,7 @@
 //!
 //! See [`flush`].
 
+mod bitmap;
 mod device;
 mod extent;
 mod flush;
@@ -33,13 +34,14 @@ mod zero;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use block::slice_cache::SliceCache;
 use block::{Access, Backing, BlockDevice, Error, Result, Storage};
 
 use crate::address::HostOffset;
 use crate::allocator::Allocator;
+use crate::bitmap::table;
 use crate::compression::CompressionType;
 use crate::corruption::Corruption;
 use crate::entry::{L1Entry, L2Mapping};
@@ -51,6 +53,9 @@ use crate::metadata_map::MetadataMap;
 use crate::range_lock::RangeLocks;
 use crate::refcount_table::RefcountTable;
 use crate::snapshot::SnapshotTable;
+
+pub use bitmap::BitmapEdit;
+use bitmap::Bitmaps;
 
 /// Bytes of L2 entries cached where none is asked for: the whole map of 32 GiB in clusters of 64 KiB.
 const DEFAULT_L2_CACHE: usize = 4 << 20;
@@ -103,13 +108,14 @@ pub struct Image {
 /// What an image needs for writing.
 #[derive(Debug)]
 struct Writer {
-    structure: RwLock<()>,
+    /// Held shared by whoever changes the disk, exclusively by whoever changes its size or its bitmaps.
+    bitmaps: RwLock<Bitmaps>,
     ranges: RangeLocks,
     flush: Mutex<()>,
     meta: Mutex<Meta>,
     metadata: Arc<RwLock<MetadataMap>>,
     epoch: Epoch,
-    /// The header says that somebody has written: autoclear bits are gone.
+    /// The file says that somebody is writing: autoclear bits are gone, and enabled bitmaps in use.
     begun: AtomicBool,
     /// The failure after which no write is taken any more.
     failed: OnceLock<Error>,
@@ -216,7 +222,9 @@ impl Image {
             header.refcount_table_clusters,
         )?;
         let snapshots = SnapshotTable::read(&*self.storage, &header)?;
-        let metadata = Arc::new(RwLock::new(self.map_metadata(&header, &snapshots, &refcounts)?));
+        let bitmaps = Bitmaps::read(&*self.storage, &header)?;
+        let metadata = self.map_metadata(&header, &snapshots, &bitmaps, &refcounts)?;
+        let metadata = Arc::new(RwLock::new(metadata));
         let allocator = Allocator::new(
             refcounts,
             Arc::clone(&self.storage),
@@ -224,7 +232,7 @@ impl Image {
             Arc::clone(&metadata),
         )?;
         Ok(Writer {
-            structure: RwLock::default(),
+            bitmaps: RwLock::new(bitmaps),
             ranges: RangeLocks::default(),
             flush: Mutex::default(),
             meta: Mutex::new(Meta {
@@ -234,17 +242,18 @@ impl Image {
             }),
             metadata,
             epoch: Epoch::default(),
-            begun: AtomicBool::new(header.autoclear.is_empty()),
+            begun: AtomicBool::new(false),
             failed: OnceLock::new(),
         })
     }
 
-    /// Everything that the header, the snapshot table, the L1 table and the refcount table name. What is named twice
-    /// would be changed as one thing and read as another: such an image is not written to.
+    /// Everything that the header, the snapshot table, the bitmap directory, the L1 table and the refcount table name.
+    /// What is named twice would be changed as one thing and read as another: such an image is not written to.
     fn map_metadata(
         &self,
         header: &Header,
         snapshots: &SnapshotTable,
+        bitmaps: &Bitmaps,
         refcounts: &RefcountTable,
     ) -> Result<MetadataMap> {
         let mut map = MetadataMap::default();
@@ -277,6 +286,12 @@ impl Image {
                 clusters(snapshot.l1_offset, l1_len(snapshot.l1_entries)),
             )?;
         }
+        insert("the bitmap directory", bitmaps.directory())?;
+        for bitmap in bitmaps.list() {
+            for clusters in table::clusters(&*self.storage, bitmap, self.geometry)? {
+                insert("a bitmap's table or its data", clusters)?;
+            }
+        }
         for clusters in refcounts.metadata() {
             insert("the refcount table or a block of it", clusters)?;
         }
@@ -296,10 +311,11 @@ impl Image {
         self.settle()
     }
 
-    /// Flushes until nothing waits: what a flush frees is counted as free by the next.
+    /// Flushes, saves the bitmaps, and flushes until nothing waits: what a flush frees is counted as free by the next.
     fn settle(&self) -> Result<()> {
         let Some(writer) = &self.writer else { return Ok(()) };
         self.write_back()?;
+        self.save_bitmaps(writer, &mut writer.bitmaps_mut())?;
         while writer.meta().allocator.is_dirty() {
             self.write_back()?;
         }
@@ -324,17 +340,36 @@ impl Image {
         self.size.store(size, Ordering::Release);
     }
 
-    /// Before the first change of the disk: clears the header's autoclear bits, whose promises writing breaks.
-    fn begin_writing(&self, writer: &Writer) -> Result<()> {
-        if writer.begun.load(Ordering::Acquire) {
-            return Ok(());
+    /// Before a change of the disk: sees to it that the file says so, and that the size stays while it lasts.
+    fn begin_change<'a>(&self, writer: &'a Writer) -> Result<RwLockReadGuard<'a, Bitmaps>> {
+        loop {
+            let bitmaps = writer.bitmaps();
+            if writer.begun.load(Ordering::Acquire) {
+                return Ok(bitmaps);
+            }
+            drop(bitmaps);
+            self.begin_writing(writer, &mut writer.bitmaps_mut())?;
         }
-        let _one_at_a_time = writer.flushing();
+    }
+
+    /// Before the first change of the disk since the image was opened or its bitmaps were saved.
+    #[cold]
+    fn begin_writing(&self, writer: &Writer, bitmaps: &mut Bitmaps) -> Result<()> {
         if !writer.begun.load(Ordering::Acquire) {
+            self.clear_autoclear(writer)?;
+            self.track_bitmaps(bitmaps)?;
+            writer.begun.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Clears the autoclear bits whose promises writing breaks.
+    fn clear_autoclear(&self, writer: &Writer) -> Result<()> {
+        let _one_at_a_time = writer.flushing();
+        if self.header().clear_autoclear() {
             self.update_header(|header| {
                 header.clear_autoclear();
             })?;
-            writer.begun.store(true, Ordering::Release);
         }
         Ok(())
     }
@@ -356,6 +391,14 @@ impl Writer {
 
     fn metadata_map(&self) -> RwLockReadGuard<'_, MetadataMap> {
         self.metadata.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bitmaps(&self) -> RwLockReadGuard<'_, Bitmaps> {
+        self.bitmaps.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bitmaps_mut(&self) -> RwLockWriteGuard<'_, Bitmaps> {
+        self.bitmaps.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flushing(&self) -> MutexGuard<'_, ()> {

@@ -3,6 +3,7 @@
 
 use block::{BlockDevice, Error, Preallocation, Resize, Result};
 
+use super::bitmap::Bitmaps;
 use super::zero::Becomes;
 use super::{Image, Writer};
 use crate::address::{ClusterIndex, GuestOffset};
@@ -14,7 +15,13 @@ use crate::scratch::Scratch;
 
 impl Image {
     /// Changes the size. Nobody else is writing.
-    pub(super) fn change_size(&self, writer: &Writer, size: u64, how: Resize) -> Result<()> {
+    pub(super) fn change_size(
+        &self,
+        writer: &Writer,
+        bitmaps: &mut Bitmaps,
+        size: u64,
+        how: Resize,
+    ) -> Result<()> {
         let old = self.size();
         if !size.is_multiple_of(512) {
             return Err(
@@ -32,12 +39,22 @@ impl Image {
         if size < old && how.preallocation != Preallocation::Off {
             return Err(Error::invalid("preallocation cannot be used when shrinking"));
         }
+        bitmaps.check_resizable()?;
+        self.save_bitmaps(writer, bitmaps)?;
+        self.clear_autoclear(writer)?;
         if size < old {
-            self.shrink(writer, size)
+            self.shrink(writer, bitmaps, size)
         } else {
-            self.grow(writer, size, how.preallocation)
+            self.grow(writer, bitmaps, size, how.preallocation)
         }
-        .map_err(|error| error.with_path_of(self.storage.path()))
+    }
+
+    /// Makes the header say the size, and name bitmaps of that size.
+    fn switch_size(&self, writer: &Writer, bitmaps: &mut Bitmaps, size: u64) -> Result<()> {
+        let directory = self.resize_bitmaps(writer, bitmaps, size)?;
+        self.switch_directory(writer, bitmaps, directory, |header| header.size = size)?;
+        self.set_size(size);
+        Ok(())
     }
 
     /// A snapshot of version 2 need not say how long its disk is, and has the image's length then.
@@ -52,7 +69,13 @@ impl Image {
             .with_hint("make it one of version 3 first: `qemu-img amend -o compat=1.1`"))
     }
 
-    fn grow(&self, writer: &Writer, size: u64, preallocation: Preallocation) -> Result<()> {
+    fn grow(
+        &self,
+        writer: &Writer,
+        bitmaps: &mut Bitmaps,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
         let old = self.size();
         let entries = self.geometry.l1_entries(size);
         if entries * 8 > MAX_L1_BYTES {
@@ -70,10 +93,7 @@ impl Image {
         if preallocation != Preallocation::Off {
             self.preallocate(writer, old, size, preallocation)?;
         }
-        self.write_back()?;
-        self.update_header(|header| header.size = size)?;
-        self.set_size(size);
-        Ok(())
+        self.switch_size(writer, bitmaps, size)
     }
 
     /// Makes what is added read as zeros: the rest of the last cluster, which may hold anything; clusters past the
@@ -139,11 +159,10 @@ impl Image {
         Ok(())
     }
 
-    fn shrink(&self, writer: &Writer, size: u64) -> Result<()> {
+    fn shrink(&self, writer: &Writer, bitmaps: &mut Bitmaps, size: u64) -> Result<()> {
         let old = self.size();
         // The size first: from here on nobody reaches what is about to go.
-        self.update_header(|header| header.size = size)?;
-        self.set_size(size);
+        self.switch_size(writer, bitmaps, size)?;
         let cluster_size = self.geometry.cluster_size();
         let first = GuestOffset(size.next_multiple_of(cluster_size));
         let last = GuestOffset(old.next_multiple_of(cluster_size));
