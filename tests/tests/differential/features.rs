@@ -137,11 +137,3 @@ fn an_external_data_file_is_named_and_not_touched() {
     refuse_both(&lab, &["external data file"]);
     assert!(lab.bytes("data") == data, "the data file has changed");
 }
-
-#[test]
-fn dirty_bitmaps_are_not_let_go_stale() {
-    let lab = created(&[]);
-    lab.qemu_img(&["bitmap", "--add", "image", "since"]);
-    refuse(&lab, Access::WRITE, ErrorKind::Unsupported, &["bitmaps"]);
-    lab.open("image", "qcow2", Access::READ);
-}
