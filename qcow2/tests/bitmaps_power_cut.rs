@@ -194,3 +194,40 @@ fn small_clusters() {
 fn larger_clusters() {
     (0..8).for_each(|seed| torture("cluster_size=4096,refcount_bits=1", seed));
 }
+
+/// The first bitmap brings the extension into the header, across the end of a sector; the last takes it out again.
+#[test]
+fn the_first_and_the_last() {
+    for options in ["cluster_size=512", "cluster_size=64k"] {
+        let recorder = Recorder::new();
+        let image = open(recorder.storage(common::create(options, SIZE, None)));
+        image
+            .edit_bitmaps(|bitmaps| bitmaps.add("x", None, true))
+            .expect("a bitmap");
+        let added = recorder.position();
+        image
+            .edit_bitmaps(|bitmaps| bitmaps.remove("x"))
+            .expect("no bitmap");
+        let removed = recorder.position();
+        image.close().expect("close");
+        let states = recorder.crash_states();
+        for point in states.points() {
+            for cut in 0..40 {
+                let what = format!("{options} point {point} cut {cut}");
+                let disk = states.at(point, cut).remove(0);
+                judge(&disk, &what, cut == 0);
+                let image = Image::open(Arc::new(disk), OpenOptions::default());
+                let image = image.unwrap_or_else(|error| panic!("{what}: {error}"));
+                let count = image
+                    .bitmaps()
+                    .unwrap_or_else(|error| panic!("{what}: {error}"))
+                    .len();
+                let promised = (point == added).then_some(1).or((point >= removed).then_some(0));
+                assert!(
+                    promised.is_none_or(|promised| promised == count),
+                    "{what}: {count}"
+                );
+            }
+        }
+    }
+}

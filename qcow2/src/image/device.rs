@@ -167,12 +167,9 @@ impl Overlay for Image {
 
     fn set_backing_reference(&self, reference: Option<BackingReference>) -> Result<()> {
         let writer = self.writer("change the backing file")?;
-        let _structure = writer
-            .structure
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _bitmaps = writer.bitmaps_mut();
         let changed = self
-            .begin_writing(writer)
+            .clear_autoclear(writer)
             .and_then(|()| self.change_backing(reference));
         changed.map_err(|error| error.with_path_of(self.storage.path()))
     }
