@@ -25,6 +25,12 @@ pub(crate) enum Corruption {
         index: u64,
         entry: u64,
     },
+    #[error(
+        "L2 entry {index} is {entry:#x}: a compressed cluster, which an image with a data file cannot have"
+    )]
+    CompressedWithDataFile { index: u64, entry: u64 },
+    #[error("guest offset {guest} is mapped to {host} in the data file, where it must be at the same offset")]
+    ElsewhereInDataFile { guest: GuestOffset, host: HostOffset },
     #[error("{what} entry {index} is {entry:#x}: reserved bits {reserved:#x} are set")]
     ReservedBits {
         what: &'static str,

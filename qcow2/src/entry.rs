@@ -117,6 +117,9 @@ impl L2Mapping {
         if entry & COMPRESSED != 0 {
             return Self::decode_compressed(entry, index, geometry);
         }
+        if geometry.data_file {
+            return Self::decode_in_data_file(entry, index, geometry, zero_flag);
+        }
         let what = "L2";
         let flags = COPIED | if zero_flag { ZERO } else { 0 };
         let host = host_offset(what, entry, index, OFFSET, flags, geometry)?;
@@ -134,7 +137,32 @@ impl L2Mapping {
         })
     }
 
+    /// In a data file offset 0 is as good as any other, and COPIED tells it from none. All guest clusters have an
+    /// implicit refcount of 1 there.
+    fn decode_in_data_file(
+        entry: u64,
+        index: u64,
+        geometry: Geometry,
+        zero_flag: bool,
+    ) -> Result<Self, Corruption> {
+        let flags = COPIED | if zero_flag { ZERO } else { 0 };
+        let host = host_offset("L2", entry, index, OFFSET, flags, geometry)?;
+        let (zero, copied) = (entry & ZERO != 0, true);
+        let preallocated = (host != 0).then_some((HostOffset(host), copied));
+        Ok(match (zero, host) {
+            (true, _) => Self::Zero { preallocated },
+            (false, 0) if entry & COPIED == 0 => Self::Unallocated,
+            (false, _) => Self::Standard {
+                host: HostOffset(host),
+                copied,
+            },
+        })
+    }
+
     fn decode_compressed(entry: u64, index: u64, geometry: Geometry) -> Result<Self, Corruption> {
+        if geometry.data_file {
+            return Err(Corruption::CompressedWithDataFile { index, entry });
+        }
         let data = CompressedCluster::of_descriptor(entry, geometry);
         let what = "compressed L2";
         let reserved = if entry & COPIED != 0 {
@@ -406,6 +434,7 @@ mod tests {
         cluster_bits: 16,
         refcount_order: 4,
         extended_l2: false,
+        data_file: false,
     };
 
     fn decode(entry: u64) -> Result<L2Mapping, Corruption> {
@@ -430,6 +459,25 @@ mod tests {
         ] {
             assert_eq!(decode(mapping.encode(G)), Ok(mapping));
         }
+    }
+
+    #[test]
+    fn in_a_data_file_copied_tells_offset_0_from_none() {
+        let geometry = Geometry { data_file: true, ..G };
+        let decode = |entry| L2Mapping::decode(entry, 0, geometry, true);
+        let standard = |host| L2Mapping::Standard {
+            host: HostOffset(host),
+            copied: true,
+        };
+        assert_eq!(decode(COPIED), Ok(standard(0)));
+        assert_eq!(standard(0).encode(geometry), COPIED);
+        assert_eq!(decode(COPIED | 0x5_0000), Ok(standard(0x5_0000)));
+        // Nothing in a data file has another refcount than 1.
+        assert_eq!(decode(0x5_0000), Ok(standard(0x5_0000)));
+        for entry in [ZERO, COPIED | ZERO] {
+            assert_eq!(decode(entry), Ok(L2Mapping::Zero { preallocated: None }));
+        }
+        assert!(decode(COMPRESSED | 0x5_0000).is_err() && decode(0x5_0002).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block::{Access, Backing, Error, Format, Overlay, References, Result, Storage};
+use block::{Access, Backing, Format, Overlay, References, Result, Storage};
 
 use crate::header::Header;
 use crate::image::{Image, OpenOptions};
@@ -35,16 +35,12 @@ impl Format for Qcow2 {
         access: Access,
         backing: Backing,
     ) -> Result<Arc<dyn Overlay>> {
-        if data_file.is_some() {
-            return Err(Error::unsupported("external data files cannot be opened yet")
-                .with_path_of(storage.path())
-                .with_hint("`qemu-img convert -O qcow2` makes an image without one"));
-        }
         Ok(Arc::new(Image::open(
             storage,
             OpenOptions {
                 access,
                 backing,
+                data_file,
                 ..OpenOptions::default()
             },
         )?))

@@ -28,6 +28,8 @@ pub struct Geometry {
     pub refcount_order: u32,
     /// L2 entries are 128 bits wide, with 32 subclusters each.
     pub extended_l2: bool,
+    /// Guest clusters lie in an external data file, each at its guest offset.
+    pub data_file: bool,
 }
 
 impl Geometry {

@@ -7,9 +7,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use block::test_utils::{Recorder, Rng};
-use block::{Access, Backing, BlockDevice, Overlay, Resize, ZeroMode};
+use block::{
+    Access, Backing, BackingReference, BlockDevice, MemStorage, Overlay, Resize, Storage, ZeroMode,
+};
 use common::Bytes;
-use qcow2::{Image, OpenOptions};
+use qcow2::{CreateOptions, Image, OpenOptions};
 
 /// Bytes that each unit of the disk may hold after a cut: those of the last flush, or of any write since.
 struct Allowed {
@@ -55,14 +57,42 @@ struct Promise {
 /// Writes, zeroes, discards and unmaps of whole sectors in random order on a small image, every crash point cut several
 /// times.
 fn torture(options: &str, backing: Option<u64>, seed: u64) {
-    let size = 48 << 10;
+    let image = common::create(options, DISK, backing);
+    torture_image(options, image, None, backing, seed);
+}
+
+/// The same on an image whose data lies in a file of its own, which may be raw.
+fn torture_with_data_file(cluster_bits: u32, raw: bool, backing: Option<u64>, seed: u64) {
+    let options = CreateOptions {
+        size: DISK,
+        cluster_bits,
+        backing: backing.map(|_| BackingReference {
+            name: "base.raw".into(),
+            format: Some("raw".into()),
+        }),
+        ..CreateOptions::default()
+    };
+    let (image, data) = common::create_with_data_file(&options, raw);
+    let name = format!("data file, raw: {raw}, clusters of 2^{cluster_bits}");
+    torture_image(&name, image, Some(data), backing, seed);
+}
+
+fn torture_image(
+    options: &str,
+    image: MemStorage,
+    data_file: Option<MemStorage>,
+    backing: Option<u64>,
+    seed: u64,
+) {
+    let size = DISK;
     let backing_bytes = backing.map(|len| vec![0xbb; len as usize]);
     let device = backing_bytes
         .clone()
         .map(|bytes| Arc::new(Bytes(bytes)) as Arc<dyn BlockDevice>);
     let recorder = Recorder::new();
-    let storage = recorder.storage(common::create(options, size, backing));
-    let image = common::open(storage, device.as_ref());
+    let storage = recorder.storage(image);
+    let data_file = data_file.map(|data| recorder.storage(data) as Arc<dyn Storage>);
+    let image = common::open_with_data_file(storage, device.as_ref(), data_file);
     let unit = 1024;
     let mut flushed = vec![0; size as usize / unit];
     if let Some(len) = backing {
@@ -152,7 +182,8 @@ fn torture(options: &str, backing: Option<u64>, seed: u64) {
     let states = recorder.crash_states();
     for point in states.points() {
         for cut in 0..6 {
-            let disk = states.at(point, seed * 1000 + cut).remove(0);
+            let mut disks = states.at(point, seed * 1000 + cut);
+            let disk = disks.remove(0);
             let at = promises
                 .iter()
                 .rposition(|promise| promise.from <= point)
@@ -164,7 +195,7 @@ fn torture(options: &str, backing: Option<u64>, seed: u64) {
                 since: promise.since.clone(),
             };
             let what = format!("{options} seed {seed} point {point} cut {cut}");
-            verify(&disk, device.as_ref(), &now, &what);
+            verify(&disk, device.as_ref(), disks.pop(), &now, &what);
             judge(&disk, &what, cut == 0 && point % 16 == 0);
         }
     }
@@ -179,7 +210,7 @@ fn promise(recorder: &Recorder, allowed: &Allowed) -> Promise {
 }
 
 /// Our check judges every state, QEMU's a sample: starting it thousands of times would take minutes.
-fn judge(disk: &block::MemStorage, what: &str, with_qemu: bool) {
+fn judge(disk: &MemStorage, what: &str, with_qemu: bool) {
     let report = qcow2::check(disk, &qcow2::CheckOptions::default(), &mut |_| {
         ControlFlow::Continue(())
     });
@@ -194,11 +225,18 @@ fn judge(disk: &block::MemStorage, what: &str, with_qemu: bool) {
     }
 }
 
-fn verify(disk: &block::MemStorage, device: Option<&Arc<dyn BlockDevice>>, allowed: &Allowed, what: &str) {
+fn verify(
+    disk: &MemStorage,
+    device: Option<&Arc<dyn BlockDevice>>,
+    data_file: Option<MemStorage>,
+    allowed: &Allowed,
+    what: &str,
+) {
     let backing = device.map_or(Backing::None, |device| Backing::Device(Arc::clone(device)));
     let options = OpenOptions {
         access: Access::READ,
         backing,
+        data_file: data_file.clone().map(|data| Arc::new(data) as Arc<dyn Storage>),
         ..OpenOptions::default()
     };
     let image =
@@ -212,7 +250,16 @@ fn verify(disk: &block::MemStorage, device: Option<&Arc<dyn BlockDevice>>, allow
         let (flushed, since) = (allowed.flushed[unit], &allowed.since[unit]);
         panic!("{what}: unit {unit} holds {found}, flushed {flushed}, since {since:?}");
     }
+    if let Some(data) = data_file.filter(|_| image.header().data_file().is_some_and(|file| file.raw)) {
+        assert!(
+            data.to_vec()[..bytes.len()] == bytes,
+            "{what}: the raw file is not the disk"
+        );
+    }
 }
+
+/// Bytes of the disks.
+const DISK: u64 = 48 << 10;
 
 const SEEDS: std::ops::Range<u64> = 0..6;
 
@@ -235,6 +282,18 @@ fn larger_clusters_with_narrow_refcounts() {
 fn version_2() {
     SEEDS.for_each(|seed| torture("compat=0.10,cluster_size=1024", None, seed));
     SEEDS.for_each(|seed| torture("compat=0.10,cluster_size=2048", Some(30 << 10), seed));
+}
+
+#[test]
+fn data_files() {
+    SEEDS.for_each(|seed| torture_with_data_file(9, false, None, seed));
+    SEEDS.for_each(|seed| torture_with_data_file(12, false, Some(30 << 10), seed));
+}
+
+#[test]
+fn raw_data_files() {
+    SEEDS.for_each(|seed| torture_with_data_file(9, true, None, seed));
+    SEEDS.for_each(|seed| torture_with_data_file(12, true, None, seed));
 }
 
 /// Sizes that need more or less of the L1 and refcount tables, with data on either side of the change.

@@ -4,10 +4,11 @@
 //! | header | refcount table | refcount block 0 | L1 table | further refcount blocks | L2 tables | data |
 //! ```
 //!
-//! L2 tables and data are there only if they are preallocated. Up to there it is the layout that `qemu-img create`
-//! arrives at, down to the order of the further refcount blocks: a block is taken when the first cluster that it
-//! counts is, and lies in the next free cluster, which may need another block first. Where QEMU has to move a
-//! refcount table that has become too small for the image's own tables, ours is large enough from the start.
+//! L2 tables and data are there only if they are preallocated, and data not where an external file holds it. Up to
+//! there it is the layout that `qemu-img create` arrives at, down to the order of the further refcount blocks: a
+//! block is taken when the first cluster that it counts is, and lies in the next free cluster, which may need
+//! another block first. Where QEMU has to move a refcount table that has become too small for the image's own
+//! tables, ours is large enough from the start.
 
 use block::{Error, Result};
 
@@ -59,6 +60,8 @@ pub(super) struct Layout {
     pub(super) l1_entries: u64,
     pub(super) l2: Run,
     pub(super) data: Run,
+    /// What the L2 tables map: `data`, or the same clusters of a data file.
+    pub(super) mapped: Run,
 }
 
 impl Layout {
@@ -75,14 +78,20 @@ impl Layout {
             geometry,
             l1: geometry.clusters(l1_bytes),
             l2: mapped.l2_tables,
-            data: mapped.clusters,
+            data: if geometry.data_file { 0 } else { mapped.clusters },
         };
-        let layout = parts.place(l1_entries).ok_or_else(|| {
+        let mut layout = parts.place(l1_entries).ok_or_else(|| {
             too_large(
                 options,
                 "its preallocated clusters are more than refcounts can count",
             )
         })?;
+        if geometry.data_file {
+            layout.mapped = Run {
+                start: ClusterIndex(0),
+                count: mapped.clusters,
+            };
+        }
         if layout.end().0 > MAX_HOST_OFFSET >> geometry.cluster_bits {
             return Err(too_large(options, "the preallocated file would exceed 64 PiB"));
         }
@@ -164,6 +173,7 @@ impl Parts {
                 let run = |start, count| Run { start, count };
                 let l1 = run(ClusterIndex(table + 2), self.l1);
                 let l2 = run(ClusterIndex(end), self.l2);
+                let data = run(l2.end(), self.data);
                 return Some(Layout {
                     geometry: self.geometry,
                     refcount_table: run(ClusterIndex(1), table),
@@ -171,7 +181,8 @@ impl Parts {
                     l1,
                     l1_entries,
                     l2,
-                    data: run(l2.end(), self.data),
+                    data,
+                    mapped: data,
                 });
             }
             table += 1;

@@ -8,7 +8,9 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use block::{BackingReference, Error, ErrorKind, Preallocation, Result, Storage, ZeroMode};
+use block::{
+    BackingReference, DataFileReference, Error, ErrorKind, Preallocation, Result, Storage, ZeroMode,
+};
 use byteorder::{BE, ByteOrder};
 
 pub(crate) use self::layout::{ENTRY, refcount_clusters};
@@ -47,7 +49,11 @@ pub struct CreateOptions {
     pub lazy_refcounts: bool,
     /// The backing file. It is only named: whether it exists, and how long it is, is the caller's business.
     pub backing: Option<BackingReference>,
-    /// What is laid out in advance; nothing in an image with a backing file.
+    /// The file that is to hold the guest's data, by name; not in version 2, nor a raw one with a backing file. It
+    /// is made by the caller: `size` bytes long and, if it is raw, with zeros in it.
+    pub data_file: Option<DataFileReference>,
+    /// What is laid out in advance; nothing in an image with a backing file. The tables of a raw data file always
+    /// are.
     pub preallocation: Preallocation,
 }
 
@@ -61,6 +67,7 @@ impl Default for CreateOptions {
             compression: CompressionType::Zlib,
             lazy_refcounts: false,
             backing: None,
+            data_file: None,
             preallocation: Preallocation::Off,
         }
     }
@@ -81,14 +88,22 @@ impl CreateOptions {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
             extended_l2: false,
+            data_file: self.data_file.is_some(),
         }
+    }
+
+    /// Whether L2 tables are laid out. A raw data file is mapped from the start, so that what is written to it by
+    /// itself is seen in the image too.
+    fn maps_everything(&self) -> bool {
+        self.preallocation != Preallocation::Off || self.data_file.as_ref().is_some_and(|file| file.raw)
     }
 
     /// Where everything goes, and the header that says so.
     fn plan(&self) -> Result<(Layout, Vec<u8>)> {
-        let mapped = match self.preallocation {
-            Preallocation::Off => Mapped::default(),
-            _ => Mapped::all(self),
+        let mapped = if self.maps_everything() {
+            Mapped::all(self)
+        } else {
+            Mapped::default()
         };
         self.plan_mapping(mapped)
     }
@@ -121,6 +136,7 @@ impl CreateOptions {
             () if self.refcount_order != 4 => Some("refcounts of another width than 16 bits"),
             () if self.lazy_refcounts => Some("lazy refcounts"),
             () if self.compression != CompressionType::Zlib => Some("another compression than zlib"),
+            () if self.data_file.is_some() => Some("external data files"),
             () => None,
         };
         if let Some(feature) = too_new {
@@ -133,7 +149,28 @@ impl CreateOptions {
                 self.size
             )));
         }
+        self.check_data_file()?;
         self.check_backing()
+    }
+
+    fn check_data_file(&self) -> Result<()> {
+        let Some(file) = &self.data_file else {
+            return Ok(());
+        };
+        let named = file
+            .name
+            .as_ref()
+            .is_some_and(|name| !name.is_empty() && !name.contains('\0'));
+        if !named {
+            return Err(Error::invalid(
+                "the data file has no name, or one with a NUL in it",
+            ));
+        }
+        if file.raw && self.backing.is_some() {
+            let message = "a raw data file holds the whole disk: such an image cannot have a backing file";
+            return Err(Error::invalid(message).with_hint("leave out data_file_raw"));
+        }
+        Ok(())
     }
 
     fn check_backing(&self) -> Result<()> {
@@ -158,6 +195,10 @@ impl CreateOptions {
         let (compressed, lazy) = (self.compression != CompressionType::Zlib, self.lazy_refcounts);
         let mut incompatible = IncompatibleFeatures::empty();
         incompatible.set(IncompatibleFeatures::COMPRESSION_TYPE, compressed);
+        incompatible.set(IncompatibleFeatures::EXTERNAL_DATA_FILE, self.data_file.is_some());
+        let raw = self.data_file.as_ref().is_some_and(|file| file.raw);
+        let mut autoclear = AutoclearFeatures::empty();
+        autoclear.set(AutoclearFeatures::RAW_EXTERNAL_DATA, raw);
         let mut compatible = CompatibleFeatures::empty();
         compatible.set(CompatibleFeatures::LAZY_REFCOUNTS, lazy);
         let named = v3 && self.cluster_bits > MAX_BITS_WITHOUT_NAMES;
@@ -177,10 +218,11 @@ impl CreateOptions {
             snapshots_offset: HostOffset(0),
             incompatible,
             compatible,
-            autoclear: AutoclearFeatures::empty(),
+            autoclear,
             compression: self.compression,
             later_fields: if v3 { vec![0; PADDING] } else { Vec::new() },
             extensions: Extensions {
+                data_file: self.data_file.as_ref().and_then(|file| file.name.clone()),
                 feature_names: named.then(FeatureNames::known),
                 ..Extensions::default()
             },
@@ -201,10 +243,12 @@ pub fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let (layout, header) = options.plan().map_err(named)?;
     clear(storage)?;
     write_refcounts(storage, &layout)?;
-    if layout.data.count > 0 {
+    if layout.l2.count > 0 {
         write_l1(storage, &layout)?;
         write_l2(storage, &layout)?;
-        preallocate(storage, &layout, options.preallocation)?;
+        if layout.data.count > 0 {
+            preallocate(storage, &layout, options.preallocation)?;
+        }
     } else if layout.l1.count > 0 {
         let l1 = layout.host(layout.l1.start);
         storage.zero(l1.0, layout.l1_entries * ENTRY, ZeroMode::Unmap)?;
@@ -262,9 +306,10 @@ fn write_l1(storage: &dyn Storage, layout: &Layout) -> Result<()> {
     write_entries(storage, layout, layout.l1, tables)
 }
 
-/// The L2 tables lie one after the other, and so do the clusters that they map.
+/// The L2 tables lie one after the other, and so do the clusters that they map: here, or in the data file.
 fn write_l2(storage: &dyn Storage, layout: &Layout) -> Result<()> {
-    let clusters = (layout.data.start.0..layout.data.end().0).map(|cluster| {
+    let clusters = layout.mapped.start.0..layout.mapped.end().0;
+    let clusters = clusters.map(|cluster| {
         let host = layout.host(ClusterIndex(cluster));
         L2Mapping::Standard { host, copied: true }.encode(layout.geometry)
     });

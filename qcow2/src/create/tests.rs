@@ -35,6 +35,16 @@ fn created_by_qemu(directory: &Path, options: &CreateOptions) -> Vec<u8> {
         if options.lazy_refcounts { "on" } else { "off" },
         options.compression.name(),
     );
+    let data_file = options.data_file.as_ref().map(|file| {
+        let raw = if file.raw { "on" } else { "off" };
+        let name = file.name.as_ref().unwrap();
+        let preallocation = match options.preallocation {
+            Preallocation::Off => "off",
+            _ => "metadata",
+        };
+        format!(",data_file={name},data_file_raw={raw},preallocation={preallocation}")
+    });
+    let text = text + data_file.as_deref().unwrap_or("");
     let size = options.size.to_string();
     let mut args = vec!["create", "-q", "-u", "-f", "qcow2", "-o", &text];
     if let Some(backing) = &options.backing {
@@ -122,6 +132,36 @@ fn makes_the_bytes_that_qemu_img_makes_with_other_options() {
         },
     ] {
         assert_same_as_qemu(directory.path(), &options);
+    }
+}
+
+#[test]
+fn makes_the_bytes_that_qemu_img_makes_with_a_data_file() {
+    let directory = tempfile::tempdir().unwrap();
+    for (cluster_bits, size) in [
+        (9, 512),
+        (9, 1 << 20),
+        (16, 1000 * 1024),
+        (16, 1 << 30),
+        (21, 5 << 20),
+    ] {
+        for (raw, preallocation) in [
+            (false, Preallocation::Off),
+            (false, Preallocation::Metadata),
+            (true, Preallocation::Off),
+        ] {
+            let options = CreateOptions {
+                size,
+                cluster_bits,
+                preallocation,
+                data_file: Some(DataFileReference {
+                    name: Some("disk.data".into()),
+                    raw,
+                }),
+                ..CreateOptions::default()
+            };
+            assert_same_as_qemu(directory.path(), &options);
+        }
     }
 }
 
@@ -288,6 +328,29 @@ fn refuses_what_cannot_be() {
     refuse("another width", |options| {
         options.version = Version::V2;
         options.refcount_order = 3;
+    });
+    refuse("no external data files", |options| {
+        options.version = Version::V2;
+        options.data_file = Some(DataFileReference {
+            name: Some("data".into()),
+            raw: false,
+        });
+    });
+    refuse("no name", |options| {
+        options.data_file = Some(DataFileReference {
+            name: None,
+            raw: false,
+        });
+    });
+    refuse("cannot have a backing file", |options| {
+        options.data_file = Some(DataFileReference {
+            name: Some("data".into()),
+            raw: true,
+        });
+        options.backing = Some(BackingReference {
+            name: "base".into(),
+            format: None,
+        });
     });
     refuse("1024 bytes", |options| {
         options.backing = Some(BackingReference {

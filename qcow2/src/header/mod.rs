@@ -40,7 +40,7 @@ pub(crate) const MAX_BACKING_NAME: usize = 1023;
 pub(crate) const MAX_SNAPSHOTS: u32 = 65_536;
 
 /// The autoclear features that stay true when this crate writes.
-const KEPT_UP: AutoclearFeatures = AutoclearFeatures::BITMAPS;
+const KEPT_UP: AutoclearFeatures = AutoclearFeatures::BITMAPS.union(AutoclearFeatures::RAW_EXTERNAL_DATA);
 
 /// Bytes that the fixed fields of a version 2 header take.
 const V2_LENGTH: usize = 72;
@@ -213,9 +213,6 @@ impl Header {
         let cannot = match self.encryption {
             Encryption::Aes => Some("the image is encrypted with AES; encrypted images cannot be opened"),
             Encryption::Luks => Some("the image is encrypted with LUKS; encrypted images cannot be opened"),
-            Encryption::None if self.has(IncompatibleFeatures::EXTERNAL_DATA_FILE) => {
-                Some("the image keeps its data in an external data file; such images cannot be opened yet")
-            }
             Encryption::None if self.geometry.extended_l2 => {
                 Some("the image uses extended L2 entries (subclusters); such images cannot be opened yet")
             }
@@ -224,6 +221,11 @@ impl Header {
         if let Some(cannot) = cannot {
             let hint = "`qemu-img convert -O qcow2` makes an image without it";
             return Some(Error::unsupported(cannot).with_hint(hint));
+        }
+        if write && self.geometry.data_file && self.snapshot_count > 0 {
+            let message =
+                "the image has an external data file and internal snapshots, which exclude each other";
+            return Some(Error::unsupported(message).with_hint("copy it with `imgtool convert`"));
         }
         let broken = match write {
             true if self.has(IncompatibleFeatures::CORRUPT) => {

@@ -34,6 +34,9 @@ pub(super) fn parse(bytes: &[u8], file_len: u64) -> Result<Header> {
             cluster_bits,
             refcount_order: refcount_order(bytes, version)?,
             extended_l2: features.incompatible.contains(IncompatibleFeatures::EXTENDED_L2),
+            data_file: features
+                .incompatible
+                .contains(IncompatibleFeatures::EXTERNAL_DATA_FILE),
         },
         size: BE::read_u64(&bytes[24..]),
         encryption: encryption(bytes)?,

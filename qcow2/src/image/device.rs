@@ -56,7 +56,7 @@ impl BlockDevice for Image {
         info.read_only = self.writer.is_none();
         info.cluster_size = Some(self.geometry.cluster_size());
         info.fast_zero = self.zero_flag || self.backing.is_none();
-        info.zero_init = self.backing.is_none();
+        info.zero_init = self.backing.is_none() && (!self.raw_data || self.raw_data_is_hole());
         info
     }
 
@@ -119,7 +119,8 @@ impl BlockDevice for Image {
     }
 
     fn compressed(&self) -> Option<&dyn CompressedWrite> {
-        self.writer.as_ref().map(|_| self as _)
+        let writer = self.writer.as_ref().filter(|_| !self.geometry.data_file);
+        writer.map(|_| self as _)
     }
 }
 
@@ -136,6 +137,7 @@ impl CompressedWrite for Image {
     }
 
     fn write_compressed_at(&self, compressed: &[u8], offset: u64) -> Result<()> {
+        self.refuse_compressed()?;
         let size = self.geometry.cluster_size();
         if !offset.is_multiple_of(size) || compressed.is_empty() || compressed.len() as u64 >= size {
             return Err(Error::invalid(format!(

@@ -3,7 +3,7 @@
 use block::{Extent, ExtentState, Result};
 
 use super::Image;
-use crate::address::GuestOffset;
+use crate::address::{GuestOffset, HostOffset};
 use crate::entry::{L1Entry, L2Mapping};
 
 impl Image {
@@ -13,12 +13,13 @@ impl Image {
         let end = guest + len;
         if self.l1_entry(guest)? == L1Entry::Unallocated {
             let len = (self.unallocated_tables_end(guest, end)? - guest).min(len);
+            let (state, host) = self.unallocated(guest);
             return Ok(Extent {
                 offset: guest.0,
                 len,
-                state: ExtentState::Hole,
+                state,
                 depth: 0,
-                host: None,
+                host,
             });
         }
         let coverage = self.geometry.l2_coverage();
@@ -35,6 +36,15 @@ impl Image {
         Ok(run.clip(guest.0, end - guest))
     }
 
+    /// What no table maps: nothing of this layer's, but in a raw data file.
+    fn unallocated(&self, guest: GuestOffset) -> (ExtentState, Option<u64>) {
+        if self.raw_data {
+            (ExtentState::Data, Some(guest.0))
+        } else {
+            (ExtentState::Hole, None)
+        }
+    }
+
     /// Where the first L2 table after `guest` starts that exists; `end` if none does before it.
     fn unallocated_tables_end(&self, guest: GuestOffset, end: GuestOffset) -> Result<GuestOffset> {
         let coverage = self.geometry.l2_coverage();
@@ -48,13 +58,15 @@ impl Image {
     /// The rest of one cluster, from `guest` on, as an extent.
     fn extent_of(&self, mapping: L2Mapping, guest: GuestOffset) -> Extent {
         let in_cluster = self.geometry.in_cluster(guest);
+        let place = |host: HostOffset| (host + in_cluster).0;
         let (state, host) = match mapping {
-            L2Mapping::Unallocated => (ExtentState::Hole, None),
-            L2Mapping::Zero { preallocated } => (ExtentState::Zero, preallocated.map(|(host, _)| host)),
-            L2Mapping::Standard { host, .. } => (ExtentState::Data, Some(host)),
+            L2Mapping::Unallocated => self.unallocated(guest),
+            L2Mapping::Zero { preallocated } => {
+                (ExtentState::Zero, preallocated.map(|(host, _)| place(host)))
+            }
+            L2Mapping::Standard { host, .. } => (ExtentState::Data, Some(place(host))),
             L2Mapping::Compressed(_) => (ExtentState::Compressed, None),
         };
-        let host = host.map(|host| (host + in_cluster).0);
         Extent {
             offset: guest.0,
             len: self.geometry.cluster_size() - in_cluster,

@@ -48,6 +48,9 @@ impl Image {
         let l1_offset = self.locked_header().l1_offset;
         let batch = self.take_batch(&mut writer.meta(), l1_offset)?;
         self.write_each(&batch.refcounts.blocks)?;
+        if self.geometry.data_file {
+            self.data.sync_data()?;
+        }
         self.storage.sync_data()?;
         if !batch.refcounts.table.is_empty() {
             self.write_each(&batch.refcounts.table)?;

@@ -35,13 +35,17 @@ impl Image {
             Some(entry) => entry,
             None => self.load(guest)?,
         };
-        L2Mapping::decode(
+        let mapping = L2Mapping::decode(
             entry,
             self.geometry.l2_index(guest) as u64,
             self.geometry,
             self.zero_flag,
         )
-        .map_err(|corruption| self.corrupt_entry(corruption, guest))
+        .map_err(|corruption| self.corrupt_entry(corruption, guest))?;
+        if self.geometry.data_file {
+            self.check_place_in_data_file(mapping, guest)?;
+        }
+        Ok(mapping)
     }
 
     /// Which slice maps `guest`, counted over the whole disk, and which of its entries does.
@@ -145,7 +149,7 @@ impl Image {
     }
 
     #[cold]
-    fn corrupt_entry(&self, corruption: Corruption, guest: GuestOffset) -> Error {
+    pub(super) fn corrupt_entry(&self, corruption: Corruption, guest: GuestOffset) -> Error {
         self.corrupt(corruption).with_hint(format!(
             "the guest's data at offset {guest} cannot be found; check the image"
         ))

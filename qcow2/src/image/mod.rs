@@ -21,6 +21,7 @@
 //! See [`flush`].
 
 mod bitmap;
+mod data_file;
 mod device;
 mod extent;
 mod flush;
@@ -67,6 +68,8 @@ pub struct OpenOptions {
     pub access: Access,
     /// What lies below.
     pub backing: Backing,
+    /// The file that holds the guest's data, for an image that names one.
+    pub data_file: Option<Arc<dyn Storage>>,
     /// Bytes of L2 entries to cache at most. 8 bytes map a cluster.
     pub l2_cache: usize,
     /// Level for clusters written compressed; see [`CompressionType::levels`].
@@ -78,6 +81,7 @@ impl Default for OpenOptions {
         Self {
             access: Access::READ,
             backing: Backing::None,
+            data_file: None,
             l2_cache: DEFAULT_L2_CACHE,
             compression_level: None,
         }
@@ -91,6 +95,10 @@ impl Default for OpenOptions {
 #[derive(Debug)]
 pub struct Image {
     storage: Arc<dyn Storage>,
+    /// Where guest data lies: `storage`, or a [data file](data_file).
+    data: Arc<dyn Storage>,
+    /// The data file is a raw image of the whole disk.
+    raw_data: bool,
     geometry: Geometry,
     /// Bit 0 of an L2 entry means "zeros".
     zero_flag: bool,
@@ -148,12 +156,15 @@ impl Image {
             return Err(error);
         }
         let backing = Self::backing_for(&header, options.backing)?;
+        let data = data_file::open(&storage, &header, options.data_file)?;
         let geometry = header.geometry;
         let slices = header
             .size
             .div_ceil(geometry.cluster_size())
             .div_ceil(1 << geometry.slice_bits());
         let mut image = Self {
+            data,
+            raw_data: header.data_file().is_some_and(|file| file.raw),
             geometry,
             zero_flag: header.has_zero_flag(),
             compression: header.compression,
@@ -413,6 +424,10 @@ impl Writer {
 impl Meta {
     /// Takes back the host clusters that `old` named and `new` does not.
     fn take_back(&mut self, old: L2Mapping, new: L2Mapping, geometry: Geometry) {
+        if geometry.data_file {
+            // Nothing in a data file is counted.
+            return;
+        }
         let place = |mapping| match mapping {
             L2Mapping::Standard { host, .. }
             | L2Mapping::Zero {

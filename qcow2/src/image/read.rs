@@ -40,12 +40,14 @@ impl Image {
     pub(super) fn read_mapped(&self, mapping: L2Mapping, buf: &mut [u8], guest: GuestOffset) -> Result<()> {
         let in_cluster = self.geometry.in_cluster(guest);
         match mapping {
+            // The file is the disk, whatever the tables say.
+            L2Mapping::Unallocated if self.raw_data => self.data.read_exact_at(buf, guest.0),
             L2Mapping::Unallocated => self.read_backing(buf, guest),
             L2Mapping::Zero { .. } => {
                 buf.fill(0);
                 Ok(())
             }
-            L2Mapping::Standard { host, .. } => self.storage.read_exact_at(buf, (host + in_cluster).0),
+            L2Mapping::Standard { host, .. } => self.data.read_exact_at(buf, (host + in_cluster).0),
             L2Mapping::Compressed(data) => self.read_compressed(data, buf, guest),
         }
     }

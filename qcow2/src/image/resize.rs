@@ -89,6 +89,7 @@ impl Image {
         if entries as usize > self.l1.entries() {
             self.move_l1(writer, entries as usize)?;
         }
+        let preallocation = self.grow_data_file(old, size, preallocation)?;
         self.hide_what_lies_below(writer, old, size)?;
         if preallocation != Preallocation::Off {
             self.preallocate(writer, old, size, preallocation)?;
@@ -169,7 +170,8 @@ impl Image {
         self.change_clusters(writer, first, last, Becomes::Unallocated)?;
         self.write_back()?;
         self.drop_tables(writer, self.geometry.l1_entries(size) as usize)?;
-        self.write_back()
+        self.write_back()?;
+        self.cut_data_file(size)
     }
 
     /// Takes back the L2 tables from `from` on. They map nothing any more.
@@ -217,6 +219,9 @@ impl Image {
             self.lookup_to_replace(writer, guest + (cluster << bits))?;
         }
         self.ensure_table(writer, guest)?;
+        if self.geometry.data_file {
+            return self.preallocate_in_data_file(writer, guest, count, how);
+        }
         let allocation = writer.meta().allocator.allocate(count, Use::Data)?;
         let host = self.geometry.offset_of(ClusterIndex(allocation.clusters.start));
         let len = count << bits;
@@ -254,13 +259,13 @@ impl Image {
     }
 
     /// Writes zeros, for room that is really there.
-    fn fill(&self, host: u64, len: u64) -> Result<()> {
+    pub(super) fn fill(&self, host: u64, len: u64) -> Result<()> {
         let mut zeros = Scratch::new((1 << 20).min(len) as usize);
         zeros.fill(0);
         let mut done = 0;
         while done < len {
             let step = (len - done).min(zeros.len() as u64);
-            self.storage.write_all_at(&zeros[..step as usize], host + done)?;
+            self.data.write_all_at(&zeros[..step as usize], host + done)?;
             done += step;
         }
         Ok(())

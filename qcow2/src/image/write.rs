@@ -49,12 +49,15 @@ impl Image {
         let len = self.run_length(mapping, guest, data.len())?;
         let host = host + self.geometry.in_cluster(guest);
         self.refuse_metadata(writer, guest, host, len as u64)?;
-        self.storage.write_all_at(&data[..len], host.0)?;
+        self.data.write_all_at(&data[..len], host.0)?;
         Ok(len)
     }
 
     /// Guest data is never written over metadata, whatever an L2 entry says.
     fn refuse_metadata(&self, writer: &Writer, guest: GuestOffset, host: HostOffset, len: u64) -> Result<()> {
+        if self.geometry.data_file {
+            return Ok(());
+        }
         let clusters = self.geometry.cluster_of(host).0..self.geometry.cluster_of(host + (len - 1)).0 + 1;
         match writer.metadata_map().first_in(clusters) {
             Some(cluster) => Err(self
@@ -115,6 +118,7 @@ impl Image {
         let mapping_of =
             |cluster: u64| self.lookup_to_replace(writer, GuestOffset(cluster << self.geometry.cluster_bits));
         let kept = |mapping| match mapping {
+            _ if self.geometry.data_file => None,
             L2Mapping::Zero {
                 preallocated: Some((host, true)),
             } => Some(host),
@@ -151,6 +155,14 @@ impl Image {
                 fresh: false,
             });
         }
+        if self.geometry.data_file {
+            return Ok(Target {
+                host: HostOffset(guest.0 - self.geometry.in_cluster(guest)),
+                count: run.count,
+                new: false,
+                fresh: false,
+            });
+        }
         let allocation = writer.meta().allocator.allocate(run.count, Use::Data)?;
         let host = self.geometry.offset_of(ClusterIndex(allocation.clusters.start));
         Ok(Target {
@@ -165,7 +177,8 @@ impl Image {
     fn write_clusters(&self, data: &[u8], guest: GuestOffset, target: &Target) -> Result<()> {
         let size = self.geometry.cluster_size();
         let head_len = self.geometry.in_cluster(guest);
-        let tail_len = target.count * size - head_len - data.len() as u64;
+        let end = self.end_of_copy(GuestOffset(guest.0 - head_len) + target.count * size);
+        let tail_len = end.0.saturating_sub(guest.0 + data.len() as u64);
         let mut head = Scratch::new(head_len as usize);
         let mut tail = Scratch::new(tail_len as usize);
         self.read_old(&mut head, GuestOffset(guest.0 - head_len))?;
@@ -173,7 +186,7 @@ impl Image {
         // A place that the file has never reached reads as zeros without being written to.
         let skip = |part: &[u8]| part.is_empty() || target.fresh && is_zero(part);
         match (skip(&head), skip(&tail)) {
-            (true, true) => self.storage.write_all_at(data, (target.host + head_len).0),
+            (true, true) => self.data.write_all_at(data, (target.host + head_len).0),
             (skip_head, skip_tail) => {
                 let start = if skip_head {
                     target.host + head_len
@@ -183,7 +196,7 @@ impl Image {
                 let head = if skip_head { &[][..] } else { &head[..] };
                 let tail = if skip_tail { &[][..] } else { &tail[..] };
                 let parts = [head, data, tail].map(IoSlice::new);
-                self.storage.write_vectored_at(&parts, start.0)
+                self.data.write_vectored_at(&parts, start.0)
             }
         }
     }

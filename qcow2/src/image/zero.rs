@@ -26,6 +26,9 @@ pub(super) enum Becomes {
 impl Image {
     /// Makes a range read as zeros. It lies on the disk.
     pub(super) fn zero(&self, writer: &Writer, guest: GuestOffset, len: u64, mode: ZeroMode) -> Result<()> {
+        if self.raw_data {
+            return self.zero_in_raw_data(writer, guest, len, mode);
+        }
         let end = guest + len;
         let (first, last) = self.whole_clusters(guest, end);
         if first >= last {
@@ -67,6 +70,10 @@ impl Image {
         // Version 2 can't say "zero": what lies below must not come back, so nothing is given back.
         if first >= last || !self.zero_flag && self.backing.is_some() {
             return Ok(());
+        }
+        if self.raw_data {
+            let len = last.0.min(self.size()) - first.0;
+            return self.zero_in_raw_data(writer, first, len, ZeroMode::Unmap);
         }
         self.change_clusters(writer, first, last, Becomes::Nothing)
     }
@@ -197,6 +204,9 @@ impl Image {
                 continue;
             }
             self.ensure_table(writer, guest)?;
+            if self.geometry.data_file && becomes != Becomes::ZeroKept {
+                self.discard_data(guest, end)?;
+            }
             self.set_mappings(writer, guest, changes.iter().copied())?;
             guest = end;
         }

@@ -39,7 +39,12 @@ pub(crate) use pass_on_to_inner;
 
 /// Runs a program that must be there.
 pub(crate) fn run(program: &str, args: &[&str]) -> Output {
-    let output = Command::new(program).args(args).output();
+    run_in(Path::new("."), program, args)
+}
+
+/// Runs a program in a directory: QEMU looks names of data files up from there.
+fn run_in(dir: &Path, program: &str, args: &[&str]) -> Output {
+    let output = Command::new(program).args(args).current_dir(dir).output();
     output.unwrap_or_else(|error| panic!("{program} cannot be run ({error}): install qemu-utils"))
 }
 
@@ -79,13 +84,38 @@ pub(crate) fn create(options: &str, size: u64, backing: Option<u64>) -> MemStora
     load(&image)
 }
 
+/// An image with a data file called `data.raw`, and that file, in memory.
+pub(crate) fn create_with_data_file(options: &qcow2::CreateOptions, raw: bool) -> (MemStorage, MemStorage) {
+    let options = qcow2::CreateOptions {
+        data_file: Some(block::DataFileReference {
+            name: Some("data.raw".into()),
+            raw,
+        }),
+        ..options.clone()
+    };
+    let (image, data) = (MemStorage::new(), MemStorage::new());
+    qcow2::create(&image, &options).expect("the options are valid");
+    data.set_len(options.size).expect("memory");
+    (image, data)
+}
+
 /// Opens an image for writing.
 pub(crate) fn open(storage: Arc<dyn Storage>, backing: Option<&Arc<dyn BlockDevice>>) -> Image {
+    open_with_data_file(storage, backing, None)
+}
+
+/// Opens an image for writing, its guest's data in `data_file`.
+pub(crate) fn open_with_data_file(
+    storage: Arc<dyn Storage>,
+    backing: Option<&Arc<dyn BlockDevice>>,
+    data_file: Option<Arc<dyn Storage>>,
+) -> Image {
     let backing = backing.map_or(Backing::None, |device| Backing::Device(Arc::clone(device)));
     // A cache of one set of slots, so that eviction happens too.
     let options = OpenOptions {
         access: Access::WRITE,
         backing,
+        data_file,
         l2_cache: 1,
         ..OpenOptions::default()
     };
@@ -98,8 +128,10 @@ pub(crate) fn qemu_check(image: &[u8]) -> (i32, String) {
     let path = dir.path().join("image.qcow2");
     std::fs::write(&path, image).expect("room for the image");
     // What the image may name must be there; what it holds does not matter.
-    std::fs::write(dir.path().join("base.raw"), []).expect("room for the backing file");
-    let output = run("qemu-img", &["check", "-f", "qcow2", text(&path)]);
+    for name in ["base.raw", "data.raw"] {
+        std::fs::write(dir.path().join(name), []).expect("room for the file");
+    }
+    let output = run_in(dir.path(), "qemu-img", &["check", "-f", "qcow2", text(&path)]);
     let words = [output.stdout, output.stderr].concat();
     (
         output.status.code().unwrap_or(-1),
@@ -109,16 +141,30 @@ pub(crate) fn qemu_check(image: &[u8]) -> (i32, String) {
 
 /// The disk as QEMU reads it, over a raw backing file of `backing`.
 pub(crate) fn qemu_read(image: &[u8], backing: Option<&[u8]>) -> Vec<u8> {
+    qemu_read_with_data_file(image, backing, None)
+}
+
+/// The disk as QEMU reads it, its data in a file called `data.raw`.
+pub(crate) fn qemu_read_with_data_file(
+    image: &[u8],
+    backing: Option<&[u8]>,
+    data_file: Option<&[u8]>,
+) -> Vec<u8> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (path, raw) = (dir.path().join("image.qcow2"), dir.path().join("out.raw"));
     std::fs::write(&path, image).expect("room for the image");
     if let Some(backing) = backing {
         std::fs::write(dir.path().join("base.raw"), backing).expect("room for the backing file");
     }
-    run_ok(
+    if let Some(data_file) = data_file {
+        std::fs::write(dir.path().join("data.raw"), data_file).expect("room for the data file");
+    }
+    let output = run_in(
+        dir.path(),
         "qemu-img",
         &["convert", "-f", "qcow2", "-O", "raw", text(&path), text(&raw)],
     );
+    assert!(output.status.success(), "{output:?}");
     std::fs::read(&raw).expect("the output")
 }
 
