@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::{
-    Access, Backing, BackingReference, BlockDevice, Error, Preallocation, Result, Storage, chain, escape,
+    Access, Backing, BackingReference, BlockDevice, DataFileReference, Error, Preallocation, Result, Storage,
+    chain, escape,
 };
 use qcow2::{CompressionType, CreateOptions, Version};
 
@@ -15,11 +16,9 @@ use crate::option_list::OptionList;
 use crate::size;
 
 /// Options of qcow2 images in other tools that are refused by name.
-const REFUSED: [&str; 7] = [
+const REFUSED: [&str; 5] = [
     "encrypt",
     "encryption",
-    "data_file",
-    "data_file_raw",
     "extended_l2",
     "nocow",
     "extent_size_hint",
@@ -32,6 +31,9 @@ Options of qcow2 images:
   cluster_size=SIZE        Unit of allocation, a power of two from 512 to 2M [64k]
   compat=VERSION           0.10 (or v2) or 1.1 (or v3) [1.1]
   compression_type=NAME    How compressed clusters are compressed: zlib or zstd [zlib]
+  data_file=FILE           File for the data of the disk, which must be new; a relative name is looked up from the
+                           directory of the image
+  data_file_raw=on|off     Keep that file readable as a raw image of the disk [off]
   lazy_refcounts=on|off    Postpone refcount updates [off]
   preallocation=MODE       What is laid out in advance: off, metadata, falloc or full [off]
   refcount_bits=N          Width of a refcount: 1, 2, 4, 8, 16, 32 or 64 [16]
@@ -62,6 +64,8 @@ enum NewFormat {
         options: CreateOptions,
         /// The version as it was written.
         compat: Option<String>,
+        /// Whether the data file is raw, as it was written.
+        data_file_raw: Option<bool>,
     },
 }
 
@@ -101,7 +105,18 @@ impl NewImage {
             .filter(|name| !name.is_empty());
         let backing_format = backing_format.or(options.take("backing_fmt"));
         let compat = options.take("compat");
-        let options = qcow2_options(options, compat.as_deref())?;
+        let data_file_raw = options.take_switch("data_file_raw")?;
+        let mut options = qcow2_options(options, compat.as_deref())?;
+        match &mut options.data_file {
+            Some(file) => file.raw = data_file_raw == Some(true),
+            None if data_file_raw == Some(true) => {
+                return Err(
+                    Error::invalid("data_file_raw says what a data file is, and there is none")
+                        .with_hint("name one with data_file=FILE"),
+                );
+            }
+            None => {}
+        }
         Ok(Self {
             size,
             backing: backing.map(|name| BackingReference {
@@ -109,7 +124,11 @@ impl NewImage {
                 format: backing_format,
             }),
             preallocation,
-            format: NewFormat::Qcow2 { options, compat },
+            format: NewFormat::Qcow2 {
+                options,
+                compat,
+                data_file_raw,
+            },
         })
     }
 
@@ -170,6 +189,23 @@ impl NewImage {
         }
     }
 
+    /// The name of the file that is to hold the data.
+    pub(crate) fn data_file(&self) -> Option<String> {
+        match &self.format {
+            NewFormat::Raw => None,
+            NewFormat::Qcow2 { options, .. } => options.data_file.as_ref()?.name.clone(),
+        }
+    }
+
+    /// Makes the data file, before the image that names it.
+    pub(crate) fn create_data(&self, storage: &dyn Storage) -> Result<()> {
+        let preallocation = match self.preallocation {
+            None | Some(Preallocation::Metadata) => Preallocation::Off,
+            Some(mode) => mode,
+        };
+        raw::create(storage, self.disk_size(), preallocation)
+    }
+
     /// Makes the image.
     pub(crate) fn create(&self, storage: &dyn Storage) -> Result<()> {
         match self.qcow2() {
@@ -182,6 +218,7 @@ impl NewImage {
     pub(crate) fn open(
         &self,
         storage: Arc<dyn Storage>,
+        data_file: Option<Arc<dyn Storage>>,
         backing: Backing,
         level: Option<i32>,
     ) -> Result<NewDevice> {
@@ -191,6 +228,7 @@ impl NewImage {
                 let options = qcow2::OpenOptions {
                     access: Access::WRITE,
                     backing,
+                    data_file,
                     compression_level: level,
                     ..qcow2::OpenOptions::default()
                 };
@@ -223,7 +261,12 @@ impl NewImage {
             add("compression_type", options.compression.name());
         }
         add("size", &self.size.unwrap_or(0).to_string());
-        if let NewFormat::Qcow2 { options, compat } = &self.format {
+        if let NewFormat::Qcow2 {
+            options,
+            compat,
+            data_file_raw,
+        } = &self.format
+        {
             if let Some(compat) = compat {
                 add("compat", compat);
             }
@@ -232,6 +275,12 @@ impl NewImage {
                 if let Some(format) = &backing.format {
                     add("backing_fmt", format);
                 }
+            }
+            if let Some(name) = self.data_file() {
+                add("data_file", &name);
+            }
+            if let Some(raw) = data_file_raw {
+                add("data_file_raw", switch(*raw));
             }
             add("lazy_refcounts", switch(options.lazy_refcounts));
             add("refcount_bits", &(1 << options.refcount_order).to_string());
@@ -295,9 +344,13 @@ fn qcow2_options(mut options: OptionList, compat: Option<&str>) -> Result<Create
         Some("zstd") => create.compression = CompressionType::Zstd,
         Some(other) => return Err(no_such("compression_type", other, "zlib and zstd")),
     }
+    create.data_file = options.take("data_file").map(|name| DataFileReference {
+        name: Some(name),
+        raw: false,
+    });
     create.lazy_refcounts = options.take_switch("lazy_refcounts")?.unwrap_or(false);
     // What is switched off anyway is no demand.
-    for name in ["extended_l2", "data_file_raw", "encryption"] {
+    for name in ["extended_l2", "encryption"] {
         if options.take_switch(name)? == Some(true) {
             return Err(Error::unsupported(format!(
                 "the option {name} of qcow2 images is not supported"

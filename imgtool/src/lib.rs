@@ -18,6 +18,7 @@ mod option_list;
 mod output;
 mod size;
 mod target;
+mod targets;
 mod watch;
 
 use std::ffi::{OsStr, OsString};

@@ -23,10 +23,17 @@ fn images_are_described_and_made_as_by_qemu_img() {
         "-f qcow2 -b base -F qcow2 {} 20M",
         "-f qcow2 -o backing_file=base,backing_fmt=qcow2 {}",
         "-f qcow2 -u -b nowhere -F raw {} 1M",
+        "-f qcow2 -o data_file=data {} 10M",
+        "-f qcow2 -o data_file=data,data_file_raw=on {} 1M",
+        "-f qcow2 -o data_file=data,data_file_raw=off,compat=1.1 -b base -F qcow2 {}",
+        "-f qcow2 -o data_file=data,preallocation=full {} 1M",
     ] {
         let ours = lab.imgtool(&format!("create {}", options.replace("{}", "a")));
         let info = lab.both("info --output json a");
-        std::fs::remove_file(lab.path("a")).unwrap();
+        let data = std::fs::read(lab.path("data")).ok();
+        for name in ["a", "data"] {
+            let _ = std::fs::remove_file(lab.path(name));
+        }
         let theirs = lab.qemu_img(&format!("create {}", options.replace("{}", "a")));
         assert_eq!(ours, theirs, "{options}");
         let [_, mut theirs] = lab.both("info --output json a");
@@ -41,7 +48,10 @@ fn images_are_described_and_made_as_by_qemu_img() {
             }
             assert_eq!(ours, theirs, "{options}");
         }
-        std::fs::remove_file(lab.path("a")).unwrap();
+        assert!(data == std::fs::read(lab.path("data")).ok(), "{options}");
+        for name in ["a", "data"] {
+            let _ = std::fs::remove_file(lab.path(name));
+        }
     }
     assert_eq!(lab.names(), ["base"]);
 }
@@ -86,7 +96,12 @@ fn option_lists_are_printed_and_checked() {
         ),
         ("create -f qcow2 -o lazy_refcounts=maybe x 1M", "maybe"),
         ("create -f qcow2 -o encrypt.format=luks x 1M", "encrypt.format"),
-        ("create -f qcow2 -o data_file=y x 1M", "data_file"),
+        ("create -f qcow2 -o data_file_raw=on x 1M", "data_file=FILE"),
+        ("create -f qcow2 -o data_file=x x 1M", "own data file"),
+        ("create -f qcow2 -o data_file=nbd://y x 1M", "nbd"),
+        ("create -f qcow2 -o compat=0.10,data_file=y x 1M", "version 2"),
+        ("create -f qcow2 -o data_file= x 1M", "data file"),
+        ("create -f qcow2 -o data_file=y/z x 1M", "y"),
         ("create -f qcow2 -o extended_l2=on x 1M", "extended_l2"),
         ("create -f qcow2 -o ,size=1M x", ",size=1M"),
         ("create -f raw -o preallocation=metadata x 1M", "metadata"),

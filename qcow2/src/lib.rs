@@ -32,8 +32,8 @@
 //!
 //! # What is not there yet
 //!
-//! Internal snapshots can be there and stay intact, but not be made or opened. Images with extended L2 entries,
-//! external data files or encryption are refused by name.
+//! Internal snapshots can be there and stay intact, but not be made or opened. Images with extended L2 entries
+//! or encryption are refused by name.
 
 mod address;
 mod allocator;

@@ -183,7 +183,7 @@ fn qemu_and_we_take_turns() {
         disk.read_at(&mut seen, 0).unwrap();
         assert!(seen == model, "raw: {raw}");
 
-        disk.write_at(&[3; 100_000], 50_000).unwrap();
+        disk.write_at(&vec![3; 100_000], 50_000).unwrap();
         model[50_000..150_000].fill(3);
         disk.discard_at(900 << 10, 100 << 10).unwrap();
         model[960 << 10..].fill(0);
@@ -228,7 +228,7 @@ fn what_a_raw_file_holds_is_read_whether_it_is_mapped_or_not() {
     let (image, data) = common::create_with_data_file(&image_options(256 << 10, 16), true);
     let l2 = 4 << 16;
     image.write_all_at(&[0; 32], l2).unwrap();
-    data.write_all_at(&[7; 100_000], 50_000).unwrap();
+    data.write_all_at(&vec![7; 100_000], 50_000).unwrap();
     let (image, data) = (Arc::new(image), Arc::new(data));
     let disk = open(&image, &data, Access::WRITE).unwrap();
     let mut seen = vec![0; 256 << 10];

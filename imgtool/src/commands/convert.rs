@@ -17,7 +17,8 @@ use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
 use crate::formats::NewImage;
 use crate::images::{Opening, backing_path};
 use crate::option_list::OptionList;
-use crate::target::{Making, TargetFile, is_one_of};
+use crate::target::{Making, is_one_of};
+use crate::targets::{Targets, data_path};
 use crate::watch::Watch;
 use crate::{interrupt, size};
 
@@ -204,7 +205,13 @@ impl ConvertArgs {
             return self.stream(sources, target, image, copy);
         }
         let source = self.source(sources)?;
-        if is_one_of(target, source.files()) {
+        let data_file = image.data_file().map(|name| data_path(target, &name));
+        let targets = [Some(target.clone()), data_file.transpose()?];
+        if targets
+            .iter()
+            .flatten()
+            .any(|target| is_one_of(target, source.files()))
+        {
             let error = Error::invalid("the target is an image that is read from").with_path(target);
             return Err(error
                 .with_hint("give the new image another name, and move it afterwards")
@@ -242,6 +249,9 @@ impl ConvertArgs {
             () if self.compress && image.format() == "raw" => "a raw image cannot be compressed",
             () if self.compress && image.is_preallocated() => {
                 "an image that is compressed cannot be preallocated"
+            }
+            () if self.compress && image.data_file().is_some() => {
+                "an image with a data file cannot be compressed"
             }
             () if image.backing.is_some() && sources.len() > 1 => {
                 "images that are joined cannot be based on one"
@@ -361,7 +371,8 @@ impl ConvertArgs {
             io: self.open.io.into(),
             durable: self.cache != CacheMode::Unsafe,
         };
-        let target = TargetFile::new(path, making)?;
+        let targets = Targets::new(path, &image, making)?;
+        let target = targets.image();
         if target.is_block_device() && image.format() == "raw" {
             copy.before = Before::Unknown;
             copy.in_order = false;
@@ -374,12 +385,12 @@ impl ConvertArgs {
             .map(|offload| offload.onto(target.storage()));
         let left = target.if_dropped();
         let copied = (|| {
-            image.create(&*target.storage())?;
+            targets.create(&image)?;
             let below = backing.map_or(Backing::None, |chain| Backing::Device(chain.device()));
-            let new = image.open(target.storage(), below, self.level)?;
+            let new = targets.open(&image, below, self.level)?;
             fill(new.device(), &copy)?;
             new.close()?;
-            target.finish(cancel)
+            targets.finish(cancel)
         })();
         copied.map_err(|error| interrupted(error, path, left))
     }

@@ -11,7 +11,8 @@ use crate::arguments::OpenArgs;
 use crate::formats::NewImage;
 use crate::images::{Opening, backing_path};
 use crate::option_list::OptionList;
-use crate::target::{Making, TargetFile, is_one_of};
+use crate::target::{Making, is_one_of};
+use crate::targets::Targets;
 use crate::{interrupt, size};
 
 /// Make a new image: an empty disk, or a copy-on-write clone of another image
@@ -146,7 +147,7 @@ pub(crate) fn no_backing_format(opening: Opening, image: &Path, file: &Path, nam
 
 fn make(path: &Path, image: &NewImage) -> Result<()> {
     let cancel = interrupt::watch()?;
-    let target = TargetFile::new(path, Making::default())?;
-    image.create(&*target.storage())?;
-    target.finish(&cancel)
+    let targets = Targets::new(path, image, Making::default())?;
+    targets.create(image)?;
+    targets.finish(&cancel)
 }

@@ -47,6 +47,10 @@ impl Streamed {
     /// `InvalidInput` as [`CreateOptions::validate`], and for ranges that are not in order or not on the disk.
     pub fn new(options: &CreateOptions, data: impl IntoIterator<Item = Range<u64>>) -> Result<Self> {
         options.validate()?;
+        if options.data_file.is_some() {
+            let message = "an image with a data file is two files, and cannot be written in one pass";
+            return Err(Error::invalid(message));
+        }
         let geometry = options.geometry();
         let mut clusters: Vec<Range<u64>> = Vec::new();
         let mut add = |range: Range<u64>| match clusters.last_mut() {

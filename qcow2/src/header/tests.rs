@@ -282,7 +282,6 @@ fn refuses_by_name_what_it_cannot_do() {
     for (bit, read, write) in [
         (0, None, Some("dirty")),
         (1, None, Some("corrupt")),
-        (2, Some("data file"), None),
         (4, Some("extended L2"), None),
     ] {
         let mut bytes = image();

@@ -80,12 +80,19 @@ impl Image {
 
     /// Makes the whole clusters of a range fall through to what lies below. It lies on the disk.
     pub(super) fn unmap(&self, writer: &Writer, guest: GuestOffset, len: u64) -> Result<()> {
+        if self.raw_data {
+            // Nothing can lie below a raw data file.
+            return self.discard(writer, guest, len);
+        }
         let (first, last) = self.whole_clusters(guest, guest + len);
         self.change_clusters(writer, first, last, Becomes::Unallocated)
     }
 
     /// Makes a range read as zeros whatever comes to lie below. It lies on the disk.
     pub(super) fn state_zero(&self, writer: &Writer, guest: GuestOffset, len: u64) -> Result<()> {
+        if self.raw_data {
+            return self.zero_in_raw_data(writer, guest, len, ZeroMode::Allocate);
+        }
         let end = guest + len;
         let (first, last) = match self.whole_clusters(guest, end) {
             (first, last) if first < last && self.zero_flag => (first, last),

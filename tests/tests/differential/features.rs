@@ -131,9 +131,15 @@ fn extended_l2_entries_are_named() {
 }
 
 #[test]
-fn an_external_data_file_is_named_and_not_touched() {
+fn a_missing_data_file_is_named() {
     let lab = created(&["-o", "data_file=data"]);
-    let data = lab.bytes("data");
-    refuse_both(&lab, &["external data file"]);
-    assert!(lab.bytes("data") == data, "the data file has changed");
+    fs::remove_file(lab.path("data")).expect("QEMU has made it");
+    for access in [Access::READ, Access::WRITE] {
+        let error = lab.try_open("image", "qcow2", access).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("image: cannot open the data file \"data\""),
+            "{text}"
+        );
+    }
 }
