@@ -7,9 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use block::test_utils::{Recorder, Rng};
-use block::{
-    Access, Backing, BackingReference, BlockDevice, MemStorage, Overlay, Resize, Storage, ZeroMode,
-};
+use block::{Access, Backing, BackingReference, BlockDevice, MemStorage, Overlay, Resize, Storage, ZeroMode};
 use common::Bytes;
 use qcow2::{CreateOptions, Image, OpenOptions};
 

@@ -16,7 +16,8 @@ use crate::arguments::{OpenArgs, WatchArgs};
 use crate::formats::NewImage;
 use crate::images::Opening;
 use crate::option_list::OptionList;
-use crate::target::{Making, TargetFile, is_one_of};
+use crate::target::{Making, is_one_of};
+use crate::targets::Targets;
 use crate::watch::Watch;
 use crate::{interrupt, size};
 
@@ -162,7 +163,8 @@ impl DdArgs {
     }
 
     fn make(&self, path: &Path, image: &NewImage, part: &dyn BlockDevice, cancel: &Cancel) -> Result<()> {
-        let target = TargetFile::new(path, Making::default())?;
+        let targets = Targets::new(path, image, Making::default())?;
+        let target = targets.image();
         let mut copy = ConvertOptions::new();
         if target.is_block_device() && image.format() == "raw" {
             copy.before = Before::Unknown;
@@ -170,12 +172,12 @@ impl DdArgs {
         let left = target.if_dropped();
         let watch = Watch::new(&self.watch);
         let copied = (|| {
-            image.create(&*target.storage())?;
-            let new = image.open(target.storage(), Backing::None, None)?;
+            targets.create(image)?;
+            let new = targets.open(image, Backing::None, None)?;
             let report = |progress| watch.report(progress);
             ops::convert(part, new.device(), &copy, &Control::new(cancel.clone(), &report))?;
             new.close()?;
-            target.finish(cancel)
+            targets.finish(cancel)
         })();
         watch.finish();
         copied.map_err(|error| interrupted(error, path, left))

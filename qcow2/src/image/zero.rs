@@ -211,7 +211,9 @@ impl Image {
                 continue;
             }
             self.ensure_table(writer, guest)?;
-            if self.geometry.data_file && becomes != Becomes::ZeroKept {
+            // What becomes unallocated stays until the file says so: what is below may differ from zeros.
+            let keep = matches!(becomes, Becomes::ZeroKept | Becomes::Unallocated);
+            if self.geometry.data_file && !keep {
                 self.discard_data(guest, end)?;
             }
             self.set_mappings(writer, guest, changes.iter().copied())?;
