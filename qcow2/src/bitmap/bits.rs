@@ -206,6 +206,7 @@ impl DirtyBits {
             cluster_bits: self.chunk_bits - 3,
             refcount_order: 0,
             extended_l2: false,
+            data_file: false,
         };
         let resized = Self::clean(size, self.granularity_bits, geometry)?;
         resized.absorb(self);
@@ -308,6 +309,7 @@ mod tests {
         cluster_bits: 9,
         refcount_order: 4,
         extended_l2: false,
+        data_file: false,
     };
 
     fn bits_of(bits: &DirtyBits) -> BitVec<u8, Lsb0> {

@@ -101,6 +101,7 @@ mod tests {
         cluster_bits: 16,
         refcount_order: 4,
         extended_l2: false,
+        data_file: false,
     };
 
     #[test]
