@@ -9,6 +9,7 @@ use block::{Access, Error, ErrorKind, FileOpener, Format, Result, Storage};
 use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
+use crate::image_name::hint_for_missing;
 
 /// The formats that images can be in.
 pub(crate) const FORMATS: [&dyn Format; 2] = [&qcow2::Qcow2, &raw::Raw];
@@ -56,7 +57,8 @@ impl Opening {
         };
         let gate = Gate(self.nested);
         let opener = HostOpener::new().direct(self.direct).io(self.io);
-        Chain::open_with(&opener, &FORMATS, &gate, path, &options).map_err(|error| self.explain(error))
+        let chain = Chain::open_with(&opener, &FORMATS, &gate, path, &options);
+        chain.map_err(|error| explain_missing(self.explain(error), path))
     }
 
     /// Says which option of the command line would have made the difference.
@@ -71,6 +73,15 @@ impl Opening {
             }
             _ => error,
         }
+    }
+}
+
+/// Says of a partition where an image was wanted that it is one.
+fn explain_missing(error: Error, path: &Path) -> Error {
+    let missing = error.io_kind() == Some(std::io::ErrorKind::NotFound) && error.path() == Some(path);
+    match missing.then(|| hint_for_missing(path)).flatten() {
+        Some(hint) => error.with_hint(hint),
+        None => error,
     }
 }
 

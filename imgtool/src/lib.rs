@@ -12,6 +12,7 @@ mod arguments;
 mod commands;
 mod failure;
 mod formats;
+mod image_name;
 mod images;
 mod interrupt;
 mod option_list;

@@ -52,6 +52,11 @@ impl OptionList {
         }
     }
 
+    /// The key of an option that nobody took.
+    pub(crate) fn untaken(&self) -> Option<&str> {
+        self.pairs.first().map(|(key, _)| key.as_str())
+    }
+
     /// Fails for what nobody took.
     pub(crate) fn finish(self, format: &str, refused: &[&str]) -> Result<()> {
         let Some((key, _)) = self.pairs.first() else {

@@ -4,15 +4,17 @@ use std::io;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use block::Access;
 use block::chain::Chain;
+use block::{Access, BlockDevice};
 use clap::Args;
 use ops::{CompareError, CompareOptions, Comparison, Control, SparseChain};
 
 use super::Outcome;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs};
 use crate::failure::Failure;
+use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::interrupt;
 use crate::watch::Watch;
@@ -69,7 +71,7 @@ impl CompareArgs {
         if let Some(threads) = self.threads.threads.and_then(|n| NonZeroUsize::new(n.into())) {
             options.threads = threads;
         }
-        let sizes_differ = first.size() != second.size();
+        let sizes_differ = first.disk.size() != second.disk.size();
         let mut out = io::stdout();
         if sizes_differ && !self.strict && !self.watch.quiet {
             writeln!(out, "Warning: Image size mismatch!")?;
@@ -77,7 +79,7 @@ impl CompareArgs {
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
         let control = Control::new(interrupt::watch()?, &report);
-        let result = match (SparseChain::device(&first), SparseChain::device(&second)) {
+        let result = match (first.sparse(), second.sparse()) {
             (Ok(first), Ok(second)) => ops::compare(&*first, &*second, &options, &control),
             (Err(error), _) | (_, Err(error)) => Err(CompareError::Extents(error)),
         };
@@ -99,7 +101,7 @@ impl CompareArgs {
         Ok(code)
     }
 
-    fn open(&self, path: &Path, format: Option<&str>) -> Result<Chain, Failure> {
+    fn open(&self, path: &Path, format: Option<&str>) -> Result<Opened, Failure> {
         let opening = Opening {
             nested: self.open.nested,
             io: self.open.io.into(),
@@ -109,8 +111,25 @@ impl CompareArgs {
             },
             direct: self.cache.is_some_and(CacheMode::direct),
         };
-        opening
-            .chain(path, format)
-            .map_err(|error| Failure::from(error).with_code(CANNOT_OPEN))
+        let opened = ImageName::parse(path).and_then(|name| {
+            let chain = opening.chain(&name.path, format)?;
+            let disk = name.on(chain.device())?;
+            Ok(Opened { name, chain, disk })
+        });
+        opened.map_err(|error| Failure::from(error).with_code(CANNOT_OPEN))
+    }
+}
+
+/// One of the images, or a partition of it.
+struct Opened {
+    name: ImageName,
+    chain: Chain,
+    disk: Arc<dyn BlockDevice>,
+}
+
+impl Opened {
+    /// The disk, with what the host knows of holes.
+    fn sparse(&self) -> block::Result<Arc<dyn BlockDevice>> {
+        self.name.on(SparseChain::device(&self.chain)?)
     }
 }

@@ -15,6 +15,7 @@ use super::Outcome;
 use super::create::no_backing_format;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
 use crate::formats::NewImage;
+use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::option_list::OptionList;
 use crate::target::{Making, is_one_of};
@@ -41,6 +42,8 @@ const SECTOR: u64 = 512;
   imgtool convert -c -O qcow2 -o compression_type=zstd disk.raw small.qcow2
   imgtool convert -O qcow2 -B base.qcow2 -F qcow2 clone.qcow2 copy.qcow2
   imgtool convert -n -O raw disk.qcow2 /dev/vg0/disk
+  imgtool convert -O raw disk.qcow2#name:root root.raw
+  imgtool convert -n -O qcow2 root.raw disk.qcow2#2
   xz -dc disk.raw.xz | imgtool convert -O qcow2 - disk.qcow2
   imgtool convert -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'")]
 pub(crate) struct ConvertArgs {
@@ -162,6 +165,8 @@ impl Refused {
 /// What is copied.
 struct Source {
     chains: Vec<Chain>,
+    /// It is not the whole disk of one chain.
+    is_part: bool,
     device: Arc<dyn BlockDevice>,
 }
 
@@ -201,12 +206,16 @@ impl ConvertArgs {
         self.check(&image, sources)
             .map_err(|error| error.with_path(target))?;
         let mut copy = self.copy_options()?;
+        let name = ImageName::parse(target)?;
+        if !self.no_create {
+            name.must_be_new()?;
+        }
         if streams::is_stream(target) || sources.iter().any(|source| streams::is_stream(source)) {
             return self.stream(sources, target, image, copy);
         }
         let source = self.source(sources)?;
         let data_file = image.data_file().map(|name| data_path(target, &name));
-        let targets = [Some(target.clone()), data_file.transpose()?];
+        let targets = [Some(name.path.clone()), data_file.transpose()?];
         if targets
             .iter()
             .flatten()
@@ -308,16 +317,26 @@ impl ConvertArgs {
     }
 
     fn source_in(&self, paths: &[PathBuf], format: Option<&str>) -> Result<Source> {
-        let open = |path: &PathBuf| self.opening().chain(path, format);
-        let chains = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
-        let device = match chains.as_slice() {
-            [only] => SparseChain::device(only)?,
-            several => {
-                let devices = several.iter().map(SparseChain::device);
-                Arc::new(Concat::new(devices.collect::<Result<_>>()?)?)
-            }
+        let names = paths
+            .iter()
+            .map(|path| ImageName::parse(path))
+            .collect::<Result<Vec<_>>>()?;
+        let open = |name: &ImageName| self.opening().chain(&name.path, format);
+        let chains = names.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let mut devices = Vec::new();
+        for (name, chain) in names.iter().zip(&chains) {
+            devices.push(name.on(SparseChain::device(chain)?)?);
+        }
+        let device = match devices.as_slice() {
+            [only] => only.clone(),
+            _ => Arc::new(Concat::new(devices)?),
         };
-        Ok(Source { chains, device })
+        let is_part = chains.len() > 1 || names.iter().any(|name| name.partition.is_some());
+        Ok(Source {
+            chains,
+            is_part,
+            device,
+        })
     }
 
     /// Copies into a new image.
@@ -412,7 +431,9 @@ impl ConvertArgs {
             direct: self.cache.direct(),
             ..self.opening()
         };
-        let target = opening.chain(path, Some(&self.target_format))?;
+        let name = ImageName::parse(path)?;
+        let target = opening.chain(&name.path, Some(&self.target_format))?;
+        let disk = name.on(target.device())?;
         copy.before = if self.target_is_zero {
             Before::Zeros
         } else {
@@ -427,9 +448,9 @@ impl ConvertArgs {
         copy.offload = copy
             .offload
             .take()
-            .filter(|_| target.layers()[0].format == "raw")
+            .filter(|_| target.layers()[0].format == "raw" && name.partition.is_none())
             .map(|offload| offload.onto(target.layers()[0].storage.clone()));
-        let copied = fill(&**target.active(), &copy).and_then(|()| target.flush());
+        let copied = fill(&*disk, &copy).and_then(|()| target.flush());
         copied.map_err(|error| interrupted(error.with_path(path), path, "its contents are incomplete"))
     }
 
@@ -442,7 +463,7 @@ impl ConvertArgs {
             (false, true) => return None,
         };
         match source.chains.as_slice() {
-            [chain] if self.sparse_size.is_none() => Some(Offload::new(chain, how)),
+            [chain] if self.sparse_size.is_none() && !source.is_part => Some(Offload::new(chain, how)),
             _ => None,
         }
     }
@@ -479,7 +500,9 @@ impl ConvertArgs {
 /// at its contents says.
 fn before(source: &Source, backing: &Chain) -> Before {
     let id = backing.layers()[0].storage.file_id();
-    if let [chain] = source.chains.as_slice() {
+    if let [chain] = source.chains.as_slice()
+        && !source.is_part
+    {
         for (depth, layer) in (0..).zip(chain.layers()) {
             if depth > 0 && id.is_some() && layer.storage.file_id() == id {
                 return Before::Layers {

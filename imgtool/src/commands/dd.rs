@@ -14,6 +14,7 @@ use super::Outcome;
 use super::convert::interrupted;
 use crate::arguments::{OpenArgs, WatchArgs};
 use crate::formats::NewImage;
+use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::option_list::OptionList;
 use crate::target::{Making, is_one_of};
@@ -139,7 +140,9 @@ impl DdArgs {
             },
             ..Opening::default()
         };
-        let chain = opening.chain(&operands.input, self.format.as_deref())?;
+        let input = ImageName::parse(&operands.input)?;
+        ImageName::parse(path)?.must_be_new()?;
+        let chain = opening.chain(&input.path, self.format.as_deref())?;
         let files = chain.layers().iter();
         if is_one_of(
             path,
@@ -150,7 +153,7 @@ impl DdArgs {
                 .with_hint("give the new image another name, and move it afterwards")
                 .into());
         }
-        let disk = SparseChain::device(&chain)?;
+        let disk = input.on(SparseChain::device(&chain)?)?;
         let (start, len) = operands
             .range(disk.size())
             .map_err(|error| error.with_path(&operands.input))?;

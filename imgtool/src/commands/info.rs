@@ -11,10 +11,13 @@ use qcow2::{
     AutoclearFeatures, Bitmap, CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Snapshot,
     SnapshotTable, Version,
 };
+use raw::partition::{PartitionTable, Selector};
 use serde_json::{Value, json};
 
 use super::Outcome;
 use crate::arguments::OpenArgs;
+use crate::commands::partition::{partition_json, print_partition};
+use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::output::{self, OutputFormat, human_size};
 
@@ -27,6 +30,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 #[command(after_help = "Examples:
   imgtool info disk.qcow2
   imgtool info --backing-chain clone.qcow2
+  imgtool info disk.qcow2#name:root
   imgtool info --output json disk.qcow2")]
 pub(crate) struct InfoArgs {
     /// Format of the image [default: found out]
@@ -60,6 +64,10 @@ impl InfoArgs {
             access,
             direct: false,
         };
+        let name = ImageName::parse(&self.file)?;
+        if let Some(selector) = &name.partition {
+            return self.partition(&name, selector, opening, out);
+        }
         let images = if self.backing_chain {
             let chain = opening.chain(&self.file, self.format.as_deref())?;
             let describe = |layer: &chain::Layer| Description::of(&layer.path, layer.format, &layer.storage);
@@ -84,6 +92,32 @@ impl InfoArgs {
                 for image in &images {
                     output::json(out, &image.json())?;
                 }
+            }
+        }
+        Ok(0)
+    }
+}
+
+impl InfoArgs {
+    /// Describes a partition of the disk in an image.
+    fn partition(
+        &self,
+        name: &ImageName,
+        selector: &Selector,
+        opening: Opening,
+        out: &mut dyn Write,
+    ) -> Outcome {
+        let chain = opening.chain(&name.path, self.format.as_deref())?;
+        let table = PartitionTable::read(&**chain.active(), None).map_err(|error| name.explain(error))?;
+        let partition = table.locate(selector).map_err(|error| name.explain(error))?;
+        match self.output {
+            OutputFormat::Human => print_partition(out, &name.path, partition)?,
+            OutputFormat::Json => {
+                let path = name.path.to_string_lossy();
+                output::json(
+                    out,
+                    &json!({ "filename": path, "partition": partition_json(partition) }),
+                )?;
             }
         }
         Ok(0)

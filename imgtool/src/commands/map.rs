@@ -11,6 +11,7 @@ use ops::{Extents, HostHoles};
 use super::Outcome;
 use crate::arguments::OpenArgs;
 use crate::failure::Failure;
+use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::output::OutputFormat;
 use crate::{interrupt, size};
@@ -65,10 +66,12 @@ impl MapArgs {
             },
             direct: false,
         };
-        let chain = opening.chain(&self.file, self.format.as_deref())?;
+        let name = ImageName::parse(&self.file)?;
+        let chain = opening.chain(&name.path, self.format.as_deref())?;
+        let disk = name.on(chain.device())?;
         let holes = HostHoles::of(&chain)?;
         let mut rows = Rows::new(out, &chain, self.output)?;
-        for extent in Extents::of(&**chain.active(), start..start.saturating_add(len)) {
+        for extent in Extents::of(&*disk, start..start.saturating_add(len)) {
             let mut rest = extent?;
             loop {
                 cancel.check()?;

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::Outcome;
 use crate::arguments::{OpenArgs, refused};
 use crate::formats::NewImage;
+use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::option_list::OptionList;
 use crate::output::{self, OutputFormat};
@@ -109,19 +110,18 @@ impl MeasureArgs {
             },
             direct: false,
         };
-        let chain = opening.chain(path, self.format.as_deref())?;
-        image.size = Some(chain.size());
+        let name = ImageName::parse(path)?;
+        let chain = opening.chain(&name.path, self.format.as_deref())?;
+        let disk = name.on(SparseChain::device(&chain)?)?;
+        image.size = Some(disk.size());
         let unit = image.qcow2().map(|options| 1 << options.cluster_bits);
         let clusters = match unit {
-            Some(unit) => Some(ops::data_units(
-                &*SparseChain::device(&chain)?,
-                unit,
-                &Control::new(cancel, &|_| {}),
-            )?),
+            Some(unit) => Some(ops::data_units(&*disk, unit, &Control::new(cancel, &|_| {}))?),
             None => None,
         };
         let layer = &chain.layers()[0];
         let bitmaps = unit.is_some()
+            && name.partition.is_none()
             && layer.format == "qcow2"
             && Header::read(&*layer.storage)?.version >= Version::V3;
         Ok((measure(&image, clusters)?, bitmaps))

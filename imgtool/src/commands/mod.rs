@@ -10,6 +10,7 @@ mod info;
 mod man;
 mod map;
 mod measure;
+mod partition;
 mod resize;
 
 use std::io::{self, BufWriter, Write};
@@ -34,6 +35,10 @@ pub(crate) type Outcome = Result<u8, Failure>;
   imgtool create -f qcow2 -b base.qcow2 -F qcow2 clone.qcow2
   imgtool convert -p -c -O qcow2 disk.raw disk.qcow2
   imgtool info disk.qcow2
+  imgtool convert -O raw disk.qcow2#name:root root.raw
+
+A partition of the disk in an image is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID where compare, convert,
+dd, info, map and measure take an image; convert writes into one with -n. A file that has such a name is meant itself.
 
 Every command's own help (`imgtool convert --help`) has more."
 )]
@@ -53,6 +58,7 @@ enum Command {
     Dd(dd::DdArgs),
     Measure(measure::MeasureArgs),
     Resize(resize::ResizeArgs),
+    Partition(partition::PartitionArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -80,6 +86,7 @@ impl Cli {
             }
             Command::Measure(arguments) => arguments.run(&mut out),
             Command::Resize(arguments) => arguments.run(&mut out),
+            Command::Partition(arguments) => arguments.run(&mut out),
             Command::Completions(arguments) => arguments.run(&mut out),
             Command::Man(arguments) => arguments.run(),
         };

@@ -254,20 +254,23 @@ pub fn create(device: &dyn BlockDevice, layout: &Layout) -> Result<PartitionTabl
 /// Fails for a disk that has a partition table, or anything else at its start or its end: nearly all file systems
 /// have something there.
 fn check_blank(device: &dyn BlockDevice) -> Result<()> {
+    const HINT: &str = "if nothing there is needed, allow with --force that it is overwritten";
     if let Ok(table) = PartitionTable::read(device, None) {
         let message = format!(
             "the disk has a partition table ({}) already, with {} partitions",
             table.format(),
             table.partitions().len()
         );
-        return Err(Error::invalid(message));
+        return Err(Error::invalid(message).with_hint(HINT));
     }
     let mut bytes = vec![0; ALIGNMENT.min(device.size()) as usize];
     for start in [0, device.size() - bytes.len() as u64] {
         device.read_at(&mut bytes, start)?;
         if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
             let message = "the disk is not empty: there is something";
-            return Err(Error::invalid(message).with_offset(start + at as u64));
+            return Err(Error::invalid(message)
+                .with_offset(start + at as u64)
+                .with_hint(HINT));
         }
     }
     Ok(())

@@ -181,12 +181,12 @@ impl PartitionTable {
         which.find(self.partitions())
     }
 
-    /// The partition that `which` names, as a disk of its own on `device`, from which the table was read.
+    /// The partition that `which` names, if nothing casts doubt on where it is: all of it is on the disk then.
     ///
     /// # Errors
     /// As [`find`](Self::find); `Corrupt` if the primary table is damaged, or the partition overlaps another or is not
     /// all on the disk; `InvalidInput` for one that only holds others.
-    pub fn open(&self, device: Arc<dyn BlockDevice>, which: &Selector) -> Result<Window> {
+    pub fn locate(&self, which: &Selector) -> Result<&Partition> {
         let partition = self.find(which)?;
         if partition.is_container() {
             let message = format!("partition {} only holds other partitions", partition.number);
@@ -202,9 +202,18 @@ impl PartitionTable {
             );
             damaged || finding.misplaces(partition.number)
         });
-        if let Some(finding) = doubt {
-            return Err(Error::corrupt(Doubt(finding.clone())));
+        match doubt {
+            None => Ok(partition),
+            Some(finding) => Err(Error::corrupt(Doubt(finding.clone()))),
         }
+    }
+
+    /// The partition that `which` names, as a disk of its own on `device`, from which the table was read.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate).
+    pub fn open(&self, device: Arc<dyn BlockDevice>, which: &Selector) -> Result<Window> {
+        let partition = self.locate(which)?;
         Window::new(device, partition.start(), partition.len())
     }
 }

@@ -1,0 +1,154 @@
+//! Names of images, and of partitions in them: `IMAGE#2`, `IMAGE#name:root`, `IMAGE#uuid:GUID`.
+//!
+//! A name that a file has is that file's, whatever it looks like. Any other is taken apart at the first `#` that has the
+//! name of a file before it and what looks like a partition after it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use block::{BlockDevice, Error, ErrorKind, Result};
+use raw::partition::{PartitionTable, Selector};
+
+/// The commands that take partitions, for messages.
+const COMMANDS: &str = "compare, convert, dd, info, map and measure";
+
+/// What an argument names: an image, or a partition of the disk in one.
+#[derive(Clone, Debug)]
+pub(crate) struct ImageName {
+    /// The image's file.
+    pub(crate) path: PathBuf,
+    pub(crate) partition: Option<Selector>,
+    /// All of it.
+    text: PathBuf,
+}
+
+impl ImageName {
+    pub(crate) fn parse(text: &Path) -> Result<Self> {
+        let named = |path: &Path, partition| Self {
+            path: path.to_owned(),
+            partition,
+            text: text.to_owned(),
+        };
+        if fs::symlink_metadata(text).is_err()
+            && let Some((image, partition)) = split(text)
+        {
+            let selector = partition.parse().map_err(|error: Error| error.with_path(text))?;
+            return Ok(named(image, Some(selector)));
+        }
+        Ok(named(text, None))
+    }
+
+    /// The disk that is named, on the whole disk of the image.
+    pub(crate) fn on(&self, disk: Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>> {
+        let Some(selector) = &self.partition else {
+            return Ok(disk);
+        };
+        let table = PartitionTable::read(&*disk, None).map_err(|error| self.explain(error))?;
+        let partition = table.open(disk, selector).map_err(|error| self.explain(error))?;
+        Ok(Arc::new(partition))
+    }
+
+    /// Says which image it is about, and what to do about damage.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let damaged = error.kind() == ErrorKind::Corrupt && error.hint().is_none();
+        let error = error.with_path(&self.path);
+        if damaged {
+            let image = self.path.display();
+            error.with_hint(format!(
+                "imgtool partition verify {image} lists all that is wrong with the table"
+            ))
+        } else {
+            error
+        }
+    }
+
+    /// Fails for a partition where a new image is to be made.
+    pub(crate) fn must_be_new(&self) -> Result<()> {
+        match &self.partition {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid("a partition is no new image")
+                .with_path(&self.text)
+                .with_hint("imgtool convert -n writes into a partition that is there")),
+        }
+    }
+}
+
+/// The hint for an image that is not there, if it has the name of a partition.
+pub(crate) fn hint_for_missing(path: &Path) -> Option<String> {
+    ImageName::parse(path).ok()?.partition?;
+    Some(format!("only {COMMANDS} take partitions: name the image alone"))
+}
+
+/// The image and the text for the partition in it.
+fn split(text: &Path) -> Option<(&Path, &str)> {
+    let bytes = text.as_os_str().as_bytes();
+    let hashes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'#');
+    hashes
+        .filter_map(|(at, _)| {
+            let partition = std::str::from_utf8(&bytes[at + 1..]).ok()?;
+            Some((Path::new(OsStr::from_bytes(&bytes[..at])), partition))
+        })
+        .find(|(image, partition)| {
+            looks_like_one(partition) && image.metadata().is_ok_and(|file| !file.is_dir())
+        })
+}
+
+fn looks_like_one(partition: &str) -> bool {
+    let number = !partition.is_empty() && partition.bytes().all(|byte| byte.is_ascii_digit());
+    number || partition.starts_with("name:") || partition.starts_with("uuid:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(directory: &Path, name: &str) -> (String, Option<String>) {
+        let name = ImageName::parse(&directory.join(name)).unwrap();
+        let path = name
+            .path
+            .strip_prefix(directory)
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        (path, name.partition.map(|partition| partition.to_string()))
+    }
+
+    #[test]
+    fn a_file_has_its_own_name_and_others_are_taken_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        for file in ["a", "a#2", "b#1"] {
+            fs::write(directory.join(file), "").unwrap();
+        }
+        std::os::unix::fs::symlink("nowhere", directory.join("a#4")).unwrap();
+        for (name, path, partition) in [
+            ("a", "a", None),
+            ("a#2", "a#2", None),
+            ("a#4", "a#4", None),
+            ("a#1", "a", Some("1")),
+            ("a#2#1", "a#2", Some("1")),
+            ("b#1#name:x#1", "b#1", Some("name:x#1")),
+            ("a#name:", "a", Some("name:")),
+            // No partition, or no image: a name like any other.
+            ("a#x", "a#x", None),
+            ("a#", "a#", None),
+            ("c#1", "c#1", None),
+        ] {
+            assert_eq!(
+                parsed(directory, name),
+                (path.to_owned(), partition.map(str::to_owned)),
+                "{name}"
+            );
+        }
+        for wrong in ["a#0", "a#uuid:1", "a#99999999999"] {
+            let error = ImageName::parse(&directory.join(wrong)).unwrap_err();
+            assert!(
+                error.to_string().contains("names no partition") || wrong == "a#uuid:1",
+                "{error}"
+            );
+        }
+    }
+}
