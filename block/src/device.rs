@@ -146,6 +146,16 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// `Io`, `NoSpace`. The device may refuse writes from then on, with this error.
     fn flush(&self) -> Result<()>;
 
+    /// Flushes, and brings what the device keeps about itself into the state in which it is when nobody writes (dirty
+    /// bitmaps saved, marks of use taken away): what closing it does too, but this tells of failures. It may be
+    /// written to again.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    fn settle(&self) -> Result<()> {
+        self.flush()
+    }
+
     /// Changes the size of the disk. What is added reads as zeros, whatever a backing device holds there.
     ///
     /// # Errors

@@ -107,6 +107,10 @@ impl BlockDevice for Window {
     fn flush(&self) -> Result<()> {
         self.device.flush()
     }
+
+    fn settle(&self) -> Result<()> {
+        self.device.settle()
+    }
 }
 
 /// A device that refuses to be changed.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::chain::{self, Below, Chain, ChainOptions};
 use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
-use block::{Access, Error, ErrorKind, FileOpener, Format, Result, Storage};
+use block::{Access, Backing, Error, ErrorKind, FileOpener, Format, Result, Storage};
 use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
@@ -47,6 +47,21 @@ impl Opening {
         };
         let format = format.map_err(|error| error.with_path(path))?;
         Ok((storage, format.name()))
+    }
+
+    /// The qcow2 image at `path` by itself, for its bitmaps.
+    pub(crate) fn qcow2(self, path: &Path, format: Option<&str>) -> Result<qcow2::Image> {
+        let (storage, format) = self.file(path, format)?;
+        if format != "qcow2" {
+            let message = format!("a {format} image has no bitmaps");
+            return Err(Error::unsupported(message).with_path(path));
+        }
+        let options = qcow2::OpenOptions {
+            access: self.access,
+            backing: Backing::Detached,
+            ..qcow2::OpenOptions::default()
+        };
+        qcow2::Image::open(storage, options)
     }
 
     fn open(self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {

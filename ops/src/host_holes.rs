@@ -127,6 +127,10 @@ impl BlockDevice for SparseChain {
         self.device.flush()
     }
 
+    fn settle(&self) -> Result<()> {
+        self.device.settle()
+    }
+
     fn resize(&self, size: u64, how: Resize) -> Result<()> {
         self.device.resize(size, how)
     }

@@ -326,12 +326,7 @@ impl Qcow2Description {
 }
 
 fn bitmap_json(bitmap: &Bitmap) -> Value {
-    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
-    let flags: Vec<&str> = flags
-        .into_iter()
-        .filter_map(|(name, set)| set.then_some(name))
-        .collect();
-    json!({ "flags": flags, "name": bitmap.name, "granularity": bitmap.granularity() })
+    json!({ "flags": super::bitmap::flags(bitmap), "name": bitmap.name, "granularity": bitmap.granularity() })
 }
 
 fn snapshot_json(snapshot: &Snapshot) -> Value {

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod bitmap;
 mod check;
 mod compare;
 mod completions;
@@ -58,6 +59,7 @@ enum Command {
     Dd(dd::DdArgs),
     Measure(measure::MeasureArgs),
     Resize(resize::ResizeArgs),
+    Bitmap(bitmap::BitmapArgs),
     Partition(partition::PartitionArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -86,6 +88,7 @@ impl Cli {
             }
             Command::Measure(arguments) => arguments.run(&mut out),
             Command::Resize(arguments) => arguments.run(&mut out),
+            Command::Bitmap(arguments) => arguments.run(&mut out),
             Command::Partition(arguments) => arguments.run(&mut out),
             Command::Completions(arguments) => arguments.run(&mut out),
             Command::Man(arguments) => arguments.run(),

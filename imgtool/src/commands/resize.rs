@@ -80,7 +80,7 @@ impl ResizeArgs {
             preallocation: preallocation.unwrap_or_default(),
         };
         chain.resize(new, how)?;
-        chain.flush()?;
+        chain.settle()?;
         if !self.quiet {
             writeln!(out, "Image resized.")?;
         }

@@ -111,6 +111,10 @@ impl BlockDevice for Image {
         self.write_back()
     }
 
+    fn settle(&self) -> Result<()> {
+        Self::settle(self)
+    }
+
     fn resize(&self, size: u64, how: Resize) -> Result<()> {
         let writer = self.writer("resize")?;
         let mut bitmaps = writer.bitmaps_mut();

@@ -91,7 +91,7 @@ impl Default for OpenOptions {
 /// An open image: a disk, made of what its file holds and of its backing device.
 ///
 /// Share it between threads by reference or in an [`Arc`]. Dropping it writes back what waits, and can't report a
-/// failure: call [`close`](Self::close), or [`flush`](BlockDevice::flush) at least.
+/// failure: call [`close`](Self::close) or [`settle`](BlockDevice::settle), or [`flush`](BlockDevice::flush) at least.
 #[derive(Debug)]
 pub struct Image {
     storage: Arc<dyn Storage>,
@@ -314,7 +314,8 @@ impl Image {
         Ok(map)
     }
 
-    /// Writes back everything that waits and closes the image. Unlike dropping it, this reports failures.
+    /// Writes back everything that waits, saves the bitmaps and closes the image. Unlike dropping it, this reports
+    /// failures.
     ///
     /// # Errors
     /// As [`flush`](BlockDevice::flush).
