@@ -1,5 +1,6 @@
 //! What lies above a format: the disk that a guest sees.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
@@ -209,7 +210,9 @@ pub struct DataFileReference {
 }
 
 /// A device that reads through to a backing device where it holds nothing itself.
-pub trait Overlay: BlockDevice {
+///
+/// Whoever knows the format can have what only that has: `(overlay as &dyn Any).downcast_ref()`.
+pub trait Overlay: BlockDevice + Any {
     /// The device below, if one was given.
     fn backing(&self) -> Option<Arc<dyn BlockDevice>>;
 

@@ -1,11 +1,12 @@
 //! Opening images and what they are based on, as the command line allows.
 
+use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
 use block::chain::{self, Below, Chain, ChainOptions};
 use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
-use block::{Access, Backing, Error, ErrorKind, FileOpener, Format, Result, Storage};
+use block::{Access, Error, ErrorKind, FileOpener, Format, Result, Storage};
 use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
@@ -49,19 +50,9 @@ impl Opening {
         Ok((storage, format.name()))
     }
 
-    /// The qcow2 image at `path` by itself, for its bitmaps.
-    pub(crate) fn qcow2(self, path: &Path, format: Option<&str>) -> Result<qcow2::Image> {
-        let (storage, format) = self.file(path, format)?;
-        if format != "qcow2" {
-            let message = format!("a {format} image has no bitmaps");
-            return Err(Error::unsupported(message).with_path(path));
-        }
-        let options = qcow2::OpenOptions {
-            access: self.access,
-            backing: Backing::Detached,
-            ..qcow2::OpenOptions::default()
-        };
-        qcow2::Image::open(storage, options)
+    /// The image at `path` with the file that holds its data, and nothing below it.
+    pub(crate) fn detached(self, path: &Path, format: Option<&str>) -> Result<Chain> {
+        self.open(path, format, Below::OwnData)
     }
 
     fn open(self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {
@@ -98,6 +89,15 @@ fn explain_missing(error: Error, path: &Path) -> Error {
         Some(hint) => error.with_hint(hint),
         None => error,
     }
+}
+
+/// The active image of a chain, which must be a qcow2 image: only such have `what`.
+pub(crate) fn qcow2_with<'a>(chain: &'a Chain, what: &str) -> Result<&'a qcow2::Image> {
+    let device: &dyn Any = &**chain.active();
+    device.downcast_ref().ok_or_else(|| {
+        let layer = &chain.layers()[0];
+        Error::unsupported(format!("a {} image has no {what}", layer.format)).with_path(&layer.path)
+    })
 }
 
 /// What `--nested` says. Without it a backing file, which is only read, may be anywhere, if it is a regular file; a data

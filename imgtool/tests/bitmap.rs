@@ -164,3 +164,21 @@ fn bad_input_is_one_line_and_changes_nothing() {
         .fails(1, &["cannot be empty"]);
     assert!(std::fs::read(lab.path("ours")).unwrap() == before);
 }
+
+/// The data file is opened, and what lies below is not.
+#[test]
+fn of_an_image_that_is_not_alone() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 -o data_file=data,data_file_raw=on image 1M");
+    lab.imgtool("bitmap --add image x");
+    lab.raw("raw", 1 << 20, 1);
+    lab.imgtool("convert -n -O qcow2 raw image");
+    assert_eq!(
+        ranges(&lab, "image", "x"),
+        json!([{ "start": 0, "length": 1 << 20 }])
+    );
+    lab.qemu_img("check image");
+    lab.qemu_img("create -q -f qcow2 -u -b gone overlay 1M");
+    lab.imgtool("bitmap --add overlay x");
+    assert_eq!(ranges(&lab, "overlay", "x"), json!([]));
+}

@@ -44,6 +44,9 @@ pub enum Below<'a> {
     /// Nothing, not even an external data file: the image alone, for looking at what it says of itself. What it
     /// does not hold reads as zeros.
     Nothing,
+    /// Only the file that holds its data, if it keeps that in another: for changing what the image keeps beside the
+    /// disk. What the image does not hold itself reads as zeros.
+    OwnData,
     /// This file instead of the one the image names; what that file names follows. The user named it, so the
     /// gate is not asked about it.
     Stated {

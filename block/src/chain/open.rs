@@ -70,6 +70,10 @@ impl<'a> Opening<'a> {
         }
         let mut chain = Vec::new();
         self.add(&mut chain, top)?;
+        if options.below == Below::OwnData {
+            let alone = chain.into_iter().map(|image| image.into_layer(Backing::Detached));
+            return alone.collect();
+        }
         if let Below::Stated { path, format } = options.below {
             let access = chain[0].access_below();
             let storage = self.opener.open(path, access);

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use block::chain::Chain;
 use block::{Access, Error, ErrorKind, Result, escape};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use qcow2::{Bitmap, BitmapEdit, DirtyBits, Image};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use crate::arguments::OpenArgs;
-use crate::images::Opening;
+use crate::images::{Opening, qcow2_with};
 use crate::output::{self, OutputFormat, human_size};
 use crate::size;
 
@@ -165,26 +166,26 @@ impl BitmapArgs {
         self.check().map_err(|error| error.with_path(&self.file))?;
         if self.list {
             let image = self.open(&self.file, self.format.as_deref(), Access::READ)?;
-            list(out, &image, self.output)?;
+            list(out, bitmaps_of(&image)?, self.output)?;
             return Ok(0);
         }
         let name = self.bitmap.as_deref().unwrap_or_default();
         if self.ranges {
             let image = self.open(&self.file, self.format.as_deref(), Access::READ)?;
-            ranges(out, &image.dirty_bits(name)?, self.output)?;
+            ranges(out, &bitmaps_of(&image)?.dirty_bits(name)?, self.output)?;
             return Ok(0);
         }
         let sources = self.sources()?;
         let granularity = self.granularity.as_deref().map(size::parse).transpose()?;
         let image = self.open(&self.file, self.format.as_deref(), Access::WRITE)?;
-        image.edit_bitmaps(|bitmaps| {
+        bitmaps_of(&image)?.edit_bitmaps(|bitmaps| {
             let mut sources = sources.iter();
             self.actions
                 .0
                 .iter()
                 .try_for_each(|action| action.apply(bitmaps, name, granularity, &mut sources))
         })?;
-        image.close()?;
+        image.settle()?;
         Ok(0)
     }
 
@@ -211,7 +212,7 @@ impl BitmapArgs {
         Err(Error::invalid(wrong))
     }
 
-    fn open(&self, path: &Path, format: Option<&str>, access: Access) -> Result<Image> {
+    fn open(&self, path: &Path, format: Option<&str>, access: Access) -> Result<Chain> {
         let access = Access {
             force_share: self.force_share,
             ..access
@@ -222,7 +223,7 @@ impl BitmapArgs {
             access,
             direct: false,
         };
-        opening.qcow2(path, format)
+        opening.detached(path, format)
     }
 
     /// What is to be merged from another image, in order. It is closed again: it may be the same.
@@ -231,6 +232,7 @@ impl BitmapArgs {
             return Ok(Vec::new());
         };
         let image = self.open(path, self.source_format.as_deref(), Access::READ)?;
+        let image = bitmaps_of(&image)?;
         let sources = self.actions.0.iter().filter_map(|action| match action {
             Action::Merge(source) => Some(image.dirty_bits(source)),
             _ => None,
@@ -261,6 +263,10 @@ impl Action {
             }
         }
     }
+}
+
+fn bitmaps_of(image: &Chain) -> Result<&Image> {
+    qcow2_with(image, "bitmaps")
 }
 
 /// The flags as `qemu-img info` names them.
