@@ -129,7 +129,6 @@ fn check_tells_by_its_exit_code() {
     lab.run("imgtool check raw").fails(63, &["raw"]);
     lab.run("imgtool check nowhere")
         .fails(1, &["nowhere", "No such file"]);
-    lab.run("imgtool check -r all image").fails(1, &["-r"]);
 
     // The refcount block is the third cluster; entries have 16 bits. A cluster that nobody refers to leaks, and one in
     // use that counts as free is a corruption.

@@ -1,7 +1,7 @@
 //! The qcow2 disk-image format: copy-on-write images with backing chains.
 //!
 //! [`create`] makes an image on any [`Storage`](block::Storage), [`Image::open`] makes a
-//! [`BlockDevice`](block::BlockDevice) of it, [`check`] judges one that may be damaged, and [`Header`] says what an
+//! [`BlockDevice`](block::BlockDevice) of it, [`check`] judges one that may be damaged and [`repair`] mends it, and [`Header`] says what an
 //! image is without opening it. [`Qcow2`] is the format as a link of a [chain](block::chain).
 //!
 //! ```
@@ -62,7 +62,10 @@ mod snapshot;
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
 pub use bitmap::Bitmap;
 pub use bitmap::bits::DirtyBits;
-pub use check::{CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, Severity, TableKind, check};
+pub use check::{
+    CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, RepairChange, RepairKind, RepairOptions,
+    RepairProgress, RepairReport, RestoreReport, Severity, TableKind, check, recover, repair, restore,
+};
 pub use compression::CompressionType;
 pub use create::{CreateOptions, Streamed, create};
 pub use entry::{CompressedCluster, L1Entry, L2Entry, L2Mapping, Subclusters};

@@ -1,17 +1,17 @@
-//! `imgtool check`: is an image sound?
+//! `imgtool check`: is an image sound, and can it be made so?
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use block::{Access, Error, Result};
-use clap::Args;
+use block::{Access, Error, ErrorKind, Result, Storage};
+use clap::{Args, ValueEnum};
 use ops::Progress;
-use qcow2::{CheckOptions, CheckReport};
-use serde_json::{Map, Value};
+use qcow2::{CheckOptions, CheckReport, Finding, RepairKind, RepairOptions, RepairReport};
+use serde_json::{Map, Value, json};
 
 use super::Outcome;
-use crate::arguments::{CacheMode, OpenArgs, WatchArgs, refused};
+use crate::arguments::{CacheMode, OpenArgs, WatchArgs};
 use crate::failure::Failure;
 use crate::images::Opening;
 use crate::interrupt;
@@ -23,14 +23,39 @@ const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
 const NO_CHECK: u8 = 63;
 
-/// Check whether the metadata of an image is sound; nothing is changed
+/// What is repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Repair {
+    /// Clusters that are counted and not used.
+    Leaks,
+    /// Everything that can be.
+    All,
+}
+
+impl From<Repair> for RepairKind {
+    fn from(repair: Repair) -> Self {
+        match repair {
+            Repair::Leaks => Self::Leaks,
+            Repair::All => Self::All,
+        }
+    }
+}
+
+/// Check whether the metadata of an image is sound, and repair it with -r
 ///
-/// The exit code is 0 for a sound image, 1 if it could not be checked, 2 if it is corrupt, 3 if it only has clusters
-/// that are never used, and 63 if its format has nothing to check. A backing file is not looked at.
+/// The exit code is 0 for an image that is sound, or is so after the repair; 1 if it could not be checked, 2 if it is
+/// corrupt, 3 if it only has clusters that are never used, and 63 if its format has nothing to check. A backing file is not
+/// looked at.
+///
+/// A repair never writes to guest data, and can be interrupted, or the power cut, without harm: the next one goes on
+/// with it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool check disk.qcow2
-  imgtool check --output json disk.qcow2")]
+  imgtool check --output json disk.qcow2
+  imgtool check -r all --dry-run disk.qcow2
+  imgtool check -r all --backup disk.metadata disk.qcow2
+  imgtool check --restore disk.metadata disk.qcow2")]
 pub(crate) struct CheckArgs {
     /// Format of the image [default: found out]
     #[arg(short, long, value_name = "FORMAT")]
@@ -38,13 +63,23 @@ pub(crate) struct CheckArgs {
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
-    #[arg(short, long, hide = true, value_name = "WHAT")]
-    repair: Option<String>,
+    /// Repair what is wrong
+    #[arg(short, long, value_enum, value_name = "WHAT")]
+    repair: Option<Repair>,
+    /// Say what a repair would change, and change nothing
+    #[arg(short = 'n', long, requires = "repair")]
+    dry_run: bool,
+    /// Keep the metadata that a repair overwrites in a new file
+    #[arg(long, value_name = "FILE", requires = "repair", conflicts_with = "dry_run")]
+    backup: Option<PathBuf>,
+    /// Put back what a repair overwrote, from its backup, if nobody has written to the image since
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["repair", "force_share"])]
+    restore: Option<PathBuf>,
     /// How the page cache is used
     #[arg(short = 'T', long = "cache", value_enum, value_name = "MODE")]
     cache: Option<CacheMode>,
     /// Check an image that somebody else may be writing to
-    #[arg(short = 'U', long)]
+    #[arg(short = 'U', long, conflicts_with = "repair")]
     force_share: bool,
     #[command(flatten)]
     watch: WatchArgs,
@@ -57,13 +92,9 @@ pub(crate) struct CheckArgs {
 impl CheckArgs {
     pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
         self.open.check()?;
-        if self.repair.is_some() {
-            let error = refused("-r (repair)").with_path(&self.file);
-            return Err(error.with_hint("without it, the check says what is wrong").into());
-        }
         let opening = Opening {
             access: Access {
-                write: false,
+                write: (self.repair.is_some() && !self.dry_run) || self.restore.is_some(),
                 force_share: self.force_share,
             },
             direct: self.cache.is_some_and(CacheMode::direct),
@@ -76,12 +107,23 @@ impl CheckArgs {
             let error = Error::unsupported(message).with_path(&self.file);
             return Err(Failure::from(error).with_code(NO_CHECK));
         }
-        let report = self.check(&*storage)?;
-        if !self.watch.quiet || report.check_errors > 0 {
-            self.print_findings(&report)?;
+        if let Some(backup) = &self.restore {
+            return self.put_back(out, &*storage, backup);
+        }
+        let (report, repaired) = match self.repair {
+            Some(what) => {
+                let repaired = self.repair(&*storage, what)?;
+                self.print_repair(out, &repaired)?;
+                (repaired.after.clone(), Some(repaired))
+            }
+            None => (self.check(&*storage)?, None),
+        };
+        // A repair has named what it found, and so what is left.
+        if repaired.is_none() && (!self.watch.quiet || report.check_errors > 0) {
+            self.print_findings(&report, Finding::to_string)?;
         }
         match self.output {
-            OutputFormat::Json => output::json(out, &self.json(format, &report))?,
+            OutputFormat::Json => output::json(out, &self.json(format, &report, repaired.as_ref()))?,
             OutputFormat::Human if !self.watch.quiet => print(out, &report)?,
             OutputFormat::Human => {}
         }
@@ -93,13 +135,114 @@ impl CheckArgs {
         })
     }
 
-    fn check(&self, storage: &dyn block::Storage) -> Result<CheckReport> {
+    fn repair(&self, storage: &dyn Storage, what: Repair) -> Result<RepairReport> {
+        let backup = self.backup.as_deref().map(new_file).transpose()?;
+        let options = RepairOptions {
+            what: what.into(),
+            dry_run: self.dry_run,
+            backup: backup.as_ref().map(|file| file as &dyn Storage),
+            ..RepairOptions::default()
+        };
+        self.watched(storage, |report| {
+            qcow2::repair(storage, &options, &mut |progress| report(progress.fraction()))
+        })
+    }
+
+    fn put_back(&self, out: &mut dyn Write, storage: &dyn Storage, backup: &Path) -> Outcome {
+        let file = raw::File::open(backup)?;
+        let report = qcow2::restore(storage, &file)?;
+        if self.output == OutputFormat::Json {
+            let value = json!({
+                "filename": self.file.to_string_lossy(),
+                "restored-bytes": report.bytes,
+                "backup-cut-off": report.cut_off,
+            });
+            output::json(out, &value)?;
+        } else if !self.watch.quiet {
+            writeln!(
+                out,
+                "{} bytes of metadata are as they were before the repair.",
+                report.bytes
+            )?;
+            if report.cut_off {
+                writeln!(
+                    out,
+                    "The backup ends with a step of the repair that had not begun to write."
+                )?;
+            }
+        }
+        Ok(0)
+    }
+
+    /// What was found and what became of it on standard error, the summary on standard output.
+    fn print_repair(&self, out: &mut dyn Write, repaired: &RepairReport) -> io::Result<()> {
+        if self.watch.quiet {
+            return Ok(());
+        }
+        let mended: Vec<&Finding> = repaired.repaired().collect();
+        self.print_findings(&repaired.before, |finding| {
+            if mended.contains(&finding) {
+                self.as_repaired(finding)
+            } else {
+                finding.to_string()
+            }
+        })?;
+        let mut err = io::stderr().lock();
+        for change in &repaired.changes {
+            writeln!(err, "{}{change}", if self.dry_run { "(dry run) " } else { "" })?;
+        }
+        // What the repair brought to light, such as flags that were right as long as the refcounts were wrong.
+        for finding in &repaired.after.findings {
+            if !repaired.before.findings.contains(finding) {
+                writeln!(err, "{finding}")?;
+            }
+        }
+        if self.output == OutputFormat::Human && repaired.has_changes() {
+            let (start, end) = if self.dry_run {
+                ("would be repaired", "Nothing was changed. After a repair:")
+            } else {
+                (
+                    "were found and repaired",
+                    "Double checking the fixed image now...",
+                )
+            };
+            writeln!(
+                out,
+                "The following inconsistencies {start}:\n\n    {} leaked clusters\n    {} corruptions\n\n{end}",
+                repaired.leaks_fixed, repaired.corruptions_fixed
+            )?;
+        }
+        Ok(())
+    }
+
+    /// A finding that is none any more.
+    fn as_repaired(&self, finding: &Finding) -> String {
+        let text = finding.to_string();
+        let rest = text.split_once(' ').map_or(&*text, |(_, rest)| rest);
+        let verb = if self.dry_run { "Would repair" } else { "Repairing" };
+        format!("{verb} {rest}")
+    }
+
+    fn check(&self, storage: &dyn Storage) -> Result<CheckReport> {
+        self.watched(storage, |report| {
+            qcow2::check(storage, &CheckOptions::default(), &mut |progress| {
+                report(progress.fraction())
+            })
+        })
+    }
+
+    /// Does what reports how far it has come, from 0 to 1, and shows it; an interrupt ends it.
+    fn watched<T>(
+        &self,
+        storage: &dyn Storage,
+        job: impl FnOnce(&dyn Fn(f64) -> ControlFlow<()>) -> Result<T>,
+    ) -> Result<T> {
         let cancel = interrupt::watch()?;
         let watch = Watch::new(&self.watch);
         // Bytes of the file stand for what a check counts, so that the bar shows something people know.
         let total = storage.len()?;
-        let result = qcow2::check(storage, &CheckOptions::default(), &mut |progress| {
-            let done = (progress.fraction().clamp(0.0, 1.0) * total as f64) as u64;
+        let result = job(&|fraction| {
+            let done = (fraction.clamp(0.0, 1.0) * total as f64) as u64;
             watch.report(Progress { done, total });
             if cancel.is_cancelled() {
                 ControlFlow::Break(())
@@ -111,13 +254,16 @@ impl CheckArgs {
         result
     }
 
-    /// Each on a line of standard error.
-    fn print_findings(&self, report: &CheckReport) -> io::Result<()> {
+    /// Each on a line of standard error, in the words that `text` has for it.
+    fn print_findings(&self, report: &CheckReport, text: impl Fn(&Finding) -> String) -> io::Result<()> {
         let mut err = io::stderr().lock();
         for finding in &report.findings {
-            writeln!(err, "{finding}")?;
+            writeln!(err, "{}", text(finding))?;
         }
-        let counted = report.corruptions + report.leaks + report.check_errors;
+        let counted = report
+            .corruptions
+            .saturating_add(report.leaks)
+            .saturating_add(report.check_errors);
         let unlisted = counted.saturating_sub(report.findings.len() as u64);
         if unlisted > 0 && !report.findings.is_empty() {
             writeln!(
@@ -129,7 +275,7 @@ impl CheckArgs {
         Ok(())
     }
 
-    fn json(&self, format: &str, report: &CheckReport) -> Value {
+    fn json(&self, format: &str, report: &CheckReport, repaired: Option<&RepairReport>) -> Value {
         let mut object = Map::new();
         object.insert("filename".to_owned(), self.file.to_string_lossy().into());
         object.insert("format".to_owned(), format.into());
@@ -138,6 +284,11 @@ impl CheckArgs {
             ("image-end-offset", report.image_end_offset),
             ("corruptions", report.corruptions),
             ("leaks", report.leaks),
+            (
+                "corruptions-fixed",
+                repaired.map_or(0, |repaired| repaired.corruptions_fixed),
+            ),
+            ("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed)),
             ("total-clusters", report.total_clusters),
             ("allocated-clusters", report.allocated_clusters),
             ("fragmented-clusters", report.fragmented_clusters),
@@ -149,6 +300,18 @@ impl CheckArgs {
         }
         Value::Object(object)
     }
+}
+
+/// A file that did not exist.
+fn new_file(path: &Path) -> Result<raw::File> {
+    raw::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(|error| match error.kind() {
+            ErrorKind::Io => error.with_hint("the backup goes to a new file"),
+            _ => error,
+        })
 }
 
 fn print(out: &mut dyn Write, report: &CheckReport) -> io::Result<()> {

@@ -34,6 +34,8 @@ impl Checker<'_> {
     pub(super) fn count_refcount_blocks(&mut self) -> Result<()> {
         let clusters = self.file_clusters();
         let max = self.geometry.max_refcount();
+        self.for_repair.distrusted = self.has_impossible_refcount_table(clusters);
+        let table = self.header.refcount_table_offset;
         for index in 0..self.stored.table().len() {
             let entry = self.stored.table()[index];
             if entry == 0 {
@@ -43,28 +45,57 @@ impl Checker<'_> {
             let finding = if loose::refcount_reserved(entry) {
                 Finding::ReservedBits {
                     table: TableKind::Refcount,
-                    at: self.refcount_table_offset + index * 8,
+                    at: table + index * 8,
                     entry,
                 }
             } else if !self.geometry.is_aligned(block.0) {
                 Finding::Unaligned {
                     table: TableKind::Refcount,
-                    at: self.refcount_table_offset + index * 8,
+                    at: table + index * 8,
                     entry,
                 }
             } else if self.geometry.cluster_of(block).0 >= clusters {
                 Finding::RefcountBlockOutside { index, block }
             } else {
-                self.count_region(block, self.geometry.cluster_size(), 1)?;
+                if self.count_region(block, self.geometry.cluster_size(), 1)? {
+                    let cluster = self.geometry.cluster_of(block).0;
+                    self.for_repair.refcount_structure.push(cluster);
+                }
                 let references = self.references.get(self.geometry.cluster_of(block)).min(max);
                 if references == 1 {
                     continue;
                 }
                 Finding::RefcountBlockShared { index, references }
             };
+            self.for_repair.distrusted = true;
             self.recorder.record(1, finding);
         }
         Ok(())
+    }
+
+    /// Whether the refcount table lies where the header places something else too, or past the end of the file. (A data
+    /// cluster over it can be told apart by its refcount.)
+    fn has_impossible_refcount_table(&self, clusters: u64) -> bool {
+        let table = self.refcount_table_clusters();
+        let others = [
+            (HostOffset(0), 1),
+            (self.header.l1_offset, u64::from(self.header.l1_entries) * 8),
+            (
+                self.header.snapshots_offset,
+                u64::from(self.header.snapshot_count),
+            ),
+        ];
+        let overlaps = |&(start, len): &(HostOffset, u64)| {
+            let start = self.geometry.cluster_of(start).0;
+            len > 0 && start < table.end && table.start < start.saturating_add(self.geometry.clusters(len))
+        };
+        table.end > clusters || others.iter().any(overlaps)
+    }
+
+    /// Clusters of the refcount table.
+    pub(super) fn refcount_table_clusters(&self) -> Range<u64> {
+        let start = self.geometry.cluster_of(self.header.refcount_table_offset).0;
+        start..start + u64::from(self.header.refcount_table_clusters)
     }
 
     /// Compares everything, and says where the image ends.
@@ -91,7 +122,7 @@ impl Checker<'_> {
     }
 
     /// The numbers of the refcount blocks that have anything to compare, as ascending ranges.
-    fn block_indices(&self, keys: &[u64], clusters: u64) -> Vec<Range<u64>> {
+    pub(super) fn block_indices(&self, keys: &[u64], clusters: u64) -> Vec<Range<u64>> {
         let bits = self.geometry.refcount_block_bits();
         let blocks = clusters.div_ceil(1 << bits).min(self.stored.table().len() as u64);
         let stored = (0..blocks)
@@ -249,7 +280,7 @@ impl Checker<'_> {
 }
 
 /// The parts of `clusters` that have counters; `keys` are those of all counters, ascending.
-fn counted_ranges(keys: &[u64], clusters: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn counted_ranges(keys: &[u64], clusters: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let Range { start, end } = *clusters;
     let first = keys.partition_point(|key| (key + 1) * CHUNK <= start);
     keys[first..]

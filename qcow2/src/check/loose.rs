@@ -104,6 +104,22 @@ pub(super) fn allocated_subclusters(bitmap: u64) -> bool {
     Subclusters::from_bitmap(bitmap).allocated != 0
 }
 
+/// Whether an entry that names a host cluster only keeps it for later, and all of it reads as zeros or from below.
+pub(super) fn is_preallocated(zero: bool, bitmap: u64, geometry: Geometry) -> bool {
+    zero || (geometry.extended_l2 && !allocated_subclusters(bitmap))
+}
+
+/// The entry with COPIED set or not.
+pub(super) fn with_copied(entry: u64, copied: bool) -> u64 {
+    if copied { entry | COPIED } else { entry & !COPIED }
+}
+
+/// The entry of a cluster that reads as it did when it [kept a host cluster](is_preallocated), and keeps none. With
+/// extended entries the bitmap says what reads as zeros.
+pub(super) fn without_host(geometry: Geometry) -> u64 {
+    if geometry.extended_l2 { 0 } else { ZERO }
+}
+
 /// Whether a subcluster bitmap says of one subcluster that it is allocated and that it reads as zeros.
 pub(super) fn contradicts_itself(bitmap: u64) -> bool {
     Subclusters::from_bitmap(bitmap).contradict()

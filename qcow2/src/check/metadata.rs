@@ -1,12 +1,12 @@
 //! Counting what the header names besides the active L1 table: the snapshot table with the snapshots' L1 tables,
 //! and the bitmap directory with the bitmaps' tables and data.
 //!
-//! Both tables have entries of variable length, so that one which can't be read hides those after it. A snapshot
-//! table that breaks off is an error; of a bitmap directory, what comes before is counted.
+//! Both tables have entries of variable length, so that one which can't be read hides those after it. What comes before
+//! is counted.
 
 use std::ops::Range;
 
-use block::{Error, ErrorKind, Result, Storage};
+use block::{Result, Storage};
 use byteorder::{BE, ByteOrder};
 
 use super::report::{Finding, TableKind};
@@ -15,17 +15,28 @@ use super::{Checker, loose, table_range};
 use crate::address::HostOffset;
 use crate::extension::BitmapsExtension;
 use crate::geometry::MAX_L1_BYTES;
-use crate::header::{Header, Version};
+use crate::header::{Header, MAX_SNAPSHOTS, Version};
 use crate::snapshot::{MAX_EXTRA_DATA, MAX_SNAPSHOT_TABLE};
 
 /// Bytes of an entry of the snapshot table before its extra data ("Snapshots").
-const SNAPSHOT_ENTRY: usize = 40;
+pub(super) const SNAPSHOT_ENTRY: usize = 40;
 /// Extra data that version 3 asks for: the size of the VM's state, and of the disk.
-const SNAPSHOT_EXTRA: u32 = 16;
+pub(super) const SNAPSHOT_EXTRA: u32 = 16;
 /// Bytes of an entry of the bitmap directory before its extra data ("Bitmap directory").
 const BITMAP_ENTRY: usize = 24;
+/// Where a snapshot table may start at most, so that its end is an offset of a file too.
+const MAX_TABLE_OFFSET: u64 = i64::MAX as u64 - MAX_SNAPSHOT_TABLE;
 /// Most entries of a bitmap's table (QEMU's limit, kept).
 const MAX_BITMAP_TABLE: u32 = 0x800_0000;
+
+/// How a damaged snapshot table can be written anew.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SnapshotTableRepair {
+    /// Snapshots that are kept, the first of the table.
+    pub(super) kept: u32,
+    /// Bytes that they take as they are.
+    pub(super) len: u64,
+}
 
 impl Checker<'_> {
     /// Counts the snapshot table. Returns where the snapshots' L1 tables are.
@@ -39,25 +50,28 @@ impl Checker<'_> {
             self.recorder
                 .record(1, Finding::SnapshotsWithDataFile { snapshots });
         }
-        let start = header.snapshots_offset.0;
-        let mut entries = Entries::new(self.storage, start..start + MAX_SNAPSHOT_TABLE.min(self.file_len));
-        for index in 0..u64::from(header.snapshot_count) {
-            let at = entries.at;
-            let entry: [u8; SNAPSHOT_ENTRY] = entries.next()?.ok_or_else(|| table_end(index, at))?;
+        let start = header.snapshots_offset;
+        if !self.geometry.is_aligned(start.0) || start.0 > MAX_TABLE_OFFSET {
+            self.unreadable_snapshots(start, "it does not start with a cluster of the file");
+            return Ok(l1_tables);
+        }
+        let (count, mut kept) = (header.snapshot_count, 0);
+        let mut damaged = false;
+        let mut entries = Entries::new(self.storage, start.0..start.0 + MAX_SNAPSHOT_TABLE);
+        let mut len = 0;
+        while kept < count.min(MAX_SNAPSHOTS) {
+            let Some(entry) = entries.next::<SNAPSHOT_ENTRY>()? else {
+                break;
+            };
             let extra = BE::read_u32(&entry[36..]);
-            if extra > MAX_EXTRA_DATA {
-                return Err(Error::new(
-                    ErrorKind::Corrupt,
-                    format!("snapshot {index} has {extra} bytes of extra data; {MAX_EXTRA_DATA} is the most"),
-                )
-                .with_offset(at));
-            }
             let names = u64::from(BE::read_u16(&entry[12..])) + u64::from(BE::read_u16(&entry[14..]));
             if !entries.skip(u64::from(extra) + names) {
-                return Err(table_end(index, at));
+                break;
             }
+            len = entries.at - start.0;
             let l1_offset = HostOffset(BE::read_u64(&entry[0..]));
             let l1_entries = u64::from(BE::read_u32(&entry[8..]));
+            let index = u64::from(kept);
             let mut problem = |problem| {
                 let finding = Finding::SnapshotTable {
                     index,
@@ -67,19 +81,44 @@ impl Checker<'_> {
                 };
                 self.recorder.record(1, finding);
             };
-            if header.version >= Version::V3 && extra < SNAPSHOT_EXTRA {
+            if extra > MAX_EXTRA_DATA {
+                damaged = true;
+                problem("it has more than 1024 bytes of extra data");
+            } else if header.version >= Version::V3 && extra < SNAPSHOT_EXTRA {
+                damaged = true;
                 problem("it lacks the sizes of disk and VM state");
             }
             if !self.geometry.is_aligned(l1_offset.0) {
                 problem("its L1 table is not cluster aligned");
+                self.for_repair.incomplete = true;
             } else if l1_entries > MAX_L1_BYTES / 8 {
                 problem("its L1 table is too large");
+                self.for_repair.incomplete = true;
             } else {
                 l1_tables.push(table_range(l1_offset, l1_entries));
             }
+            kept += 1;
         }
-        self.count_region(header.snapshots_offset, entries.at - start, 1)?;
+        if kept < count {
+            damaged = true;
+            let overhanging = count - kept;
+            let finding = Finding::OverhangingSnapshots { kept, overhanging };
+            self.recorder.record(overhanging.into(), finding);
+        }
+        if start.0 + len > self.file_len {
+            // What lies there reads as zeros, and is no snapshot.
+            self.unreadable_snapshots(start, "it reaches past the end of the file");
+        } else if damaged {
+            self.for_repair.snapshot_table = Some(SnapshotTableRepair { kept, len });
+        }
+        self.count_region(start, len, 1)?;
         Ok(l1_tables)
+    }
+
+    fn unreadable_snapshots(&mut self, table: HostOffset, problem: &'static str) {
+        self.for_repair.incomplete = true;
+        self.recorder
+            .record(1, Finding::SnapshotTableUnreadable { table, problem });
     }
 
     /// Counts the bitmap directory, the bitmaps' tables, and their data.
@@ -111,6 +150,7 @@ impl Checker<'_> {
                 None => Some("it has fewer entries than the header says"),
             };
             if let Some(problem) = problem {
+                self.for_repair.incomplete = true;
                 self.recorder.record(1, Finding::BitmapDirectory { at, problem });
             }
             if problem.is_some_and(|_| entries.ended) {
@@ -161,14 +201,6 @@ fn bitmap_problem(entry: &[u8; BITMAP_ENTRY], unaligned: bool) -> Option<&'stati
     } else {
         None
     }
-}
-
-fn table_end(index: u64, at: u64) -> Error {
-    Error::new(
-        ErrorKind::Corrupt,
-        format!("the snapshot table reaches past the end of the file, or past 64 MiB, with snapshot {index}"),
-    )
-    .with_offset(at)
 }
 
 /// The fixed parts of a table's entries, each of which starts at a multiple of 8 bytes.

@@ -17,12 +17,15 @@
 //! Nothing about a damaged or hostile image may make that slow or large. Time follows the bytes that the file holds
 //! (holes are skipped, [`reader`]; what overlaps is visited once, [`sweep`]), and memory follows what is
 //! referenced, within a budget. What QEMU counts is counted the same way, so that figures can be compared.
+//!
+//! What was counted is also what a [`repair`] goes by.
 
 mod compare;
 mod loose;
 mod metadata;
 mod reader;
 mod references;
+pub(crate) mod repair;
 mod report;
 mod stored;
 mod sweep;
@@ -30,6 +33,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 
 use block::{Error, ErrorKind, Result, Storage};
@@ -43,6 +47,10 @@ use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
 use crate::geometry::Geometry;
 use crate::header::Header;
 
+pub use self::repair::{
+    RepairChange, RepairKind, RepairOptions, RepairProgress, RepairReport, RestoreReport, recover, repair,
+    restore,
+};
 pub use self::report::{CheckReport, Finding, Severity, TableKind};
 
 /// How to check.
@@ -99,53 +107,20 @@ impl CheckProgress {
 /// The image is a storage and not an [`Image`](crate::Image), since a damaged one can't be opened. It must not
 /// be written to meanwhile.
 ///
-/// Only the header must be sound: where the tables are is not a matter of findings. Guest data is not read.
+/// Of the header, what is needed to find the tables must be sound. That they lie past the end of the file or over each
+/// other is a finding. Guest data is not read.
 ///
 /// # Errors
-/// As [`Header::read`]; `Corrupt` for a snapshot table that can't be read to its end; `Unsupported` if the
-/// references are so scattered that counting them takes more memory than any sound image needs; `Interrupted` if
-/// `progress` says so; `Io`.
+/// As [`Header::read`], but for tables at impossible places; `Unsupported` if the references are so scattered that
+/// counting them takes more memory than any sound image needs; `Interrupted` if `progress` says so; `Io`.
 pub fn check(
     storage: &dyn Storage,
     options: &CheckOptions,
     progress: &mut dyn FnMut(CheckProgress) -> ControlFlow<()>,
 ) -> Result<CheckReport> {
-    check_storage(storage, options, progress).map_err(|error| error.with_path_of(storage.path()))
-}
-
-fn check_storage(
-    storage: &dyn Storage,
-    options: &CheckOptions,
-    progress: &mut dyn FnMut(CheckProgress) -> ControlFlow<()>,
-) -> Result<CheckReport> {
-    let header = Header::read(storage)?;
-    let geometry = header.geometry;
-    let file_len = storage.len()?;
-    let table = (
-        header.refcount_table_offset,
-        u64::from(header.refcount_table_clusters) << geometry.cluster_bits,
-    );
-    let stored = StoredRefcounts::load(storage, geometry, table, file_len, |done, total| {
-        report_progress(progress, CheckPhase::Refcounts, done, total)
-    })?;
-    let host_bytes = storage.allocated()?.map_or(file_len, |bytes| bytes.min(file_len));
-    let mut checker = Checker {
-        storage,
-        geometry,
-        file_len,
-        data_file: header
-            .incompatible
-            .contains(IncompatibleFeatures::EXTERNAL_DATA_FILE),
-        refcount_table_offset: header.refcount_table_offset,
-        stored,
-        references: References::new(host_bytes),
-        recorder: Recorder::new(options.max_findings),
-        progress,
-    };
-    checker.recorder.report.total_clusters = geometry.clusters(header.size);
-    checker.count_all(&header)?;
-    checker.compare()?;
-    Ok(checker.recorder.report)
+    Checker::run(storage, options.max_findings, Box::new(progress))
+        .map(|checker| checker.recorder.report)
+        .map_err(|error| error.with_path_of(storage.path()))
 }
 
 fn report_progress(
@@ -167,28 +142,91 @@ struct Checker<'a> {
     file_len: u64,
     /// Data clusters lie in another file, and have no refcounts.
     data_file: bool,
-    refcount_table_offset: HostOffset,
+    header: Header,
+    /// Bytes that the file takes on its host.
+    host_bytes: u64,
     stored: StoredRefcounts,
     references: References,
     recorder: Recorder,
-    progress: &'a mut dyn FnMut(CheckProgress) -> ControlFlow<()>,
+    for_repair: ForRepair,
+    progress: ProgressFn<'a>,
+}
+
+/// Who is told how far a check has come.
+type ProgressFn<'a> = Box<dyn FnMut(CheckProgress) -> ControlFlow<()> + 'a>;
+
+/// How many clusters behind the end of the file a repair asks about.
+const DANGLING: u64 = 1 << 16;
+
+/// What a repair has to know beyond the findings, of which only the first are kept.
+#[derive(Debug, Default)]
+struct ForRepair {
+    /// Something that may reference clusters could not be read: a refcount may be right that seems too high.
+    incomplete: bool,
+    /// The clusters soon behind the end of the file that something references although they are not there.
+    dangling: BTreeSet<u64>,
+    /// Refcount blocks lie where none can be, or where something else lies.
+    distrusted: bool,
+    /// Entries of the active L1 table have wrong COPIED flags.
+    l1_flags: bool,
+    /// L2 tables with entries that a repair can change.
+    l2_tables: Vec<tables::L2Use>,
+    /// COPIED flags that are missing, as often as they are counted.
+    missing_flags: u64,
+    /// Clusters of the refcount table and its blocks, each as often as it was counted for these.
+    refcount_structure: Vec<u64>,
+    /// How the snapshot table must be written anew.
+    snapshot_table: Option<metadata::SnapshotTableRepair>,
 }
 
 impl<'a> Checker<'a> {
+    /// Counts and compares everything.
+    fn run(storage: &'a dyn Storage, max_findings: usize, mut progress: ProgressFn<'a>) -> Result<Self> {
+        let header = Header::read_damaged(storage)?;
+        let geometry = header.geometry;
+        let file_len = storage.len()?;
+        let table = (header.refcount_table_offset, refcount_table_len(&header));
+        let stored = StoredRefcounts::load(storage, geometry, table, file_len, |done, total| {
+            report_progress(&mut progress, CheckPhase::Refcounts, done, total)
+        })?;
+        let host_bytes = storage.allocated()?.map_or(file_len, |bytes| bytes.min(file_len));
+        let mut checker = Self {
+            storage,
+            geometry,
+            file_len,
+            data_file: header
+                .incompatible
+                .contains(IncompatibleFeatures::EXTERNAL_DATA_FILE),
+            host_bytes,
+            stored,
+            references: References::new(host_bytes),
+            recorder: Recorder::new(max_findings),
+            for_repair: ForRepair::default(),
+            progress,
+            header,
+        };
+        checker.recorder.report.total_clusters = geometry.clusters(checker.header.size);
+        checker.count_all()?;
+        checker.compare()?;
+        Ok(checker)
+    }
+
     /// Counts every reference that there is.
-    fn count_all(&mut self, header: &Header) -> Result<()> {
+    fn count_all(&mut self) -> Result<()> {
+        let header = self.header.clone();
         let geometry = self.geometry;
         self.count_region(HostOffset(0), geometry.cluster_size(), 1)?;
-        self.count_region(
-            header.refcount_table_offset,
-            u64::from(header.refcount_table_clusters) << geometry.cluster_bits,
-            1,
-        )?;
+        let table = self.refcount_table_clusters();
+        if self.count_region(header.refcount_table_offset, refcount_table_len(&header), 1)? {
+            self.for_repair.refcount_structure.extend(table);
+        }
         if let Some(encryption) = &header.extensions.encryption_header {
             self.count_region(encryption.offset, encryption.len, 1)?;
         }
-        let snapshot_tables = self.count_snapshots(header)?;
+        let snapshot_tables = self.count_snapshots(&header)?;
         let active = table_range(header.l1_offset, header.l1_entries.into());
+        // Without the L1 table everything seems to leak.
+        self.for_repair.incomplete |= !active.is_empty() && (active.start == 0 || active.end > self.file_len);
         self.count_tables(active, &snapshot_tables)?;
         if let Some(bitmaps) = &header.extensions.bitmaps
             && header.autoclear.contains(AutoclearFeatures::BITMAPS)
@@ -199,11 +237,11 @@ impl<'a> Checker<'a> {
     }
 
     /// Counts `times` references to every cluster that `len` bytes at `start` touch. The last cluster of a file may
-    /// be incomplete; what reaches further is not counted but recorded.
+    /// be incomplete; what reaches further is not counted but recorded. Returns whether it was counted.
     #[inline]
-    fn count_region(&mut self, start: HostOffset, len: u64, times: u64) -> Result<()> {
+    fn count_region(&mut self, start: HostOffset, len: u64, times: u64) -> Result<bool> {
         if len == 0 {
-            return Ok(());
+            return Ok(true);
         }
         let bits = self.geometry.cluster_bits;
         match start.0.checked_add(len) {
@@ -211,10 +249,23 @@ impl<'a> Checker<'a> {
                 for cluster in start.0 >> bits..=(end - 1) >> bits {
                     self.references.add(ClusterIndex(cluster), times)?;
                 }
+                Ok(true)
             }
-            _ => self.recorder.record(times, Finding::BeyondEnd { start, len }),
+            _ => {
+                self.beyond_end(start, len, times);
+                Ok(false)
+            }
         }
-        Ok(())
+    }
+
+    #[cold]
+    fn beyond_end(&mut self, start: HostOffset, len: u64, times: u64) {
+        self.recorder.record(times, Finding::BeyondEnd { start, len });
+        let bits = self.geometry.cluster_bits;
+        let end = self.geometry.clusters(self.file_len);
+        let last = start.0.saturating_add(len - 1) >> bits;
+        let soon = (start.0 >> bits).max(end)..(last + 1).min(end + DANGLING);
+        self.for_repair.dangling.extend(soon);
     }
 
     /// Counts regions that may overlap, each once.
@@ -227,7 +278,7 @@ impl<'a> Checker<'a> {
                 clusters.push(region.start >> bits..((region.end - 1) >> bits) + 1);
             } else {
                 let (start, len) = (HostOffset(region.start), region.end - region.start);
-                self.recorder.record(1, Finding::BeyondEnd { start, len });
+                self.beyond_end(start, len, 1);
             }
         }
         for segment in sweep::sweep(&clusters) {
@@ -244,12 +295,17 @@ impl<'a> Checker<'a> {
     }
 
     fn tick(&mut self, phase: CheckPhase, done: u64, total: u64) -> Result<()> {
-        report_progress(self.progress, phase, done, total)
+        report_progress(&mut self.progress, phase, done, total)
     }
 
     fn reader(&self) -> TableReader<'a> {
         TableReader::new(self.storage, self.file_len)
     }
+}
+
+/// Bytes of the refcount table.
+fn refcount_table_len(header: &Header) -> u64 {
+    u64::from(header.refcount_table_clusters) << header.geometry.cluster_bits
 }
 
 /// The bytes of a table of 64-bit entries; they end where a `u64` does.

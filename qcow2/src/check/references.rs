@@ -59,6 +59,14 @@ impl Chunk {
         }
     }
 
+    fn decrement(&mut self, index: usize) {
+        match self {
+            Self::Narrow(counters) => counters[index] = counters[index].saturating_sub(1),
+            Self::Medium(counters) => counters[index] = counters[index].saturating_sub(1),
+            Self::Wide(counters) => counters[index] = counters[index].saturating_sub(1),
+        }
+    }
+
     fn widen(&mut self) {
         *self = match self {
             Self::Narrow(counters) => Self::Medium(counters.iter().map(|&count| count.into()).collect()),
@@ -132,6 +140,13 @@ impl References {
             self.widen_last()?;
         }
         Ok(())
+    }
+
+    /// Takes back one reference to a cluster, which must have been counted.
+    pub(super) fn remove(&mut self, cluster: ClusterIndex) {
+        if let Some(&place) = self.places.get(&(cluster.0 >> CHUNK_BITS)) {
+            self.chunks[place].decrement((cluster.0 % CHUNK) as usize);
+        }
     }
 
     /// References to a cluster.

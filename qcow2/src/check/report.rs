@@ -172,7 +172,8 @@ pub enum Finding {
         /// Its bitmap.
         bitmap: u64,
     },
-    /// An internal snapshot's entry in the snapshot table is damaged; its clusters were not counted.
+    /// An internal snapshot's entry in the snapshot table is damaged. Where that is about its L1 table, its clusters
+    /// were not counted.
     SnapshotTable {
         /// The snapshot's number in the table.
         index: u64,
@@ -182,6 +183,20 @@ pub enum Finding {
         l1_offset: HostOffset,
         /// Entries it is said to have.
         l1_entries: u64,
+    },
+    /// The snapshot table says more snapshots than there can be, or is longer than it can be.
+    OverhangingSnapshots {
+        /// Snapshots that are within the limits, and were counted.
+        kept: u32,
+        /// Snapshots that are not.
+        overhanging: u32,
+    },
+    /// The snapshot table can't be read to its end.
+    SnapshotTableUnreadable {
+        /// Where it is.
+        table: HostOffset,
+        /// What is wrong.
+        problem: &'static str,
     },
     /// Internal snapshots in an image with an external data file, where none can be.
     SnapshotsWithDataFile {
@@ -207,7 +222,9 @@ impl Finding {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Leak { .. } => Severity::Leak,
-            Self::RefcountUnreadable { .. } | Self::NotWalked { .. } => Severity::CheckError,
+            Self::RefcountUnreadable { .. }
+            | Self::NotWalked { .. }
+            | Self::SnapshotTableUnreadable { .. } => Severity::CheckError,
             _ => Severity::Corruption,
         }
     }
@@ -309,6 +326,13 @@ impl fmt::Display for Finding {
                 f,
                 "ERROR snapshot table entry {index}: {problem} (L1 table of {l1_entries} entries at {l1_offset})"
             ),
+            Self::OverhangingSnapshots { kept, overhanging } => write!(
+                f,
+                "ERROR snapshot table: {overhanging} snapshots after the first {kept} exceed its largest size"
+            ),
+            Self::SnapshotTableUnreadable { table, problem } => {
+                write!(f, "ERROR can't read the snapshot table at {table}: {problem}")
+            }
             Self::SnapshotsWithDataFile { snapshots } => {
                 write!(
                     f,

@@ -23,16 +23,16 @@ const MERGE_AFTER: usize = 1 << 20;
 
 /// An L2 table, and how often it is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct L2Use {
-    table: HostOffset,
+pub(super) struct L2Use {
+    pub(super) table: HostOffset,
     /// By entries of the active L1 table: at most all of them.
-    active: u32,
+    pub(super) active: u32,
     /// By entries of snapshots' L1 tables.
     snapshots: u64,
 }
 
 impl L2Use {
-    fn times(self) -> u64 {
+    pub(super) fn times(self) -> u64 {
         u64::from(self.active) + self.snapshots
     }
 }
@@ -99,14 +99,28 @@ impl Checker<'_> {
             if !self.geometry.is_aligned(table.0) {
                 unaligned += 1;
                 if unaligned > MAX_UNALIGNED {
+                    self.for_repair.incomplete = true;
                     self.recorder.record(1, Finding::NotWalked { table });
                     continue;
                 }
             }
             let mut walk = L2Walk::new(self, one);
             reader.read(table.0, table.0 + cluster_size, |at, piece| walk.piece(at, piece))?;
+            if walk.can_be_repaired {
+                self.for_repair.l2_tables.push(one);
+            }
         }
         self.tick(CheckPhase::References, total, total)
+    }
+
+    /// Whether the refcount of a data cluster is exactly 1. `None` if it can't be read.
+    #[inline]
+    pub(super) fn is_one(&self, host: HostOffset) -> Option<bool> {
+        if self.data_file {
+            // Its clusters have none: each belongs to one guest cluster.
+            return Some(true);
+        }
+        self.stored.is_one(self.geometry.cluster_of(host))
     }
 
     /// Looks at the L1 entries in `piece`, which lies at `at` and belongs to the active table as often as `active`
@@ -154,6 +168,8 @@ impl Checker<'_> {
                     entry,
                     refcount: self.stored.read_one(self.storage, cluster)?,
                 };
+                self.for_repair.l1_flags = true;
+                self.for_repair.missing_flags += u64::from(one);
                 self.recorder.record(1, finding);
             }
             uses.push(L2Use {
@@ -175,6 +191,8 @@ struct L2Walk<'c, 'a> {
     flags: u64,
     /// Where the next cluster would be if it followed the last one.
     next: Option<HostOffset>,
+    /// An entry was found that a repair can change.
+    can_be_repaired: bool,
 }
 
 impl<'c, 'a> L2Walk<'c, 'a> {
@@ -193,6 +211,7 @@ impl<'c, 'a> L2Walk<'c, 'a> {
             times: one.times(),
             flags,
             next: None,
+            can_be_repaired: false,
         }
     }
 
@@ -255,7 +274,8 @@ impl<'c, 'a> L2Walk<'c, 'a> {
             self.record(Finding::SubclusterBitmap { at, entry, bitmap });
         }
         if !geometry.is_aligned(host.0) {
-            let preallocated = zero || (geometry.extended_l2 && !loose::allocated_subclusters(bitmap));
+            let preallocated = loose::is_preallocated(zero, bitmap, geometry);
+            self.can_be_repaired |= preallocated;
             self.record(if preallocated {
                 Finding::UnalignedPreallocated { at, entry }
             } else {
@@ -287,14 +307,7 @@ impl<'c, 'a> L2Walk<'c, 'a> {
         if self.flags == 0 {
             return Ok(());
         }
-        let checker = &*self.checker;
-        let cluster = checker.geometry.cluster_of(host);
-        let one = if checker.data_file {
-            Some(true)
-        } else {
-            checker.stored.is_one(cluster)
-        };
-        match one {
+        match self.checker.is_one(host) {
             Some(one) if one != loose::is_copied(entry) => self.wrong_flag(at, entry, host),
             _ => Ok(()),
         }
@@ -302,7 +315,12 @@ impl<'c, 'a> L2Walk<'c, 'a> {
 
     #[cold]
     fn wrong_flag(&mut self, at: HostOffset, entry: u64, host: HostOffset) -> Result<()> {
+        self.can_be_repaired = true;
         let checker = &mut *self.checker;
+        if !loose::is_copied(entry) {
+            let missing = &mut checker.for_repair.missing_flags;
+            *missing = missing.saturating_add(self.flags);
+        }
         let refcount = if checker.data_file {
             1
         } else if checker.recorder.keeps() {
@@ -326,6 +344,7 @@ impl<'c, 'a> L2Walk<'c, 'a> {
         len: u64,
     ) -> Result<()> {
         if loose::is_copied(entry) {
+            self.can_be_repaired = true;
             self.record(Finding::CopiedCompressed { at, entry });
         }
         if self.checker.data_file {
@@ -345,7 +364,8 @@ impl<'c, 'a> L2Walk<'c, 'a> {
         ] {
             *figure = figure.saturating_add(self.active);
         }
-        self.checker.count_region(host, len, self.times)
+        self.checker.count_region(host, len, self.times)?;
+        Ok(())
     }
 
     #[cold]

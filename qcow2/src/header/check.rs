@@ -14,6 +14,7 @@ const MIN_CLUSTER_BITS_EXTENDED_L2: u32 = 14;
 pub(super) fn check(header: &Header, file_len: u64) -> Result<(), Corruption> {
     check_limits(header)?;
     check_features(header)?;
+    check_counts(header)?;
     let mut tables = tables(header);
     for table in &tables {
         table.check(header.geometry, file_len)?;
@@ -27,15 +28,29 @@ pub(super) fn check(header: &Header, file_len: u64) -> Result<(), Corruption> {
     check_disjoint(tables)
 }
 
+/// What must hold of a header for its tables to be looked for.
+pub(super) fn check_damaged(header: &Header) -> Result<(), Corruption> {
+    check_limits(header)?;
+    check_features(header)?;
+    for table in tables(header)
+        .into_iter()
+        .filter(|table| table.field != SNAPSHOTS)
+    {
+        table.check_aligned(header.geometry)?;
+        if table
+            .start
+            .0
+            .checked_add(table.len)
+            .is_none_or(|end| end > MAX_OFFSET)
+        {
+            return Err(table.problem("no file is that long"));
+        }
+    }
+    Ok(())
+}
+
 fn check_limits(header: &Header) -> Result<(), Corruption> {
     let geometry = header.geometry;
-    let field = |holds, field, value, rule| {
-        if holds {
-            Ok(())
-        } else {
-            Err(Corruption::HeaderField { field, value, rule })
-        }
-    };
     field(
         !geometry.extended_l2 || geometry.cluster_bits >= MIN_CLUSTER_BITS_EXTENDED_L2,
         "cluster_bits",
@@ -55,16 +70,20 @@ fn check_limits(header: &Header) -> Result<(), Corruption> {
         "the virtual size needs more L1 entries",
     )?;
     field(
-        header.refcount_table_clusters > 0,
-        "refcount_table_clusters",
-        0,
-        "every image has a refcount table",
-    )?;
-    field(
         refcount_table_bytes(header) <= MAX_REFCOUNT_TABLE_BYTES,
         "refcount_table_clusters",
         header.refcount_table_clusters.into(),
         "the refcount table may take 8 MiB at most",
+    )
+}
+
+/// Counts that a repair can set right.
+fn check_counts(header: &Header) -> Result<(), Corruption> {
+    field(
+        header.refcount_table_clusters > 0,
+        "refcount_table_clusters",
+        0,
+        "every image has a refcount table",
     )?;
     field(
         header.snapshot_count <= MAX_SNAPSHOTS,
@@ -72,6 +91,14 @@ fn check_limits(header: &Header) -> Result<(), Corruption> {
         header.snapshot_count.into(),
         "there may be 65536 at most",
     )
+}
+
+fn field(holds: bool, field: &'static str, value: u64, rule: &'static str) -> Result<(), Corruption> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Corruption::HeaderField { field, value, rule })
+    }
 }
 
 fn refcount_table_bytes(header: &Header) -> u64 {
@@ -119,6 +146,10 @@ fn check_encryption(header: &Header) -> Result<(), Corruption> {
     })
 }
 
+const SNAPSHOTS: &str = "snapshots_offset";
+/// Largest offset in a file.
+const MAX_OFFSET: u64 = i64::MAX as u64;
+
 /// A contiguous table that the header places.
 struct Table {
     what: &'static str,
@@ -146,7 +177,7 @@ fn tables(header: &Header) -> Vec<Table> {
         },
         Table {
             what: "the snapshot table",
-            field: "snapshots_offset",
+            field: SNAPSHOTS,
             start: header.snapshots_offset,
             len: u64::from(header.snapshot_count) * MIN_SNAPSHOT_LEN,
         },
@@ -166,11 +197,11 @@ fn tables(header: &Header) -> Vec<Table> {
 
 impl Table {
     fn check(&self, geometry: Geometry, file_len: u64) -> Result<(), Corruption> {
-        let rule = if !geometry.is_aligned(self.start.0) {
-            "must be a multiple of the cluster size"
-        } else if self.start.0 == 0 {
-            "the header is there"
-        } else if self
+        self.check_aligned(geometry)?;
+        if self.start.0 == 0 {
+            return Err(self.problem("the header is there"));
+        }
+        if self
             .start
             .0
             .checked_add(self.len)
@@ -182,14 +213,23 @@ impl Table {
                 len: self.len,
                 file_len,
             });
-        } else {
+        }
+        Ok(())
+    }
+
+    fn check_aligned(&self, geometry: Geometry) -> Result<(), Corruption> {
+        if geometry.is_aligned(self.start.0) {
             return Ok(());
-        };
-        Err(Corruption::HeaderOffset {
+        }
+        Err(self.problem("must be a multiple of the cluster size"))
+    }
+
+    fn problem(&self, rule: &'static str) -> Corruption {
+        Corruption::HeaderOffset {
             field: self.field,
             offset: self.start,
             rule,
-        })
+        }
     }
 }
 

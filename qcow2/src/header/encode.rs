@@ -69,7 +69,7 @@ pub(super) fn fixed_fields(header: &Header) -> Vec<u8> {
 
 /// A header that would be refused or misread is never written, whatever its caller did to the fields.
 fn check_readable(header: &Header, bytes: &[u8]) -> Result<()> {
-    let message = match parse::parse(bytes, u64::MAX) {
+    let message = match parse::parse(bytes, Some(u64::MAX)) {
         Ok(read) if read == *header => return Ok(()),
         Ok(_) => "the fields of the header contradict each other".into(),
         Err(error) => format!("no valid header: {error}"),

@@ -128,7 +128,7 @@ impl Header {
     /// incompatible feature that has no name here, `Corrupt` for everything that contradicts the format or
     /// exceeds a limit.
     pub fn parse(bytes: &[u8], file_len: u64) -> Result<Self> {
-        parse::parse(bytes, file_len)
+        parse::parse(bytes, Some(file_len))
     }
 
     /// Reads and parses the header of an image.
@@ -136,6 +136,17 @@ impl Header {
     /// # Errors
     /// As [`parse`](Self::parse), with the storage's path; `Io`.
     pub fn read(storage: &dyn Storage) -> Result<Self> {
+        Self::read_with(storage, |bytes, file_len| Self::parse(bytes, file_len))
+    }
+
+    /// Reads the header of an image that is to be checked or repaired: tables may lie past the end of the file, over
+    /// each other, or at 0; there may be no refcount table and more snapshots than the limit allows. All else is as
+    /// for [`read`](Self::read).
+    pub(crate) fn read_damaged(storage: &dyn Storage) -> Result<Self> {
+        Self::read_with(storage, |bytes, _| parse::parse(bytes, None))
+    }
+
+    fn read_with(storage: &dyn Storage, parse: impl FnOnce(&[u8], u64) -> Result<Self>) -> Result<Self> {
         let file_len = storage.len()?;
         let mut bytes = vec![0; file_len.min(FIRST_READ) as usize];
         storage.read_exact_at(&mut bytes, 0)?;
@@ -145,7 +156,7 @@ impl Header {
             bytes.resize(start + read, 0);
             storage.read_exact_at(&mut bytes[start..], start as u64)?;
         }
-        Self::parse(&bytes, file_len).map_err(|error| error.with_path_of(storage.path()))
+        parse(&bytes, file_len).map_err(|error| error.with_path_of(storage.path()))
     }
 
     /// The header, its extensions and the backing file's name, as they lie in the file from offset 0; zeros fill
@@ -236,7 +247,7 @@ impl Header {
             }
             _ => return None,
         };
-        Some(Error::new(ErrorKind::Corrupt, broken).with_hint("`qemu-img check -r all` repairs it"))
+        Some(Error::new(ErrorKind::Corrupt, broken).with_hint("`imgtool check -r all` repairs it"))
     }
 
     fn has(&self, feature: IncompatibleFeatures) -> bool {

@@ -15,7 +15,8 @@ use crate::extension::{Extensions, find_feature_names};
 use crate::feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, IncompatibleFeatures};
 use crate::geometry::{Geometry, MAX_CLUSTER_BITS, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS};
 
-pub(super) fn parse(bytes: &[u8], file_len: u64) -> Result<Header> {
+/// Without the length of the file, it is not checked whether tables lie in it and apart.
+pub(super) fn parse(bytes: &[u8], file_len: Option<u64>) -> Result<Header> {
     let version = version(bytes)?;
     require(bytes, minimum_length(version))?;
     let cluster_bits = cluster_bits(bytes)?;
@@ -57,7 +58,10 @@ pub(super) fn parse(bytes: &[u8], file_len: u64) -> Result<Header> {
         extensions: Extensions::decode(bytes, header_length, extensions_end)?,
         backing_name,
     };
-    check::check(&header, file_len)?;
+    match file_len {
+        Some(file_len) => check::check(&header, file_len)?,
+        None => check::check_damaged(&header)?,
+    }
     Ok(header)
 }
 

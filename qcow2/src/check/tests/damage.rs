@@ -7,14 +7,15 @@
 use std::fs;
 use std::ops::Range;
 
+use super::super::report::Finding;
 use super::corpus::{self, Sample};
-use super::{Figures, exit_code, in_memory, our_check, qemu_check};
+use super::{CheckReport, Figures, exit_code, in_memory, our_check, qemu_check};
 use crate::address::HostOffset;
 use crate::geometry::Geometry;
 use crate::header::Header;
 
 /// Where the tables of a sound image are.
-struct Places {
+pub(super) struct Places {
     geometry: Geometry,
     clusters: u64,
     /// Entries of 64 bits that name clusters.
@@ -25,7 +26,7 @@ struct Places {
 }
 
 impl Places {
-    fn of(sample: &Sample) -> Self {
+    pub(super) fn of(sample: &Sample) -> Self {
         let header = Header::read(&in_memory(&sample.bytes)).unwrap();
         let geometry = header.geometry;
         let size = geometry.cluster_size();
@@ -62,6 +63,19 @@ impl Places {
         }
         places
     }
+
+    /// The clusters of all tables.
+    pub(super) fn tables(&self) -> Vec<Range<u64>> {
+        let size = self.geometry.cluster_size();
+        let ranges = self
+            .entries
+            .iter()
+            .chain(&self.refcounts)
+            .chain(&self.directories);
+        ranges
+            .map(|range| range.start / size * size..range.end.next_multiple_of(size))
+            .collect()
+    }
 }
 
 impl Sample {
@@ -76,10 +90,10 @@ impl Sample {
 }
 
 /// Numbers that look random and are the same every time.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -102,13 +116,13 @@ impl Dice {
 
 /// What was done to an image, for messages, and whether header or snapshot table were hit.
 #[derive(Debug, Default)]
-struct Damage {
+pub(super) struct Damage {
     done: Vec<String>,
-    may_refuse: bool,
+    pub(super) may_refuse: bool,
 }
 
 impl Damage {
-    fn inflict(bytes: &mut Vec<u8>, places: &Places, dice: &mut Dice) -> Self {
+    pub(super) fn inflict(bytes: &mut Vec<u8>, places: &Places, dice: &mut Dice) -> Self {
         let mut damage = Self::default();
         for _ in 0..=dice.below(3) {
             match dice.below(16) {
@@ -187,6 +201,8 @@ fn judge(name: &str, rounds: u64) {
         let ours = our_check(&in_memory(&bytes));
         unsound += u64::from(qemu.figures.is_some() && qemu.code != Some(0));
         let agree = match (&ours, qemu.figures) {
+            // Behind the end of a file QEMU finds snapshots of zeros, where we find no more table.
+            (Ok(ours), Some(_)) if damage.may_refuse && cuts_snapshots(ours) => true,
             (Ok(ours), Some(figures)) => Figures::from(ours) == figures && Some(exit_code(ours)) == qemu.code,
             (Ok(ours), None) => !ours.is_clean(),
             (Err(_), Some(_)) => damage.may_refuse,
@@ -208,6 +224,11 @@ fn judge(name: &str, rounds: u64) {
         failures.len(),
         failures[0]
     );
+}
+
+fn cuts_snapshots(report: &CheckReport) -> bool {
+    let unreadable = |finding: &Finding| matches!(finding, Finding::SnapshotTableUnreadable { .. });
+    report.findings.iter().any(unreadable)
 }
 
 macro_rules! judge {

@@ -1,0 +1,381 @@
+//! Repairing an image: making refcounts, flags and the snapshot table agree with what the tables reference.
+//!
+//! A repair believes references, never refcounts. It is a row of steps, each of which sets one kind of damage right, is
+//! made durable ([`staged`]) and is followed by another check. No step relies on what an earlier one remembers, so one
+//! that was cut off, by a power cut or a caller, is gone on with by the next repair, which need not know of it:
+//!
+//! 1. zero clusters lose host clusters that they keep at impossible places ([`tables`]);
+//! 2. refcounts that are too low are raised ([`refcounts`]), or, where refcount blocks are missing or can't be trusted,
+//!    a new structure is written beside everything and the header's sector switched to it ([`rebuild`]);
+//! 3. a damaged snapshot table is written anew and the header's sector switched to it ([`snapshots`]);
+//! 4. COPIED flags are cleared where they must not be ([`tables`]);
+//! 5. refcounts that are too high are lowered ([`refcounts`]);
+//! 6. COPIED flags are set where they should be ([`tables`]);
+//! 7. the dirty and corrupt bits are cleared, if nothing but leaks is left.
+//!
+//! So at any time a cluster in use is counted before it may be relied on, and what the image reads as never changes.
+//! Guest data is never written to, nor is a table that something else than a table's entry references too. Where it is
+//! not sure that every reference was counted (a table is missing, or too much of it is nonsense), refcounts that seem
+//! too high are left: a leak harms nobody.
+//!
+//! Like the check, it costs what the file holds, whatever that claims.
+
+mod backup;
+mod rebuild;
+mod refcounts;
+mod report;
+mod room;
+mod snapshots;
+mod staged;
+mod tables;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::{ControlFlow, Range};
+
+use block::{Error, ErrorKind, Result, Storage};
+use byteorder::{BE, ByteOrder};
+
+use self::backup::BackupWriter;
+use self::refcounts::Direction;
+use self::room::Room;
+use self::staged::Staged;
+use self::tables::Mend;
+use super::{CheckOptions, CheckProgress, CheckReport, Checker};
+use crate::address::ClusterIndex;
+use crate::feature::IncompatibleFeatures;
+
+pub use self::backup::{RestoreReport, restore};
+pub use self::report::{RepairChange, RepairReport};
+
+use self::report::RepairChange as Change;
+
+/// Where the header has the refcount table's place; its clusters follow.
+const REFCOUNT_TABLE_OFFSET: u64 = 48;
+/// Where the header has the incompatible features.
+const INCOMPATIBLE_FEATURES: u64 = 72;
+/// How often all steps are taken at most. Where one thing was damaged in two ways, a late step can make an early one
+/// possible.
+const ROUNDS: u32 = 4;
+/// Bytes that a new refcount structure may take beyond what the whole file takes.
+const EXTRA_BUDGET: u64 = 64 << 20;
+
+/// What a repair sets right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RepairKind {
+    /// Refcounts that are too high, and what follows from lowering them. This can't make anything worse.
+    Leaks,
+    /// Everything that can be.
+    #[default]
+    All,
+}
+
+/// How to repair.
+#[derive(Clone, Copy, Debug)]
+pub struct RepairOptions<'a> {
+    /// What is set right.
+    pub what: RepairKind,
+    /// Find out what would be done, and change nothing.
+    pub dry_run: bool,
+    /// An empty file that gets what is overwritten, before it is: see [`restore`].
+    pub backup: Option<&'a dyn Storage>,
+    /// How many findings to keep of each check. All are counted.
+    pub max_findings: usize,
+}
+
+impl Default for RepairOptions<'_> {
+    /// Everything, without a backup, keeping the first 1000 findings.
+    fn default() -> Self {
+        Self {
+            what: RepairKind::All,
+            dry_run: false,
+            backup: None,
+            max_findings: CheckOptions::default().max_findings,
+        }
+    }
+}
+
+/// How far a repair has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RepairProgress {
+    /// Which of its checks it is at, from 0; some may be left out.
+    pub pass: u32,
+    /// How many there may be.
+    pub passes: u32,
+    /// How far that check, or what is done after it, has come.
+    pub check: CheckProgress,
+}
+
+impl RepairProgress {
+    /// How much of the whole repair is done, from 0 to 1.
+    pub fn fraction(self) -> f64 {
+        (f64::from(self.pass) + self.check.fraction()) / f64::from(self.passes)
+    }
+}
+
+/// Repairs the metadata of an image. `progress` is told how far it has come, often and from this thread; it may end it,
+/// between two steps or before one has written anything, without harm.
+///
+/// The image is a storage and not an [`Image`](crate::Image), since a damaged one can't be opened. Nobody else may
+/// read or write it meanwhile. What can't be repaired is left as it is, and said in [`RepairReport::after`].
+///
+/// # Errors
+/// As [`check`](super::check); `InvalidInput` for a file for the backup that is not empty; `NoSpace`, `Io`. Steps that were
+/// done by then remain done.
+pub fn repair(
+    storage: &dyn Storage,
+    options: &RepairOptions<'_>,
+    progress: &mut dyn FnMut(RepairProgress) -> ControlFlow<()>,
+) -> Result<RepairReport> {
+    repair_storage(storage, options, progress).map_err(|error| error.with_path_of(storage.path()))
+}
+
+/// Makes an image usable again that its writer did not close, having postponed refcounts: repairs everything, as QEMU
+/// does when it opens such an image.
+///
+/// # Errors
+/// As [`repair`]; `Corrupt` if something but leaks is left that can't be repaired.
+pub fn recover(storage: &dyn Storage) -> Result<RepairReport> {
+    let report = repair(storage, &RepairOptions::default(), &mut |_| {
+        ControlFlow::Continue(())
+    })?;
+    let left = report.after.corruptions.saturating_add(report.after.check_errors);
+    if left == 0 {
+        return Ok(report);
+    }
+    let message = format!("the image was not closed properly, and {left} errors in it cannot be repaired");
+    Err(Error::new(ErrorKind::Corrupt, message)
+        .with_path_of(storage.path())
+        .with_hint("`imgtool check` says which; it can still be read"))
+}
+
+fn repair_storage(
+    storage: &dyn Storage,
+    options: &RepairOptions<'_>,
+    progress: &mut dyn FnMut(RepairProgress) -> ControlFlow<()>,
+) -> Result<RepairReport> {
+    let backup = match options.backup {
+        Some(file) if !options.dry_run => Some(BackupWriter::new(file, storage)?),
+        _ => None,
+    };
+    let staged = Staged::new(storage, backup, options.dry_run)?;
+    let mut engine = Engine {
+        staged: &staged,
+        what: options.what,
+        max_findings: options.max_findings,
+        progress: &RefCell::new(progress),
+        changes: Vec::new(),
+    };
+    let (before, after) = engine.run()?;
+    Ok(RepairReport::new(before, after, engine.changes, staged.written()))
+}
+
+/// A kind of damage that is set right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Preallocated,
+    Refcounts,
+    SnapshotTable,
+    ClearCopied,
+    Leaks,
+    SetCopied,
+}
+
+const ALL: &[Step] = &[
+    Step::Preallocated,
+    Step::Refcounts,
+    Step::SnapshotTable,
+    Step::ClearCopied,
+    Step::Leaks,
+    Step::SetCopied,
+];
+const LEAKS: &[Step] = &[Step::Leaks, Step::SetCopied];
+
+type Progress<'a> = RefCell<&'a mut dyn FnMut(RepairProgress) -> ControlFlow<()>>;
+
+/// A repair under way.
+struct Engine<'a> {
+    staged: &'a Staged<'a>,
+    what: RepairKind,
+    max_findings: usize,
+    progress: &'a Progress<'a>,
+    changes: Vec<Change>,
+}
+
+impl<'a> Engine<'a> {
+    /// Takes all steps. Returns what the checks before the first and after the last said.
+    fn run(&mut self) -> Result<(CheckReport, CheckReport)> {
+        let mut checker = self.check(0)?;
+        let before = checker.recorder.report.clone();
+        for round in 0..ROUNDS {
+            let mut any = false;
+            for (pass, &step) in (1..).zip(self.steps()) {
+                if self.take(step, &mut checker)? {
+                    any = true;
+                    let pass = if round == 0 {
+                        pass
+                    } else {
+                        self.steps().len() as u32
+                    };
+                    checker = self.check(pass)?;
+                }
+            }
+            if !any {
+                break;
+            }
+        }
+        self.unmark(&checker)?;
+        Ok((before, checker.recorder.report))
+    }
+
+    fn steps(&self) -> &'static [Step] {
+        match self.what {
+            RepairKind::Leaks => LEAKS,
+            RepairKind::All => ALL,
+        }
+    }
+
+    /// Checks the image as it is with all steps so far.
+    fn check(&self, pass: u32) -> Result<Checker<'a>> {
+        let (progress, passes) = (self.progress, self.steps().len() as u32 + 1);
+        let tell = move |check| {
+            let report = RepairProgress { pass, passes, check };
+            (*progress.borrow_mut())(report)
+        };
+        Checker::run(self.staged, self.max_findings, Box::new(tell))
+    }
+
+    /// Takes a step, if there is a need. Returns whether it has changed anything, which is then durable.
+    fn take(&mut self, step: Step, checker: &mut Checker<'_>) -> Result<bool> {
+        let (distrusted, incomplete) = (checker.for_repair.distrusted, checker.for_repair.incomplete);
+        match step {
+            Step::Preallocated => {
+                let entries = checker.mend_tables(self.staged, Mend::Preallocated)?;
+                self.finish(Change::Preallocated { entries }, entries)
+            }
+            Step::Refcounts if distrusted || checker.lacks_blocks() => {
+                if incomplete {
+                    return Ok(false);
+                }
+                self.rebuild(checker)?;
+                Ok(true)
+            }
+            // With blocks that can't be trusted, nothing can be done that needs refcounts.
+            _ if distrusted => Ok(false),
+            Step::Refcounts => {
+                let clusters = checker.mend_refcounts(self.staged, Direction::Raise)?;
+                self.finish(Change::Raised { clusters }, clusters)
+            }
+            Step::SnapshotTable => self.mend_snapshot_table(checker),
+            Step::ClearCopied => {
+                let lowered = !incomplete;
+                let entries = checker.mend_tables(self.staged, Mend::ClearCopied { lowered })?;
+                self.finish(Change::CopiedCleared { entries }, entries)
+            }
+            Step::Leaks if incomplete => Ok(false),
+            Step::Leaks => {
+                let clusters = checker.mend_refcounts(self.staged, Direction::Lower)?;
+                self.finish(Change::Lowered { clusters }, clusters)
+            }
+            Step::SetCopied => {
+                // To repair leaks is not to touch a table, unless that is what makes the image whole.
+                let report = &checker.recorder.report;
+                let whole =
+                    report.corruptions == checker.for_repair.missing_flags && report.check_errors == 0;
+                if self.what == RepairKind::Leaks && !whole {
+                    return Ok(false);
+                }
+                let entries = checker.mend_tables(self.staged, Mend::SetCopied)?;
+                self.finish(Change::CopiedSet { entries }, entries)
+            }
+        }
+    }
+
+    /// Makes a step durable that has changed `count` things.
+    fn finish(&mut self, change: Change, count: u64) -> Result<bool> {
+        if count == 0 {
+            return Ok(false);
+        }
+        self.staged.commit()?;
+        self.changes.push(change);
+        Ok(true)
+    }
+
+    /// Gives the image a new refcount structure.
+    fn rebuild(&mut self, checker: &mut Checker<'_>) -> Result<()> {
+        let geometry = checker.geometry;
+        let old = checker.uncount_refcount_structure();
+        let budget = checker.host_bytes.saturating_add(EXTRA_BUDGET);
+        let new = self.in_room(checker, &old, |staged, room| {
+            rebuild::build(staged, geometry, room, budget)
+        })?;
+        self.staged.commit()?;
+        let mut fields = [0; 12];
+        BE::write_u64(&mut fields, new.table.0);
+        BE::write_u32(&mut fields[8..], new.table_clusters);
+        self.staged.write_all_at(&fields, REFCOUNT_TABLE_OFFSET)?;
+        self.staged.commit()?;
+        self.changes.push(Change::Rebuilt {
+            table: new.table,
+            bytes: new.bytes,
+        });
+        Ok(())
+    }
+
+    /// Does what takes clusters, which are referenced from then on, in the best room that has enough. Those in `old` are
+    /// not taken.
+    fn in_room<T>(
+        &self,
+        checker: &mut Checker<'_>,
+        old: &BTreeSet<u64>,
+        mut place: impl FnMut(&Staged<'_>, &mut Room<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let whole = checker.file_len >> checker.geometry.cluster_bits;
+        let end = checker.geometry.clusters(checker.file_len);
+        let dangling = checker.for_repair.dangling.clone();
+        let can_grow = self.staged.can_grow();
+        let inside_first = !can_grow || !dangling.is_empty();
+        let references = &mut checker.references;
+        let mut inside =
+            |references: &mut _| place(self.staged, &mut Room::within(references, whole, old.clone()));
+        let first = inside_first.then(|| inside(references));
+        let no_room = |result: &Result<T>| matches!(result, Err(error) if error.kind() == ErrorKind::NoSpace);
+        match first {
+            Some(result) if !can_grow || !no_room(&result) => return result,
+            _ => {}
+        }
+        let behind = place(self.staged, &mut Room::behind(references, end, dangling));
+        if !inside_first && no_room(&behind) {
+            return place(self.staged, &mut Room::within(references, whole, old.clone()));
+        }
+        behind
+    }
+
+    /// Clears the dirty and corrupt bits of an image that is neither any more.
+    fn unmark(&mut self, checker: &Checker<'_>) -> Result<()> {
+        let report = &checker.recorder.report;
+        let marks = IncompatibleFeatures::DIRTY | IncompatibleFeatures::CORRUPT;
+        let features = checker.header.incompatible;
+        if report.corruptions > 0 || report.check_errors > 0 || !features.intersects(marks) {
+            return Ok(());
+        }
+        let cleared = (features - marks).bits();
+        self.staged
+            .write_all_at(&cleared.to_be_bytes(), INCOMPATIBLE_FEATURES)?;
+        self.staged.commit()?;
+        self.changes.push(Change::Unmarked);
+        Ok(())
+    }
+}
+
+impl Checker<'_> {
+    /// Takes back the references to the refcount table and its blocks, and gives their clusters.
+    fn uncount_refcount_structure(&mut self) -> BTreeSet<u64> {
+        let structure = std::mem::take(&mut self.for_repair.refcount_structure);
+        for &cluster in &structure {
+            self.references.remove(ClusterIndex(cluster));
+        }
+        let table: Range<u64> = self.refcount_table_clusters();
+        structure.into_iter().chain(table).collect()
+    }
+}

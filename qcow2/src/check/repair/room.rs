@@ -1,0 +1,87 @@
+//! Room for new metadata: clusters that nothing references, whatever their refcounts say.
+//!
+//! It is found at the end of the file, where nothing at all can be overwritten. It is found between what is referenced
+//! where the storage cannot grow, or where something references clusters behind the end: in a longer file, they would be
+//! there.
+
+use std::collections::BTreeSet;
+
+use block::{Error, ErrorKind, Result};
+
+use crate::address::ClusterIndex;
+use crate::check::references::References;
+
+/// Gives out unreferenced clusters, and counts a reference to each.
+#[derive(Debug)]
+pub(super) struct Room<'c> {
+    pub(super) references: &'c mut References,
+    /// Clusters that must be left alone although nothing references them.
+    avoided: BTreeSet<u64>,
+    next: u64,
+    /// One past the last cluster that may be given out.
+    end: u64,
+    taken: BTreeSet<u64>,
+}
+
+impl<'c> Room<'c> {
+    /// Room behind the file, which ends before cluster `end`.
+    pub(super) fn behind(references: &'c mut References, end: u64, avoided: BTreeSet<u64>) -> Self {
+        let next = end.max(references.end());
+        Self {
+            references,
+            avoided,
+            next,
+            end: u64::MAX,
+            taken: BTreeSet::new(),
+        }
+    }
+
+    /// Room in the whole clusters in front of `end`.
+    pub(super) fn within(references: &'c mut References, end: u64, avoided: BTreeSet<u64>) -> Self {
+        Self {
+            references,
+            avoided,
+            next: 1,
+            end,
+            taken: BTreeSet::new(),
+        }
+    }
+
+    /// The next run of `count` clusters.
+    pub(super) fn take(&mut self, count: u64) -> Result<u64> {
+        let mut start = self.next;
+        let mut cluster = start;
+        while cluster < start + count {
+            if cluster >= self.end {
+                let message = "there is no room for new metadata, and the image cannot grow";
+                return Err(Error::new(ErrorKind::NoSpace, message));
+            }
+            if self.references.get(ClusterIndex(cluster)) != 0 || self.avoided.contains(&cluster) {
+                start = cluster + 1;
+            }
+            cluster += 1;
+        }
+        for cluster in start..start + count {
+            self.references.add(ClusterIndex(cluster), 1)?;
+            self.taken.insert(cluster);
+        }
+        if count == 1 {
+            self.next = start + 1;
+        }
+        Ok(start)
+    }
+
+    /// Takes back a cluster that was given out.
+    pub(super) fn take_back(&mut self, cluster: u64) {
+        if self.taken.remove(&cluster) {
+            self.references.remove(ClusterIndex(cluster));
+        }
+    }
+
+    /// Takes back everything that was given out.
+    pub(super) fn take_back_all(&mut self) {
+        while let Some(cluster) = self.taken.pop_first() {
+            self.references.remove(ClusterIndex(cluster));
+        }
+    }
+}
