@@ -108,7 +108,7 @@ fn a_backup_takes_it_back() {
     lab.imgtool("check --restore old image");
 
     lab.imgtool("check -r all image");
-    lab.qemu_io("qcow2", "image", &["write -P 9 8k 300k"]);
+    lab.qemu_img("snapshot -c s image");
     let bytes = fs::read(lab.path("image")).unwrap();
     lab.run("imgtool check --restore old image")
         .fails(1, &["image", "written to", "nothing was put back"]);

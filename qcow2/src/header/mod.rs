@@ -136,7 +136,7 @@ impl Header {
     /// # Errors
     /// As [`parse`](Self::parse), with the storage's path; `Io`.
     pub fn read(storage: &dyn Storage) -> Result<Self> {
-        Self::read_with(storage, |bytes, file_len| Self::parse(bytes, file_len))
+        Self::read_with(storage, Self::parse)
     }
 
     /// Reads the header of an image that is to be checked or repaired: tables may lie past the end of the file, over

@@ -123,10 +123,11 @@ impl Checker<'_> {
                 }
             }
             (LooseL2::Compressed { .. }, Mend::ClearCopied { .. }) => loose::with_copied(entry, false),
-            (_, Mend::Preallocated) | (LooseL2::Compressed { .. }, Mend::SetCopied) => entry,
-            (LooseL2::Cluster { host, .. }, _) => self.with_right_flag(entry, host, self.is_one(host), mend),
+            (LooseL2::Cluster { host, .. }, Mend::ClearCopied { .. } | Mend::SetCopied) => {
+                self.with_right_flag(entry, host, self.is_one(host), mend)
+            }
             // In a data file COPIED tells a guest cluster at offset 0 from none.
-            (LooseL2::Nothing, _) => entry,
+            (LooseL2::Nothing | LooseL2::Compressed { .. }, _) => entry,
         }
     }
 

@@ -166,7 +166,7 @@ macro_rules! judge {
         $(#[test]
         fn $test() {
             for name in $names {
-                judge(name, 14);
+                judge(name, 8);
             }
         })*
     };
