@@ -1,12 +1,12 @@
 //! How a chain of images is opened by code that knows no format: each format says what it is called, what an
 //! image refers to, and how a layer is opened.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug, Display};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::gate::Permit;
-use crate::{BackingReference, BlockDevice, DataFileReference, Overlay, Result, Storage};
+use crate::{BackingReference, BlockDevice, DataFileReference, Error, Overlay, Result, Storage, escape};
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +78,124 @@ pub trait Format: Debug + Send + Sync {
         access: Access,
         backing: Backing,
     ) -> Result<Arc<dyn Overlay>>;
+
+    /// Opens an internal snapshot as a layer, for reading. It lies on the same backing as the image itself.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `Unsupported` for a format without snapshots; `InvalidInput` where there is no such
+    /// snapshot, or more than one.
+    fn open_snapshot(
+        &self,
+        storage: Arc<dyn Storage>,
+        snapshot: &SnapshotSelector,
+        backing: Backing,
+    ) -> Result<Arc<dyn Overlay>> {
+        let _ = (snapshot, backing);
+        Err(
+            Error::unsupported(format!("{} images have no internal snapshots", self.name()))
+                .with_path_of(storage.path()),
+        )
+    }
+}
+
+/// Which internal snapshot of an image is meant.
+///
+/// ```
+/// use block::SnapshotSelector;
+///
+/// assert_eq!(SnapshotSelector::parse("clean")?, SnapshotSelector::Either("clean".into()));
+/// let exact = SnapshotSelector::parse("snapshot.id=2,snapshot.name=clean")?;
+/// assert!(exact.matches("2", "clean") && !exact.matches("3", "clean"));
+/// # Ok::<(), block::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum SnapshotSelector {
+    /// The one that has this as its ID or as its name; none if that fits two.
+    Either(String),
+    /// The one with this ID and this name, of which one is given at least.
+    Exactly {
+        /// The ID.
+        id: Option<String>,
+        /// The name.
+        name: Option<String>,
+    },
+}
+
+impl SnapshotSelector {
+    /// The one with this ID, whatever its name.
+    pub fn id(id: impl Into<String>) -> Self {
+        Self::Exactly {
+            id: Some(id.into()),
+            name: None,
+        }
+    }
+
+    /// The one with this name, whatever its ID.
+    pub fn name(name: impl Into<String>) -> Self {
+        Self::Exactly {
+            id: None,
+            name: Some(name.into()),
+        }
+    }
+
+    /// What people write: an ID or a name, or `snapshot.id=ID`, `snapshot.name=NAME` or both with a comma between
+    /// (two commas stand for one that is part of a value).
+    ///
+    /// # Errors
+    /// `InvalidInput` for something else after `snapshot.`, or for nothing at all.
+    pub fn parse(text: &str) -> Result<Self> {
+        if text.is_empty() {
+            return Err(Error::invalid("the name of a snapshot is empty"));
+        }
+        if !text.starts_with("snapshot.") {
+            return Ok(Self::Either(text.to_owned()));
+        }
+        let (mut id, mut name) = (None, None);
+        let doubled = text.replace(",,", "\0");
+        for part in doubled.split(',') {
+            let part = part.replace('\0', ",");
+            let field = match part.split_once('=') {
+                Some(("snapshot.id", value)) => Some((&mut id, value)),
+                Some(("snapshot.name", value)) => Some((&mut name, value)),
+                _ => None,
+            };
+            let Some((field, value)) = field else {
+                let message = format!("\"{}\" names no snapshot", escape(&part));
+                let hint = "write snapshot.id=ID, snapshot.name=NAME, or both with a comma between";
+                return Err(Error::invalid(message).with_hint(hint));
+            };
+            *field = Some(value.to_owned());
+        }
+        Ok(Self::Exactly { id, name })
+    }
+
+    /// Whether the snapshot with this ID and this name may be meant.
+    pub fn matches(&self, id: &str, name: &str) -> bool {
+        match self {
+            Self::Either(either) => either == id || either == name,
+            Self::Exactly {
+                id: wanted_id,
+                name: wanted_name,
+            } => {
+                wanted_id.as_ref().is_none_or(|wanted| wanted == id)
+                    && wanted_name.as_ref().is_none_or(|wanted| wanted == name)
+            }
+        }
+    }
+}
+
+impl Display for SnapshotSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Either(either) => write!(f, "\"{}\"", escape(either)),
+            Self::Exactly { id, name } => {
+                let id = id.as_ref().map(|id| format!("ID \"{}\"", escape(id)));
+                let name = name.as_ref().map(|name| format!("name \"{}\"", escape(name)));
+                let parts: Vec<String> = id.into_iter().chain(name).collect();
+                f.write_str(&parts.join(" and "))
+            }
+        }
+    }
 }
 
 /// Opens files for a chain, with locks; the host's side of it.

@@ -104,6 +104,6 @@ pub use device::{
 };
 pub use error::{Error, ErrorKind, Result, escape};
 pub use extent::{Extent, ExtentState};
-pub use format::{Access, Backing, FileOpener, Format, References};
+pub use format::{Access, Backing, FileOpener, Format, References, SnapshotSelector};
 pub use mem::MemStorage;
 pub use storage::{Alignment, FileId, HostCopy, HostExtent, Storage};

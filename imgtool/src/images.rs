@@ -60,6 +60,7 @@ impl Opening {
             format,
             access: self.access,
             below,
+            ..ChainOptions::default()
         };
         let gate = Gate(self.nested);
         let opener = HostOpener::new().direct(self.direct).io(self.io);

@@ -295,31 +295,24 @@ impl Allocator {
 
     /// Lowers refcounts by one, and gives the room of those that reach zero back to the host.
     fn lower(&mut self, clusters: Range<u64>) -> Result<()> {
-        let mut unused: Option<Range<u64>> = None;
-        for cluster in clusters {
-            let refcount = self.refcounts.refcount(ClusterIndex(cluster))?;
-            let lowered = refcount.checked_sub(1).ok_or_else(|| {
-                Error::corrupt(Corruption::FreedTwice {
-                    cluster: ClusterIndex(cluster),
-                })
-                .with_path_of(self.storage.path())
-            })?;
-            self.refcounts.set(ClusterIndex(cluster), lowered)?;
-            if lowered != 0 {
-                continue;
-            }
-            match &mut unused {
-                Some(run) if run.end == cluster => run.end += 1,
-                _ => {
-                    self.vacate(unused.replace(cluster..cluster + 1))?;
-                }
-            }
-        }
-        self.vacate(unused)
+        self.release(clusters, 1)
     }
 
-    fn vacate(&mut self, clusters: Option<Range<u64>>) -> Result<()> {
-        let Some(clusters) = clusters else { return Ok(()) };
+    /// Takes back `references` references to each of `clusters` that neither the file nor any request knows any more,
+    /// and gives the room of those that have none left back to the host.
+    pub(crate) fn release(&mut self, clusters: Range<u64>, references: u64) -> Result<()> {
+        let mut unused: Vec<Range<u64>> = Vec::new();
+        let lowered = self
+            .refcounts
+            .lower(clusters, references, &mut |run| match unused.last_mut() {
+                Some(last) if last.end == run.start => last.end = run.end,
+                _ => unused.push(run),
+            });
+        lowered.map_err(|error| error.with_path_of(self.storage.path()))?;
+        unused.into_iter().try_for_each(|run| self.vacate(run))
+    }
+
+    fn vacate(&mut self, clusters: Range<u64>) -> Result<()> {
         self.mark = self.mark.min(ClusterIndex(clusters.start));
         if self
             .packing

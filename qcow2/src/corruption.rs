@@ -63,6 +63,10 @@ pub(crate) enum Corruption {
     },
     #[error("cluster {cluster} is in use, but counted as free")]
     FreedTwice { cluster: ClusterIndex },
+    #[error("cluster {cluster} has more references than its refcount says")]
+    CountedTooLow { cluster: ClusterIndex },
+    #[error("an L2 table maps guest data to cluster {cluster}, which holds metadata")]
+    DataIsMetadata { cluster: ClusterIndex },
     #[error("guest offset {guest} is mapped to cluster {cluster}, which holds metadata")]
     MappedToMetadata {
         guest: GuestOffset,

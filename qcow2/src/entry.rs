@@ -11,6 +11,8 @@ use crate::geometry::Geometry;
 
 /// Bit 63 of L1 and L2 entries: the refcount of what they name is exactly 1.
 pub(crate) const COPIED: u64 = 1 << 63;
+/// [`COPIED`] in the first byte of an entry as it is stored.
+const COPIED_BYTE: u8 = 1 << 7;
 /// Bit 62 of L2 entries.
 pub(crate) const COMPRESSED: u64 = 1 << 62;
 /// Bit 0 of a standard cluster descriptor.
@@ -54,6 +56,23 @@ impl L1Entry {
             Self::Table { host, copied } => host.0 | if copied { COPIED } else { 0 },
         }
     }
+}
+
+/// Clears COPIED in every entry of a table's bytes, `entry_len` bytes each. Whether any had it.
+pub(crate) fn clear_copied(table: &mut [u8], entry_len: usize) -> bool {
+    let mut any = false;
+    for entry in table.chunks_exact_mut(entry_len) {
+        any |= entry[0] & COPIED_BYTE != 0;
+        entry[0] &= !COPIED_BYTE;
+    }
+    any
+}
+
+/// Sets COPIED in the entry that starts `entry`. Whether it was clear.
+pub(crate) fn set_copied(entry: &mut [u8]) -> bool {
+    let clear = entry[0] & COPIED_BYTE == 0;
+    entry[0] |= COPIED_BYTE;
+    clear
 }
 
 /// Where compressed data lies: any byte, and a length that is known in sectors only.

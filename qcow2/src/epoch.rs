@@ -7,8 +7,9 @@
 //! Time is a counter of epochs. A request counts itself in under the current epoch's parity for as long as it
 //! runs ([`Epoch::pin`]), in one of several shards so that threads don't fight for a cache line. The epoch moves
 //! from E to E + 1 only when nobody is counted in under the parity of E - 1, so when it has moved twice since a
-//! cluster was freed, all who ran then have ended. Nobody ever waits: whoever wants to reuse tries to move the
-//! epoch on ([`Epoch::advance`]), and tries again another time if it does not move.
+//! cluster was freed, all who ran then have ended. Whoever wants to reuse tries to move the epoch on
+//! ([`Epoch::advance`]), and tries again another time if it does not move: no request waits for another. Only a
+//! change of the whole disk does ([`Epoch::wait`]).
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -65,6 +66,18 @@ impl Epoch {
                 return;
             }
             self.current.store(epoch + 1, Ordering::SeqCst);
+        }
+    }
+
+    /// Waits until everybody who runs now has ended. `advance` moves the epoch on as it may be moved.
+    pub(crate) fn wait(&self, advance: impl Fn(&Self)) {
+        let then = self.now();
+        loop {
+            advance(self);
+            if self.passed(then) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_micros(50));
         }
     }
 

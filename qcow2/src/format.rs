@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block::{Access, Backing, Format, Overlay, References, Result, Storage};
+use block::{Access, Backing, Format, Overlay, References, Result, SnapshotSelector, Storage};
 
 use crate::header::Header;
 use crate::image::{Image, OpenOptions};
@@ -44,5 +44,18 @@ impl Format for Qcow2 {
                 ..OpenOptions::default()
             },
         )?))
+    }
+
+    fn open_snapshot(
+        &self,
+        storage: Arc<dyn Storage>,
+        snapshot: &SnapshotSelector,
+        backing: Backing,
+    ) -> Result<Arc<dyn Overlay>> {
+        let options = OpenOptions {
+            backing,
+            ..OpenOptions::default()
+        };
+        Ok(Arc::new(Image::open_snapshot(storage, snapshot, options)?))
     }
 }

@@ -32,8 +32,7 @@
 //!
 //! # What is not there yet
 //!
-//! Internal snapshots can be there and stay intact, but not be made or opened. Images with extended L2 entries
-//! or encryption are refused by name.
+//! Images with extended L2 entries or encryption are refused by name.
 
 mod address;
 mod allocator;
@@ -74,6 +73,6 @@ pub use feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureNam
 pub use format::Qcow2;
 pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
-pub use image::{BitmapEdit, Image, OpenOptions};
+pub use image::{BitmapEdit, Image, OpenOptions, SnapshotProgress};
 pub use measure::{Measure, measure};
 pub use snapshot::{Snapshot, SnapshotTable};

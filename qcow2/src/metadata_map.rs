@@ -30,10 +30,15 @@ impl MetadataMap {
     }
 
     pub(crate) fn remove(&mut self, clusters: Range<u64>) {
-        for cluster in clusters {
-            if let Some(chunk) = self.chunks.get_mut(&(cluster / CHUNK)) {
-                chunk.set((cluster % CHUNK) as usize, false);
+        let mut start = clusters.start;
+        while start < clusters.end {
+            let number = start / CHUNK;
+            let end = clusters.end.min((number + 1) * CHUNK);
+            if let Some(chunk) = self.chunks.get_mut(&number) {
+                let base = number * CHUNK;
+                chunk[(start - base) as usize..(end - base) as usize].fill(false);
             }
+            start = end;
         }
     }
 

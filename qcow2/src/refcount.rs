@@ -1,6 +1,8 @@
 //! Refcounts inside a refcount block ("Refcount block entry"): 1 to 64 bits wide, big-endian from a byte upwards,
 //! and counted from the least significant bit of a byte below that.
 
+use std::ops::Range;
+
 /// The `index`-th refcount of `block`, whose refcounts are `1 << order` bits wide.
 pub(crate) fn read(block: &[u8], order: u32, index: usize) -> u64 {
     let bytes = |len: usize| &block[index * len..][..len];
@@ -24,6 +26,39 @@ pub(crate) fn write(block: &mut [u8], order: u32, index: usize, value: u64) {
     } else {
         let len = 1 << (order - 3);
         block[index * len..][..len].copy_from_slice(&value.to_be_bytes()[8 - len..]);
+    }
+}
+
+/// The lowest and the highest of the refcounts `indexes`, of which there is one at least.
+pub(crate) fn extremes(block: &[u8], order: u32, indexes: Range<usize>) -> (u64, u64) {
+    let widen = |(low, high): (u64, u64), refcount: u64| (low.min(refcount), high.max(refcount));
+    if order == 4 {
+        // The usual width, for which the compiler finds wide instructions.
+        let (low, high) = block[indexes.start * 2..indexes.end * 2]
+            .chunks_exact(2)
+            .map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+            .fold((u16::MAX, 0), |(low, high), refcount| {
+                (low.min(refcount), high.max(refcount))
+            });
+        return (low.into(), high.into());
+    }
+    indexes
+        .map(|index| read(block, order, index))
+        .fold((u64::MAX, 0), widen)
+}
+
+/// Changes the refcounts `indexes` by `by`, which leaves each in its range: ask [`extremes`] first.
+pub(crate) fn add(block: &mut [u8], order: u32, indexes: Range<usize>, by: i64) {
+    if order == 4 {
+        for bytes in block[indexes.start * 2..indexes.end * 2].chunks_exact_mut(2) {
+            let refcount = u16::from_be_bytes([bytes[0], bytes[1]]).wrapping_add(by as u16);
+            bytes.copy_from_slice(&refcount.to_be_bytes());
+        }
+        return;
+    }
+    for index in indexes {
+        let refcount = read(block, order, index).wrapping_add_signed(by);
+        write(block, order, index, refcount);
     }
 }
 
@@ -104,6 +139,32 @@ mod tests {
         write(&mut block, 0, 1, 1);
         write(&mut block, 1, 4, 3);
         assert_eq!(block[..2], [0b10, 0b11]);
+    }
+
+    #[test]
+    fn a_range_is_changed_as_one_by_one() {
+        for order in 0..=6 {
+            let max = u64::MAX >> (64 - (1u32 << order));
+            let mut block = vec![0; 512];
+            let count = (512 * 8) >> order;
+            for i in 0..count {
+                write(&mut block, order, i, if i % 3 == 0 { max - 1 } else { 0 });
+            }
+            let before = block.clone();
+            let range = 5..count - 3;
+            assert_eq!(
+                extremes(&block, order, range.clone()),
+                (0, max - 1),
+                "order {order}"
+            );
+            add(&mut block, order, range.clone(), 1);
+            for i in 0..count {
+                let expected = read(&before, order, i) + u64::from(range.contains(&i));
+                assert_eq!(read(&block, order, i), expected, "order {order} index {i}");
+            }
+            add(&mut block, order, range, -1);
+            assert_eq!(block, before, "order {order}");
+        }
     }
 
     #[test]

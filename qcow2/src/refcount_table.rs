@@ -68,6 +68,33 @@ struct CachedBlock {
     last_used: u64,
 }
 
+impl CachedBlock {
+    /// Changes the refcounts `indexes` by `by`.
+    fn add(&mut self, order: u32, indexes: Range<usize>, by: i64) {
+        refcount::add(&mut self.bytes, order, indexes.clone(), by);
+        self.mark_dirty(order, indexes);
+    }
+
+    fn mark_dirty(&mut self, order: u32, indexes: Range<usize>) {
+        let start = (indexes.start << order) / 8;
+        let end = (indexes.end << order).div_ceil(8);
+        self.dirty = if self.dirty.is_empty() {
+            start..end
+        } else {
+            self.dirty.start.min(start)..self.dirty.end.max(end)
+        };
+    }
+}
+
+/// Why clusters cannot have another reference.
+pub(crate) fn refcount_overflow(geometry: Geometry) -> Error {
+    let (bits, max) = (1u32 << geometry.refcount_order, geometry.max_refcount());
+    Error::unsupported(format!(
+        "refcounts of {bits} bits count {max} references to a cluster at most, and more would be needed"
+    ))
+    .with_hint("convert it to an image with wider refcounts: `imgtool convert -O qcow2 -o refcount_bits=16`")
+}
+
 impl RefcountTable {
     /// Reads the table, `clusters` clusters at `place`.
     pub(crate) fn open(
@@ -172,14 +199,106 @@ impl RefcountTable {
             return Err(Error::corrupt(Corruption::NoRefcountBlock { cluster }));
         };
         refcount::write(&mut block.bytes, order, index, value);
-        let byte = (index << order) / 8;
-        let end = ((index + 1) << order).div_ceil(8);
-        block.dirty = if block.dirty.is_empty() {
-            byte..end
-        } else {
-            block.dirty.start.min(byte)..block.dirty.end.max(end)
-        };
+        block.mark_dirty(order, index..index + 1);
         Ok(())
+    }
+
+    /// The lowest and the highest refcount of `clusters`, of which there is one at least.
+    pub(crate) fn extremes(&mut self, clusters: Range<u64>) -> Result<(u64, u64)> {
+        let order = self.geometry.refcount_order;
+        let (mut low, mut high) = (u64::MAX, 0);
+        for (number, indexes) in self.pieces(clusters) {
+            let (piece_low, piece_high) = match self.block(number)? {
+                Some(block) => refcount::extremes(&block.bytes, order, indexes),
+                None => (0, 0),
+            };
+            (low, high) = (low.min(piece_low), high.max(piece_high));
+        }
+        Ok((low, high))
+    }
+
+    /// Adds `by` to the refcount of each of `clusters`, block by block.
+    ///
+    /// # Errors
+    /// `Unsupported` where that is more than a refcount can hold; those before are raised then.
+    pub(crate) fn raise(&mut self, clusters: Range<u64>, by: u64) -> Result<()> {
+        let (order, max) = (self.geometry.refcount_order, self.geometry.max_refcount());
+        for (number, indexes) in self.pieces(clusters) {
+            let first = self.cluster_at(number, indexes.start);
+            let Some(block) = self.block(number)? else {
+                return Err(Error::corrupt(Corruption::NoRefcountBlock { cluster: first }));
+            };
+            let (_, high) = refcount::extremes(&block.bytes, order, indexes.clone());
+            if high.checked_add(by).is_none_or(|raised| raised > max) {
+                return Err(refcount_overflow(self.geometry));
+            }
+            block.add(order, indexes, by.cast_signed());
+        }
+        Ok(())
+    }
+
+    /// Takes `by` from the refcount of each of `clusters`, block by block, and hands those that have none left to
+    /// `unused`, in runs.
+    ///
+    /// # Errors
+    /// `Corrupt` for a refcount that is lower than that; those before are lowered then.
+    pub(crate) fn lower(
+        &mut self,
+        clusters: Range<u64>,
+        by: u64,
+        unused: &mut dyn FnMut(Range<u64>),
+    ) -> Result<()> {
+        let order = self.geometry.refcount_order;
+        for (number, indexes) in self.pieces(clusters) {
+            let first = self.cluster_at(number, indexes.start);
+            let freed_twice = |cluster| Error::corrupt(Corruption::FreedTwice { cluster });
+            let block = self.block(number)?.ok_or_else(|| freed_twice(first))?;
+            let (low, _) = refcount::extremes(&block.bytes, order, indexes.clone());
+            if low < by {
+                let lowest = indexes
+                    .clone()
+                    .find(|i| refcount::read(&block.bytes, order, *i) == low);
+                let index = lowest.unwrap_or(indexes.start);
+                return Err(freed_twice(self.cluster_at(number, index)));
+            }
+            block.add(order, indexes.clone(), by.wrapping_neg().cast_signed());
+            let offset = first.0 - indexes.start as u64;
+            let mut at = indexes.start;
+            while low == by && at < indexes.end {
+                let start = refcount::find(&block.bytes, order, at, false).unwrap_or(indexes.end);
+                if start >= indexes.end {
+                    break;
+                }
+                let end = refcount::find(&block.bytes, order, start, true).unwrap_or(indexes.end);
+                at = end.min(indexes.end);
+                unused(offset + start as u64..offset + at as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts of `clusters` that are counted by one block each: its number, and which of its refcounts.
+    fn pieces(&self, clusters: Range<u64>) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+        let bits = self.geometry.refcount_block_bits();
+        let mut at = clusters.start;
+        std::iter::from_fn(move || {
+            (at < clusters.end).then(|| {
+                let number = at >> bits;
+                let (first, end) = (number << bits, clusters.end.min((number + 1) << bits));
+                let indexes = (at - first) as usize..(end - first) as usize;
+                at = end;
+                (number as usize, indexes)
+            })
+        })
+    }
+
+    fn cluster_at(&self, number: usize, index: usize) -> ClusterIndex {
+        ClusterIndex(((number as u64) << self.geometry.refcount_block_bits()) + index as u64)
+    }
+
+    /// Whether so many blocks wait to be written that a long job should see to it.
+    pub(crate) fn is_full(&self) -> bool {
+        self.blocks.len() > self.capacity
     }
 
     /// The first refcount block that the clusters need and that does not exist.
@@ -238,8 +357,9 @@ impl RefcountTable {
         (!kept).then_some(old)
     }
 
-    /// Takes everything that has to be written. Give it back to [`written`](Self::written) when it has been.
-    pub(crate) fn take_writes(&mut self) -> RefcountWrites {
+    /// Takes the blocks that have to be written, whether the table in the file names them or not. Give them back to
+    /// [`written`](Self::written) when they have been.
+    pub(crate) fn take_blocks(&mut self) -> RefcountWrites {
         let mut writes = RefcountWrites::default();
         for (number, block) in &mut self.blocks {
             if block.dirty.is_empty() {
@@ -258,6 +378,12 @@ impl RefcountTable {
             block.writing = true;
         }
         writes.blocks.sort_by_key(|write| write.at);
+        writes
+    }
+
+    /// Takes everything that has to be written. Give it back to [`written`](Self::written) when it has been.
+    pub(crate) fn take_writes(&mut self) -> RefcountWrites {
+        let mut writes = self.take_blocks();
         let unlinked = std::mem::take(&mut self.unlinked);
         let entry = |number: usize| self.table[number].to_be_bytes();
         if self.has_moved() {
@@ -288,6 +414,7 @@ impl RefcountTable {
                 block.writing = false;
             }
         }
+        self.evict();
         // By now the table may have moved on, or have moved for the first time: what counts is what was written.
         let named = self.about_to_be_named.take()?;
         Some(std::mem::replace(&mut self.named, named))

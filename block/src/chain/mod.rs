@@ -30,7 +30,7 @@ pub use base::ChainBase;
 pub use open::{format_named, probe};
 
 use crate::gate::OpenGate;
-use crate::{Access, BlockDevice, FileOpener, Format, Overlay, Result, Storage};
+use crate::{Access, BlockDevice, FileOpener, Format, Overlay, Result, SnapshotSelector, Storage};
 
 /// Layers in a chain at most, the active one included.
 pub const MAX_LAYERS: usize = 200;
@@ -66,6 +66,8 @@ pub struct ChainOptions<'a> {
     pub access: Access,
     /// What is opened below it.
     pub below: Below<'a>,
+    /// An internal snapshot of the first file, to be read instead of its disk.
+    pub snapshot: Option<&'a SnapshotSelector>,
 }
 
 /// One image of a [`Chain`].
@@ -129,7 +131,7 @@ impl Chain {
     /// Opens the image at `path` as `options` say.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open); `ReadOnly` for a snapshot that is to be written to.
     pub fn open_with(
         opener: &dyn FileOpener,
         formats: &[&dyn Format],

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{Below, ChainBase, ChainOptions, Layer, MAX_LAYERS};
 use crate::gate::{OpenGate, OpenRequest, Permit, Purpose};
 use crate::{
-    Access, Backing, Error, ErrorKind, FileId, FileOpener, Format, References, Result, Storage, escape,
+    Access, Backing, Error, ErrorKind, FileId, FileOpener, Format, References, Result, SnapshotSelector,
+    Storage, escape,
 };
 
 /// Bytes of a file that a probe sees.
@@ -64,9 +65,12 @@ impl<'a> Opening<'a> {
             None => probe(self.formats, &*storage),
         };
         let format = format.map_err(|error| error.with_path(path))?;
+        if options.snapshot.is_some() && options.access.write {
+            return Err(Error::read_only("write to a snapshot").with_path(path));
+        }
         let top = Found::new(path.to_owned(), storage, format, options.access)?;
         if options.below == Below::Nothing {
-            return Ok(vec![top.into_layer(Backing::Detached)?]);
+            return Ok(vec![top.into_layer(Backing::Detached, options.snapshot)?]);
         }
         let mut chain = Vec::new();
         self.add(&mut chain, top)?;
@@ -85,7 +89,7 @@ impl<'a> Opening<'a> {
         while let Some(next) = self.below(&chain)? {
             self.add(&mut chain, next)?;
         }
-        layers(chain)
+        layers(chain, options.snapshot)
     }
 
     /// What the last file of the chain is based on.
@@ -172,11 +176,15 @@ impl<'a> Found<'a> {
         })
     }
 
-    /// Opens the file as a device.
-    fn into_layer(self, backing: Backing) -> Result<Layer> {
-        let opened = self
-            .format
-            .open(self.storage.clone(), self.data_file.clone(), self.access, backing);
+    /// Opens the file, or a snapshot in it, as a device.
+    fn into_layer(self, backing: Backing, snapshot: Option<&SnapshotSelector>) -> Result<Layer> {
+        let storage = self.storage.clone();
+        let opened = match snapshot {
+            None => self
+                .format
+                .open(storage, self.data_file.clone(), self.access, backing),
+            Some(snapshot) => self.format.open_snapshot(storage, snapshot, backing),
+        };
         Ok(Layer {
             device: opened.map_err(|error| error.with_path(&self.path))?,
             path: self.path,
@@ -200,17 +208,18 @@ impl<'a> Found<'a> {
 }
 
 /// Makes devices of the files, from the last one up; each but the first stands alone.
-fn layers(mut chain: Vec<Found<'_>>) -> Result<Vec<Layer>> {
+fn layers(mut chain: Vec<Found<'_>>, snapshot: Option<&SnapshotSelector>) -> Result<Vec<Layer>> {
     let mut layers = Vec::new();
     while let Some(image) = chain.pop() {
-        let backing = if chain.is_empty() {
+        let top = chain.is_empty();
+        let backing = if top {
             joined(&layers)
         } else if image.references.backing.is_some() {
             Backing::Detached
         } else {
             Backing::None
         };
-        layers.push(image.into_layer(backing)?);
+        layers.push(image.into_layer(backing, snapshot.filter(|_| top))?);
     }
     layers.reverse();
     Ok(layers)

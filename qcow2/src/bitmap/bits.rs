@@ -80,6 +80,19 @@ impl DirtyBits {
         })
     }
 
+    /// All of a disk of `size` bytes is dirty.
+    ///
+    /// # Errors
+    /// As [`clean`](Self::clean).
+    pub(crate) fn all(size: u64, granularity_bits: u32, geometry: Geometry) -> Result<Self> {
+        let mut bits = Self::clean(size, granularity_bits, geometry)?;
+        for index in 0..bits.chunks.len() {
+            let ones = bits.chunk_of_bytes(index, |_| 0xff);
+            bits.chunks[index] = ones.map_or_else(OnceLock::new, OnceLock::from);
+        }
+        Ok(bits)
+    }
+
     /// Reads the contents of a bitmap that [can be used](Bitmap::check_usable).
     pub(crate) fn load(
         storage: &dyn Storage,

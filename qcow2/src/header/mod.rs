@@ -31,6 +31,7 @@ use crate::compression::CompressionType;
 use crate::extension::Extensions;
 use crate::feature::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures};
 use crate::geometry::{Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
+use crate::snapshot::Snapshot;
 
 /// First bytes of every qcow2 image: `QFI` and 0xfb.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -194,6 +195,13 @@ impl Header {
             Some(BackingReference { name, format }) => (Some(name), format),
             None => (None, None),
         };
+    }
+
+    /// Makes the disk of a snapshot the active one, for who wants to read it.
+    pub(crate) fn show(&mut self, snapshot: &Snapshot) {
+        self.l1_offset = snapshot.l1_offset;
+        self.l1_entries = snapshot.l1_entries;
+        self.size = snapshot.size;
     }
 
     /// The external data file, if the image has one.

@@ -114,7 +114,7 @@ impl Image {
     }
 
     /// Writes each, those that touch as one.
-    fn write_each(&self, writes: &[Write]) -> Result<()> {
+    pub(super) fn write_each(&self, writes: &[Write]) -> Result<()> {
         let mut rest = writes;
         while let Some((first, after)) = rest.split_first() {
             let mut end = first.at + first.bytes.len() as u64;

@@ -29,8 +29,11 @@ mod header;
 mod mapping;
 mod read;
 mod resize;
+mod snapshot;
 mod write;
 mod zero;
+
+pub use snapshot::SnapshotProgress;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -38,7 +41,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use block::slice_cache::SliceCache;
-use block::{Access, Backing, BlockDevice, Error, Result, Storage};
+use block::{Access, Backing, BlockDevice, Error, Result, SnapshotSelector, Storage};
 
 use crate::address::HostOffset;
 use crate::allocator::Allocator;
@@ -53,7 +56,7 @@ use crate::l1_table::L1Table;
 use crate::metadata_map::MetadataMap;
 use crate::range_lock::RangeLocks;
 use crate::refcount_table::RefcountTable;
-use crate::snapshot::SnapshotTable;
+use crate::snapshot::{SnapshotTable, find};
 
 pub use bitmap::BitmapEdit;
 use bitmap::Bitmaps;
@@ -147,13 +150,22 @@ impl Image {
     /// that it does; `Unsupported` for what this version does not do, by name; `Corrupt`, `Io`.
     pub fn open(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
         let path = storage.path().map(std::path::Path::to_owned);
-        Self::open_in(storage, options).map_err(|error| error.with_path_of(path.as_deref()))
+        Self::open_in(storage, options, None).map_err(|error| error.with_path_of(path.as_deref()))
     }
 
-    fn open_in(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
-        let header = Header::read(&*storage)?;
+    fn open_in(
+        storage: Arc<dyn Storage>,
+        options: OpenOptions,
+        snapshot: Option<&SnapshotSelector>,
+    ) -> Result<Self> {
+        let mut header = Header::read(&*storage)?;
         if let Some(error) = header.unsupported(options.access.write) {
             return Err(error);
+        }
+        if let Some(which) = snapshot {
+            let mut snapshots = SnapshotTable::read(&*storage, &header)?.snapshots;
+            let index = find(&snapshots, which)?;
+            header.show(&snapshots.swap_remove(index));
         }
         let backing = Self::backing_for(&header, options.backing)?;
         let data = data_file::open(&storage, &header, options.data_file)?;

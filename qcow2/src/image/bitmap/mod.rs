@@ -25,6 +25,7 @@ use std::sync::atomic::Ordering;
 use block::{BlockDevice, Error, Result, Storage, escape};
 
 pub use edit::BitmapEdit;
+pub(super) use switch::NewDirectory;
 use switch::{Content, Draft};
 
 use super::{Image, Writer};
@@ -203,7 +204,7 @@ impl Image {
         writer: &Writer,
         bitmaps: &Bitmaps,
         size: u64,
-    ) -> Result<Option<switch::NewDirectory>> {
+    ) -> Result<Option<NewDirectory>> {
         let old = self.size();
         let mut drafts = bitmaps.kept();
         for (draft, entry) in drafts.iter_mut().zip(&bitmaps.entries) {
@@ -212,6 +213,39 @@ impl Image {
                 draft.content = Content::New(Arc::new(self.load_bits(entry)?.resized(size)?));
             }
         }
+        self.write_if_changed(writer, bitmaps, drafts)
+    }
+
+    /// A directory for a disk of `size` bytes, all of which has changed, if that makes any difference: enabled bitmaps
+    /// say that everything is dirty, others what they said.
+    pub(super) fn dirty_all(
+        &self,
+        writer: &Writer,
+        bitmaps: &Bitmaps,
+        size: u64,
+    ) -> Result<Option<NewDirectory>> {
+        let old = self.size();
+        let mut drafts = bitmaps.kept();
+        for (draft, entry) in drafts.iter_mut().zip(&bitmaps.entries) {
+            let granularity_bits = entry.bitmap.granularity_bits;
+            let bits = |size| bitmap::bits(size, granularity_bits);
+            if entry.bitmap.auto && !entry.bitmap.in_use {
+                entry.bitmap.check_usable()?;
+                let all = DirtyBits::all(size, granularity_bits, self.geometry)?;
+                draft.content = Content::New(Arc::new(all));
+            } else if bits(old) != bits(size) {
+                draft.content = Content::New(Arc::new(self.load_bits(entry)?.resized(size)?));
+            }
+        }
+        self.write_if_changed(writer, bitmaps, drafts)
+    }
+
+    fn write_if_changed(
+        &self,
+        writer: &Writer,
+        bitmaps: &Bitmaps,
+        drafts: Vec<Draft>,
+    ) -> Result<Option<NewDirectory>> {
         if drafts.iter().all(Draft::is_kept) {
             return Ok(None);
         }

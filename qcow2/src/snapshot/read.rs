@@ -1,61 +1,16 @@
-//! Internal snapshots: each names an L1 table of its own ("Snapshots").
+//! Reading the snapshot table, which lies wherever its maker put it and says what it likes.
 
 use block::{Error, Result, Storage};
 use byteorder::{BE, ByteOrder};
 
+use super::{FIXED, KNOWN_EXTRA, MAX_EXTRA_DATA, MAX_SNAPSHOT_TABLE, Snapshot, SnapshotTable};
 use crate::address::HostOffset;
 use crate::corruption::Corruption;
 use crate::geometry::{Geometry, MAX_L1_BYTES};
 use crate::header::Header;
 
-/// Bytes that an entry of the snapshot table takes at least: its fixed fields.
-pub(crate) const MIN_SNAPSHOT_LEN: u64 = FIXED as u64;
-/// Most bytes of extra data in an entry (QEMU's limit, kept).
-pub(crate) const MAX_EXTRA_DATA: u32 = 1024;
-/// Longest snapshot table in bytes (QEMU's limit, kept).
-pub(crate) const MAX_SNAPSHOT_TABLE: u64 = 64 << 20;
-
-const FIXED: usize = 40;
-/// Extra data that has a meaning: VM state size, disk size, icount.
-const KNOWN_EXTRA: usize = 24;
 /// Bytes of the table read at once: room for the longest entry there can be, many times over.
 const WINDOW: u64 = 1 << 20;
-
-/// An internal snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Where its L1 table starts. Means nothing if that has no entries.
-    pub l1_offset: HostOffset,
-    /// Entries of its L1 table.
-    pub l1_entries: u32,
-    /// Unique ID, a number by custom. From the file: escape it before it is printed.
-    pub id: String,
-    /// Name. From the file: escape it before it is printed.
-    pub name: String,
-    /// When it was taken: seconds since the Epoch.
-    pub date_seconds: u32,
-    /// When it was taken: nanoseconds of the last second.
-    pub date_nanoseconds: u32,
-    /// How long the guest had been running, in nanoseconds.
-    pub vm_clock_nanoseconds: u64,
-    /// Bytes of VM state, stored behind the disk; 0 for none.
-    pub vm_state_size: u64,
-    /// Length of the disk in bytes; the image's own where the entry does not say, as old ones don't.
-    pub size: u64,
-    /// Instruction count of record and replay, where it was on.
-    pub icount: Option<u64>,
-    /// All extra data as stored, known fields included.
-    pub extra_data: Vec<u8>,
-}
-
-/// The snapshot table, whose length follows from its entries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SnapshotTable {
-    /// The snapshots, in the order of the table.
-    pub snapshots: Vec<Snapshot>,
-    /// Length of the table in bytes, with the padding of its last entry.
-    pub len: u64,
-}
 
 impl SnapshotTable {
     /// Reads the snapshot table of an image. L1 tables are checked for their place, and not read.
@@ -237,110 +192,5 @@ impl Entry<'_> {
             value,
             rule,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::process::Command;
-
-    use block::{ErrorKind, MemStorage};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn qemu_img(directory: &Path, args: &[&str]) -> String {
-        let output = Command::new("qemu-img")
-            .args(args)
-            .current_dir(directory)
-            .output()
-            .expect("qemu-img must be installed");
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// An image of 1 MiB with snapshots `first` and `zweiter Stand ü`.
-    fn image(compat: &str) -> MemStorage {
-        let directory = tempfile::tempdir().unwrap();
-        let options = format!("compat={compat}");
-        qemu_img(
-            directory.path(),
-            &["create", "-q", "-f", "qcow2", "-o", &options, "image", "1M"],
-        );
-        for name in ["first", "zweiter Stand ü"] {
-            qemu_img(directory.path(), &["snapshot", "-c", name, "image"]);
-        }
-        MemStorage::from(std::fs::read(directory.path().join("image")).unwrap())
-    }
-
-    fn read(storage: &MemStorage) -> Result<SnapshotTable> {
-        SnapshotTable::read(storage, &Header::read(storage).unwrap())
-    }
-
-    #[test]
-    fn reads_what_qemu_img_wrote() {
-        for compat in ["0.10", "1.1"] {
-            let table = read(&image(compat)).unwrap();
-            let names: Vec<_> = table.snapshots.iter().map(|s| (&*s.id, &*s.name)).collect();
-            assert_eq!(names, [("1", "first"), ("2", "zweiter Stand ü")]);
-            for snapshot in &table.snapshots {
-                assert_eq!((snapshot.size, snapshot.l1_entries), (1 << 20, 1));
-                assert_eq!((snapshot.vm_state_size, snapshot.icount), (0, Some(0)));
-                assert!(snapshot.date_seconds > 1_500_000_000);
-            }
-            assert!(table.len > 2 * MIN_SNAPSHOT_LEN && table.len.is_multiple_of(8));
-        }
-    }
-
-    #[test]
-    fn an_image_without_snapshots_has_an_empty_table() {
-        let storage = MemStorage::new();
-        crate::create(&storage, &crate::CreateOptions::default()).unwrap();
-        assert_eq!(read(&storage).unwrap(), SnapshotTable::default());
-    }
-
-    #[test]
-    fn refuses_each_contradiction_by_name() {
-        let storage = image("1.1");
-        let start = Header::read(&storage).unwrap().snapshots_offset.0;
-        let hazards: [(u64, &[u8], &str); 6] = [
-            (0, &[0; 8], "L1 offset 0"),
-            (7, &[1], "multiple of the cluster size"),
-            (0, &[0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0], "past the end"),
-            (8, &[0, 0, 0, 0], "needs more L1 entries"),
-            (8, &[0xff; 4], "32 MiB"),
-            (36, &1025u32.to_be_bytes(), "1024 bytes"),
-        ];
-        for (at, bytes, words) in hazards {
-            let storage = storage.clone();
-            storage.write_all_at(bytes, start + at).unwrap();
-            let error = read(&storage).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Corrupt);
-            assert!(error.to_string().contains(words), "{error}");
-        }
-        // Names that reach past the end of the file.
-        storage.write_all_at(&[0xff; 4], start + 12).unwrap();
-        assert!(read(&storage).unwrap_err().to_string().contains("past the end"));
-    }
-
-    proptest! {
-        #[test]
-        fn a_damaged_table_is_never_more_than_an_error(
-            changes in prop::collection::vec((0u64..200, any::<u8>()), 1..8),
-        ) {
-            let storage = base();
-            let start = Header::read(&storage).unwrap().snapshots_offset.0;
-            for (at, byte) in changes {
-                storage.write_all_at(&[byte], start + at).unwrap();
-            }
-            let _ = read(&storage);
-        }
-    }
-
-    /// [`image`], made once.
-    fn base() -> MemStorage {
-        static IMAGE: std::sync::OnceLock<MemStorage> = std::sync::OnceLock::new();
-        IMAGE.get_or_init(|| image("1.1")).clone()
     }
 }
