@@ -54,6 +54,8 @@ struct Found<'a> {
     references: References,
     data_file: Option<Arc<dyn Storage>>,
     access: Access,
+    /// What is opened instead of the image's disk.
+    snapshot: Option<SnapshotSelector>,
 }
 
 impl<'a> Opening<'a> {
@@ -68,9 +70,10 @@ impl<'a> Opening<'a> {
         if options.snapshot.is_some() && options.access.write {
             return Err(Error::read_only("write to a snapshot").with_path(path));
         }
-        let top = Found::new(path.to_owned(), storage, format, options.access)?;
+        let mut top = Found::new(path.to_owned(), storage, format, options.access)?;
+        top.snapshot = options.snapshot.cloned();
         if options.below == Below::Nothing {
-            return Ok(vec![top.into_layer(Backing::Detached, options.snapshot)?]);
+            return Ok(vec![top.into_layer(Backing::Detached)?]);
         }
         let mut chain = Vec::new();
         self.add(&mut chain, top)?;
@@ -89,7 +92,7 @@ impl<'a> Opening<'a> {
         while let Some(next) = self.below(&chain)? {
             self.add(&mut chain, next)?;
         }
-        layers(chain, options.snapshot)
+        layers(chain)
     }
 
     /// What the last file of the chain is based on.
@@ -173,13 +176,14 @@ impl<'a> Found<'a> {
             references,
             data_file: None,
             access,
+            snapshot: None,
         })
     }
 
     /// Opens the file, or a snapshot in it, as a device.
-    fn into_layer(self, backing: Backing, snapshot: Option<&SnapshotSelector>) -> Result<Layer> {
+    fn into_layer(self, backing: Backing) -> Result<Layer> {
         let storage = self.storage.clone();
-        let opened = match snapshot {
+        let opened = match &self.snapshot {
             None => self
                 .format
                 .open(storage, self.data_file.clone(), self.access, backing),
@@ -208,18 +212,17 @@ impl<'a> Found<'a> {
 }
 
 /// Makes devices of the files, from the last one up; each but the first stands alone.
-fn layers(mut chain: Vec<Found<'_>>, snapshot: Option<&SnapshotSelector>) -> Result<Vec<Layer>> {
+fn layers(mut chain: Vec<Found<'_>>) -> Result<Vec<Layer>> {
     let mut layers = Vec::new();
     while let Some(image) = chain.pop() {
-        let top = chain.is_empty();
-        let backing = if top {
+        let backing = if chain.is_empty() {
             joined(&layers)
         } else if image.references.backing.is_some() {
             Backing::Detached
         } else {
             Backing::None
         };
-        layers.push(image.into_layer(backing, snapshot.filter(|_| top))?);
+        layers.push(image.into_layer(backing)?);
     }
     layers.reverse();
     Ok(layers)
