@@ -92,6 +92,18 @@ pub trait Storage: Send + Sync + Debug {
         Ok(())
     }
 
+    /// [`read_exact_at`](Self::read_exact_at) for several runs, each an offset and a buffer: all at once where the host
+    /// can, one after the other where not.
+    ///
+    /// # Errors
+    /// As there.
+    fn read_batch(&self, runs: &mut [(u64, &mut [u8])]) -> Result<()> {
+        for (offset, buf) in runs {
+            self.read_exact_at(buf, *offset)?;
+        }
+        Ok(())
+    }
+
     /// Makes `len` bytes at `offset` read as zeros, growing the storage where it must. [`ZeroMode::Unmap`] gives
     /// the room back where the host can, [`ZeroMode::Allocate`] keeps it.
     ///

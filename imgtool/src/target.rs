@@ -313,6 +313,10 @@ impl Storage for Pending {
             .map_err(|error| self.tell(error))
     }
 
+    fn read_batch(&self, runs: &mut [(u64, &mut [u8])]) -> Result<()> {
+        self.file.read_batch(runs).map_err(|error| self.tell(error))
+    }
+
     fn write_vectored_at(&self, bufs: &[io::IoSlice<'_>], offset: u64) -> Result<()> {
         self.file
             .write_vectored_at(bufs, offset)

@@ -4,7 +4,7 @@ mod common;
 
 use common::Lab;
 
-const WAYS: [&str; 3] = ["auto", "sync", "mmap"];
+const WAYS: [&str; 4] = ["auto", "sync", "uring", "mmap"];
 
 /// A qcow2 image with compressed clusters over a raw one, with data in both.
 fn chain(lab: &Lab) {

@@ -294,6 +294,28 @@ impl Storage for File {
         Ok(())
     }
 
+    /// In one call where the way of I/O has one for many runs. Direct runs that are not aligned go one by one.
+    fn read_batch(&self, runs: &mut [(u64, &mut [u8])]) -> Result<()> {
+        for (offset, buf) in &*runs {
+            self.check_range("read", *offset, buf.len() as u64)?;
+        }
+        let as_is = |(offset, buf): &(u64, &mut [u8])| match &self.direct {
+            Some(direct) => direct.fits(buf, *offset),
+            None => true,
+        };
+        let done = if runs.iter().all(as_is) {
+            self.host.read_batch(runs)
+        } else {
+            vec![0; runs.len()]
+        };
+        for ((offset, buf), done) in runs.iter_mut().zip(done) {
+            if done < buf.len() {
+                self.read_exact_at(&mut buf[done..], *offset + done as u64)?;
+            }
+        }
+        Ok(())
+    }
+
     /// By the host where it can (`FALLOC_FL_PUNCH_HOLE`, `FALLOC_FL_ZERO_RANGE`), else by writing zeros.
     fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
         self.check_writable("write zeros")?;

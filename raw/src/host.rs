@@ -12,6 +12,8 @@ use block::Result;
 use rustix::io::retry_on_intr;
 
 use crate::mmap::Map;
+#[cfg(feature = "io-uring")]
+use crate::uring::Uring;
 
 /// How the bytes of a file are read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -21,6 +23,9 @@ pub enum Io {
     Auto,
     /// By system calls, `pread` and `pwrite` and their like.
     Sync,
+    /// By `io_uring`: many runs in one call, done by the device all at once. Needs a kernel that allows it, and the
+    /// feature `io-uring` of this crate. The storage must not be used in both processes after a `fork`.
+    Uring,
     /// From memory that the file is mapped into; only for reading. **The caller answers for the file**: the process
     /// is killed (`SIGBUS`) where it reads what has been cut off meanwhile, or what the disk fails to read. Image
     /// locks keep off those that heed them, so it is refused for files that are shared by force.
@@ -42,6 +47,8 @@ impl Io {
 #[derive(Debug)]
 enum Way {
     Sync,
+    #[cfg(feature = "io-uring")]
+    Uring(Uring),
     Mmap(Map),
 }
 
@@ -60,6 +67,15 @@ impl Host {
     pub(crate) fn new(file: fs::File, io: Io, len: u64) -> Result<Self> {
         let way = match io {
             Io::Auto | Io::Sync => Way::Sync,
+            #[cfg(feature = "io-uring")]
+            Io::Uring => Way::Uring(Uring::new(&file)?),
+            #[cfg(not(feature = "io-uring"))]
+            Io::Uring => {
+                return Err(
+                    block::Error::unsupported("this program was built without io_uring")
+                        .with_hint("reach the file's bytes by system calls (--io sync)"),
+                );
+            }
             Io::Mmap => Way::Mmap(Map::new(&file, len)?),
         };
         Ok(Self { file, way })
@@ -73,13 +89,33 @@ impl Host {
     /// Reads at `offset`, less than asked for where the file ends, or for no reason at all.
     pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         match &self.way {
+            #[cfg(feature = "io-uring")]
+            Way::Uring(uring) => match uring.read(&self.file, buf, offset) {
+                0 => self.file.read_at(buf, offset),
+                done => Ok(done),
+            },
             Way::Mmap(map) if map.holds(offset) => Ok(map.read(buf, offset)),
             Way::Sync | Way::Mmap(_) => self.file.read_at(buf, offset),
         }
     }
 
+    /// Reads the starts of many buffers at once, each from an offset of its own, where there is a way to do so.
+    /// Returns how many bytes of each; 0 says nothing.
+    pub(crate) fn read_batch(&self, runs: &mut [(u64, &mut [u8])]) -> Vec<usize> {
+        match &self.way {
+            #[cfg(feature = "io-uring")]
+            Way::Uring(uring) if runs.len() > 1 => uring.read_batch(&self.file, runs),
+            _ => vec![0; runs.len()],
+        }
+    }
+
     /// Writes all of `buf` at `offset`.
     pub(crate) fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        #[cfg(feature = "io-uring")]
+        if let Way::Uring(uring) = &self.way {
+            let done = uring.write(&self.file, buf, offset);
+            return self.file.write_all_at(&buf[done..], offset + done as u64);
+        }
         self.file.write_all_at(buf, offset)
     }
 
@@ -87,6 +123,8 @@ impl Host {
     /// There are no more buffers than the kernel takes.
     pub(crate) fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         match &self.way {
+            #[cfg(feature = "io-uring")]
+            Way::Uring(uring) => Ok(uring.read_vectored(&self.file, bufs, offset)),
             Way::Mmap(map) => Ok(map.read_vectored(bufs, offset)),
             Way::Sync => Ok(retry_on_intr(|| {
                 rustix::io::preadv(&self.file, &mut *bufs, offset)
@@ -97,6 +135,10 @@ impl Host {
     /// Writes from buffers one after the other, maybe not all of them. There are no more buffers than the kernel
     /// takes.
     pub(crate) fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        #[cfg(feature = "io-uring")]
+        if let Way::Uring(uring) = &self.way {
+            return Ok(uring.write_vectored(&self.file, bufs, offset));
+        }
         Ok(retry_on_intr(|| rustix::io::pwritev(&self.file, bufs, offset))?)
     }
 }

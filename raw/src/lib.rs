@@ -37,6 +37,8 @@ mod opener;
 pub mod partition;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "io-uring")]
+mod uring;
 
 pub use file::File;
 pub use host::Io;

@@ -16,13 +16,21 @@ struct Way {
 }
 
 /// Through the page cache and past it, by every means.
-const WAYS: [Way; 2] = [
+const WAYS: [Way; 4] = [
     Way {
         io: Io::Sync,
         direct: false,
     },
     Way {
         io: Io::Sync,
+        direct: true,
+    },
+    Way {
+        io: Io::Uring,
+        direct: false,
+    },
+    Way {
+        io: Io::Uring,
         direct: true,
     },
 ];
@@ -435,7 +443,7 @@ fn a_failed_sync_is_never_forgotten() {
 fn writing_to_what_is_open_for_reading_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     drop(create(directory.path(), WAYS[0]));
-    for io in [Io::Auto, Io::Sync, Io::Mmap] {
+    for io in [Io::Auto, Io::Sync, Io::Uring, Io::Mmap] {
         let options = OpenOptions::new().io(io);
         let file = options.open(directory.path().join("disk")).unwrap();
         let results = [
