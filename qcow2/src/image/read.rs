@@ -1,4 +1,5 @@
-//! Reading: runs of clusters that lie next to each other in the file are read as one.
+//! Reading: runs of clusters that lie next to each other in the file are read as one, and those that lie apart are asked
+//! of the storage all at once.
 
 use block::{Error, Result};
 
@@ -10,15 +11,25 @@ use crate::scratch::Scratch;
 impl Image {
     /// Fills `buf` from `guest` on. The range lies on the disk.
     pub(super) fn read(&self, mut buf: &mut [u8], mut guest: GuestOffset) -> Result<()> {
+        // Runs of data that lie apart in the file; one by itself needs no list.
+        let mut apart: Vec<(u64, &mut [u8])> = Vec::new();
         while !buf.is_empty() {
             let mapping = self.mapping(guest)?;
             let len = self.run_length(mapping, guest, buf.len())?;
             let (run, rest) = buf.split_at_mut(len);
-            self.read_mapped(mapping, run, guest)?;
+            match mapping {
+                L2Mapping::Standard { host, .. } if !(rest.is_empty() && apart.is_empty()) => {
+                    apart.push(((host + self.geometry.in_cluster(guest)).0, run));
+                }
+                _ => self.read_mapped(mapping, run, guest)?,
+            }
             buf = rest;
             guest += len as u64;
         }
-        Ok(())
+        if apart.is_empty() {
+            return Ok(());
+        }
+        self.data.read_batch(&mut apart)
     }
 
     /// How many bytes from `guest` on, `most` at most, continue `mapping`, which is that of `guest`: in the same
