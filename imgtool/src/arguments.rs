@@ -42,7 +42,7 @@ pub(crate) enum IoMode {
     Auto,
     /// By system calls.
     Sync,
-    /// By io_uring: many runs in one call. Pays past the page cache (-T none).
+    /// By `io_uring`: many runs in one call. Pays past the page cache (-T none).
     Uring,
     /// From memory that the files are mapped into. Nobody else may cut them meanwhile, or imgtool is killed. Files that
     /// are written to, or read with -U, are reached by system calls.
