@@ -351,7 +351,7 @@ mod tests {
             thread::sleep(Duration::from_millis(50));
             writer.write_all(b"late").unwrap();
         });
-        let mut flight = Flight {
+        let flight = Flight {
             ring: &mut ring.0,
             left: 1,
         };
