@@ -440,6 +440,34 @@ fn a_failed_sync_is_never_forgotten() {
 }
 
 #[test]
+fn a_disk_that_fails_to_read_is_said_to() {
+    // A loop device over a file that was cut behind its back.
+    let backing = tempfile::NamedTempFile::new().unwrap();
+    backing.as_file().set_len(4 << 20).unwrap();
+    let device = Loop::over(backing.path(), 512);
+    backing.as_file().set_len(1 << 20).unwrap();
+    for way in WAYS {
+        let file = way.options().open(device.path()).unwrap();
+        let mut bufs = [AlignedBuf::zeroed(8192, 4096), AlignedBuf::zeroed(8192, 4096)];
+        let [good, bad] = &mut bufs;
+        for at in [2 << 20, (2 << 20) + 700] {
+            let errors = [
+                file.read_exact_at(bad, at),
+                file.read_vectored_at(&mut [IoSliceMut::new(good), IoSliceMut::new(bad)], at),
+                file.read_batch(&mut [(0, &mut *good), (at, &mut *bad)]),
+            ];
+            for error in errors.map(Result::unwrap_err) {
+                assert_eq!(error.kind(), ErrorKind::Io, "{way:?}: {error}");
+                assert_eq!(error.path(), Some(device.path()));
+                assert!(error.offset().is_some_and(|offset| offset >= at), "{error}");
+            }
+        }
+        file.read_batch(&mut [(0, &mut *good), (8192, &mut *bad)])
+            .unwrap();
+    }
+}
+
+#[test]
 fn writing_to_what_is_open_for_reading_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     drop(create(directory.path(), WAYS[0]));
