@@ -121,6 +121,7 @@ case $task in
         need mkfs.btrfs btrfs-progs
         need mount mount
         need sgdisk gdisk
+        need xmllint libxml2-utils
         need sfdisk fdisk
         need partx util-linux
         ;;

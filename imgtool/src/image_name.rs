@@ -5,10 +5,12 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use block::view::Window;
 use block::{BlockDevice, Error, ErrorKind, Result};
 use raw::partition::{PartitionTable, Selector};
 
@@ -43,12 +45,21 @@ impl ImageName {
 
     /// The disk that is named, on the whole disk of the image.
     pub(crate) fn on(&self, disk: Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>> {
-        let Some(selector) = &self.partition else {
+        if self.partition.is_none() {
             return Ok(disk);
+        }
+        let range = self.range_on(&*disk)?;
+        Ok(Arc::new(Window::new(disk, range.start, range.end - range.start)?))
+    }
+
+    /// Where on the whole disk of the image it is, in bytes.
+    pub(crate) fn range_on(&self, disk: &dyn BlockDevice) -> Result<Range<u64>> {
+        let Some(selector) = &self.partition else {
+            return Ok(0..disk.size());
         };
-        let table = PartitionTable::read(&*disk, None).map_err(|error| self.explain(error))?;
-        let partition = table.open(disk, selector).map_err(|error| self.explain(error))?;
-        Ok(Arc::new(partition))
+        let table = PartitionTable::read(disk, None).map_err(|error| self.explain(error))?;
+        let partition = table.locate(selector).map_err(|error| self.explain(error))?;
+        Ok(partition.start()..partition.start() + partition.len())
     }
 
     /// Says which image it is about, and what to do about damage.

@@ -17,6 +17,7 @@ mod images;
 mod interrupt;
 mod option_list;
 mod output;
+mod picture;
 mod size;
 mod target;
 mod targets;

@@ -20,6 +20,7 @@ use crate::commands::partition::{partition_json, print_partition};
 use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::output::{self, OutputFormat, human_size};
+use crate::{interrupt, picture};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -36,7 +37,7 @@ pub(crate) struct InfoArgs {
     /// Format of the image [default: found out]
     #[arg(short, long, value_name = "FORMAT")]
     format: Option<String>,
-    /// Describe every image in the chain
+    /// Describe every image in the chain, and draw how they lie on each other
     #[arg(long)]
     backing_chain: bool,
     /// How to print it
@@ -68,8 +69,12 @@ impl InfoArgs {
         if let Some(selector) = &name.partition {
             return self.partition(&name, selector, opening, out);
         }
+        let mut tree = Vec::new();
         let images = if self.backing_chain {
             let chain = opening.chain(&self.file, self.format.as_deref())?;
+            if self.output == OutputFormat::Human && chain.layers().len() > 1 {
+                tree = picture::tree(&chain, &interrupt::watch()?)?;
+            }
             let describe = |layer: &chain::Layer| Description::of(&layer.path, layer.format, &layer.storage);
             chain.layers().iter().map(describe).collect::<Result<Vec<_>>>()?
         } else {
@@ -83,6 +88,9 @@ impl InfoArgs {
                         writeln!(out)?;
                     }
                     image.print(out)?;
+                }
+                if !tree.is_empty() {
+                    picture::print_tree(out, &tree)?;
                 }
             }
             OutputFormat::Json if self.backing_chain => {

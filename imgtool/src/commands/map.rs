@@ -1,7 +1,8 @@
 //! `imgtool map`: what of a disk is where.
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 
 use block::chain::Chain;
 use block::{Access, Error, Extent, ExtentState, escape};
@@ -14,6 +15,8 @@ use crate::failure::Failure;
 use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::output::OutputFormat;
+use crate::picture::{self, Part, Survey};
+use crate::target::is_one_of;
 use crate::{interrupt, size};
 
 /// Tell what of a disk is data, and in which file of a chain it lies
@@ -23,6 +26,8 @@ use crate::{interrupt, size};
 #[command(after_help = "Examples:
   imgtool map clone.qcow2
   imgtool map --output json disk.qcow2
+  imgtool map --bar clone.qcow2
+  imgtool map --svg clone.svg clone.qcow2
   imgtool map --start-offset 1G --max-length 64M disk.qcow2")]
 pub(crate) struct MapArgs {
     /// Format of the image [default: found out]
@@ -37,6 +42,13 @@ pub(crate) struct MapArgs {
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
+    /// Draw a picture instead, for a browser: where data is on the disk, in each layer and in each file; - writes it to
+    /// standard output
+    #[arg(long, value_name = "FILE", conflicts_with = "output")]
+    svg: Option<PathBuf>,
+    /// Draw bars instead, for a terminal: where data is on the disk and in each layer
+    #[arg(long, conflicts_with = "output")]
+    bar: bool,
     /// Read an image that somebody else may be writing to
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -68,6 +80,17 @@ impl MapArgs {
         };
         let name = ImageName::parse(&self.file)?;
         let chain = opening.chain(&name.path, self.format.as_deref())?;
+        if self.svg.is_some() || self.bar {
+            let part = picture_part(&name, &chain, start, len)?;
+            let survey = Survey::of(&self.file, &chain, part, &cancel)?;
+            if let Some(path) = &self.svg {
+                write_picture(path, &picture::draw(&survey), &chain, out)?;
+            }
+            if self.bar {
+                picture::print_bars(out, &survey)?;
+            }
+            return Ok(0);
+        }
         let disk = name.on(chain.device())?;
         let holes = HostHoles::of(&chain)?;
         let mut rows = Rows::new(out, &chain, self.output)?;
@@ -86,6 +109,40 @@ impl MapArgs {
         rows.finish()?;
         Ok(0)
     }
+}
+
+/// The part of the disk that a picture is to show.
+fn picture_part(name: &ImageName, chain: &Chain, start: u64, len: u64) -> Result<Part, Failure> {
+    let whole = name.range_on(&**chain.active())?;
+    let start = whole.start.saturating_add(start).min(whole.end);
+    let end = start.saturating_add(len).min(whole.end);
+    Ok(Part {
+        origin: whole.start,
+        range: start..end,
+    })
+}
+
+/// Writes a picture. A file that is no picture is not replaced, and least of all an image.
+fn write_picture(path: &Path, picture: &str, chain: &Chain, out: &mut dyn Write) -> Result<(), Failure> {
+    if path == Path::new("-") {
+        return Ok(out.write_all(picture.as_bytes())?);
+    }
+    let files = chain.layers().iter().map(|layer| &layer.storage);
+    let mut head = [0; 4];
+    let is_other = match fs::metadata(path) {
+        Ok(found) if found.len() > 0 => {
+            let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
+            read.is_err() || &head != b"<svg"
+        }
+        Ok(found) => !found.is_file(),
+        Err(_) => false,
+    };
+    if is_other || is_one_of(path, files) {
+        let error = Error::invalid("it exists, and is no SVG").with_path(path);
+        return Err(error.with_hint("give the picture another name").into());
+    }
+    fs::write(path, picture).map_err(|error| Error::io("write the picture", error).with_path(path))?;
+    Ok(())
 }
 
 /// The map as it is printed.
