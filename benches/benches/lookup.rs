@@ -13,6 +13,19 @@ use qcow2::{GuestOffset, Image};
 const GIB: u64 = 1 << 30;
 const OFFSETS: usize = 4096;
 
+/// Maps 4 KiB at each offset, one after the other.
+fn sum_mapped(image: &Image, offsets: &[u64]) -> u64 {
+    offsets
+        .iter()
+        .fold(0, |sum, offset| match image.map(GuestOffset(*offset), 4096) {
+            Ok(qcow2::Mapped {
+                place: qcow2::Place::Host(host),
+                ..
+            }) => sum ^ host.0,
+            other => panic!("offset {offset} is not mapped: {other:?}"),
+        })
+}
+
 /// Looks up each offset, one after the other.
 fn sum(image: &Image, offsets: &[u64]) -> u64 {
     offsets
@@ -31,6 +44,9 @@ fn hits(c: &mut Criterion) {
     let mut group = c.benchmark_group("lookup, 4 GiB, in the cache");
     group.throughput(Throughput::Elements(OFFSETS as u64));
     group.bench_function("random", |b| b.iter(|| sum(&image, black_box(&random))));
+    group.bench_function("random, map", |b| {
+        b.iter(|| sum_mapped(&image, black_box(&random)));
+    });
     group.bench_function("sequential", |b| b.iter(|| sum(&image, black_box(&sequential))));
     group.bench_function("random, two threads", |b| {
         b.iter(|| {

@@ -28,6 +28,7 @@ pub(crate) struct Epoch {
 struct Shard([AtomicUsize; 2]);
 
 /// A request that runs: while it is there, what it may have looked up is not reused.
+#[derive(Debug)]
 pub(crate) struct Pin<'a>(&'a AtomicUsize);
 
 impl Epoch {

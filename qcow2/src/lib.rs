@@ -30,6 +30,10 @@
 //! for the order in which a flush writes. Power may fail at any time: what was flushed stays, and the worst that
 //! [`check`] finds afterwards are leaks.
 //!
+//! # Map-then-I/O
+//!
+//! A VMM whose queue threads do their own I/O asks [`Image::map`] where to read, and [`Image::plan_write`] where to write.
+//!
 //! # What is not there yet
 //!
 //! Images with extended L2 entries or encryption are refused by name.
@@ -73,6 +77,6 @@ pub use feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureNam
 pub use format::Qcow2;
 pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
-pub use image::{BitmapEdit, Image, OpenOptions, SnapshotProgress};
+pub use image::{BitmapEdit, Image, Mapped, OpenOptions, Place, PlannedRun, SnapshotProgress, WritePlan};
 pub use measure::{Measure, measure};
 pub use snapshot::{Snapshot, SnapshotTable};

@@ -32,6 +32,19 @@ impl RangeLocks {
         RangeGuard { locks: self, range }
     }
 
+    /// Takes `range`, if nobody uses any of it.
+    pub(crate) fn try_lock(&self, range: Range<u64>) -> Option<RangeGuard<'_>> {
+        let mut held = self.held();
+        if held
+            .iter()
+            .any(|other| other.start < range.end && range.start < other.end)
+        {
+            return None;
+        }
+        held.push(range.clone());
+        Some(RangeGuard { locks: self, range })
+    }
+
     fn held(&self) -> MutexGuard<'_, Vec<Range<u64>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -15,7 +15,7 @@ use crate::epoch::Pin;
 
 impl Image {
     /// Refuses a request that does not lie on the disk.
-    fn check_bounds(&self, op: &str, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn check_bounds(&self, op: &str, offset: u64, len: u64) -> Result<()> {
         let size = self.size();
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(()),
@@ -199,7 +199,7 @@ impl Overlay for Image {
 
 impl Image {
     /// Refuses a query that does not start on the disk; else how much of it does lie there.
-    fn extent_bounds(&self, offset: u64, len: u64) -> Result<u64> {
+    pub(super) fn extent_bounds(&self, offset: u64, len: u64) -> Result<u64> {
         let size = self.size();
         if offset >= size || len == 0 {
             return Err(

@@ -27,6 +27,7 @@ mod extent;
 mod flush;
 mod header;
 mod mapping;
+mod plan;
 mod read;
 mod resize;
 mod snapshot;
@@ -60,6 +61,7 @@ use crate::snapshot::{SnapshotTable, find};
 
 pub use bitmap::BitmapEdit;
 use bitmap::Bitmaps;
+pub use plan::{Mapped, Place, PlannedRun, WritePlan};
 
 /// Bytes of L2 entries cached where none is asked for: the whole map of 32 GiB in clusters of 64 KiB.
 const DEFAULT_L2_CACHE: usize = 4 << 20;
@@ -122,6 +124,7 @@ struct Writer {
     /// Held shared by whoever changes the disk, exclusively by whoever changes its size or its bitmaps.
     bitmaps: RwLock<Bitmaps>,
     ranges: RangeLocks,
+    plans: plan::LivePlans,
     flush: Mutex<()>,
     meta: Mutex<Meta>,
     metadata: Arc<RwLock<MetadataMap>>,
@@ -257,6 +260,7 @@ impl Image {
         Ok(Writer {
             bitmaps: RwLock::new(bitmaps),
             ranges: RangeLocks::default(),
+            plans: plan::LivePlans::default(),
             flush: Mutex::default(),
             meta: Mutex::new(Meta {
                 allocator,
@@ -368,18 +372,19 @@ impl Image {
     fn begin_change<'a>(&self, writer: &'a Writer) -> Result<RwLockReadGuard<'a, Bitmaps>> {
         loop {
             let bitmaps = writer.bitmaps();
-            if writer.begun.load(Ordering::Acquire) {
+            if writer.has_begun() {
                 return Ok(bitmaps);
             }
             drop(bitmaps);
-            self.begin_writing(writer, &mut writer.bitmaps_mut())?;
+            let mut bitmaps = writer.bitmaps.write().unwrap_or_else(PoisonError::into_inner);
+            self.begin_writing(writer, &mut bitmaps)?;
         }
     }
 
     /// Before the first change of the disk since the image was opened or its bitmaps were saved.
     #[cold]
     fn begin_writing(&self, writer: &Writer, bitmaps: &mut Bitmaps) -> Result<()> {
-        if !writer.begun.load(Ordering::Acquire) {
+        if !writer.has_begun() {
             self.clear_autoclear(writer)?;
             self.track_bitmaps(bitmaps)?;
             writer.begun.store(true, Ordering::Release);
@@ -421,8 +426,15 @@ impl Writer {
         self.bitmaps.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Alone: no change of the disk is under way or planned.
     fn bitmaps_mut(&self) -> RwLockWriteGuard<'_, Bitmaps> {
-        self.bitmaps.write().unwrap_or_else(PoisonError::into_inner)
+        let bitmaps = self.bitmaps.write().unwrap_or_else(PoisonError::into_inner);
+        self.plans.wait();
+        bitmaps
+    }
+
+    fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     fn flushing(&self) -> MutexGuard<'_, ()> {

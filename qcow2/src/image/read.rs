@@ -32,6 +32,14 @@ impl Image {
         self.data.read_batch(&mut apart)
     }
 
+    /// What maps `guest`, and how many bytes from there on, `most` at most, go on with it.
+    #[inline]
+    pub(super) fn run(&self, guest: GuestOffset, most: u64) -> Result<(L2Mapping, u64)> {
+        let mapping = self.mapping(guest)?;
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        Ok((mapping, self.run_length(mapping, guest, most)? as u64))
+    }
+
     /// How many bytes from `guest` on, `most` at most, continue `mapping`, which is that of `guest`: in the same
     /// state, and adjacent in the file. A compressed cluster is a run of its own.
     pub(super) fn run_length(&self, mapping: L2Mapping, guest: GuestOffset, most: usize) -> Result<usize> {

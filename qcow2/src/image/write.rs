@@ -18,12 +18,13 @@ use crate::entry::{L1Entry, L2Mapping};
 use crate::scratch::Scratch;
 
 /// Where the clusters of an allocating write go.
-struct Target {
-    host: HostOffset,
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) host: HostOffset,
     /// How many guest clusters.
-    count: u64,
+    pub(super) count: u64,
     /// Given out just now, and not the host clusters that zero clusters kept.
-    new: bool,
+    pub(super) new: bool,
     /// Reads as zeros until it is written to.
     fresh: bool,
 }
@@ -54,7 +55,13 @@ impl Image {
     }
 
     /// Guest data is never written over metadata, whatever an L2 entry says.
-    fn refuse_metadata(&self, writer: &Writer, guest: GuestOffset, host: HostOffset, len: u64) -> Result<()> {
+    pub(super) fn refuse_metadata(
+        &self,
+        writer: &Writer,
+        guest: GuestOffset,
+        host: HostOffset,
+        len: u64,
+    ) -> Result<()> {
         if self.geometry.data_file {
             return Ok(());
         }
@@ -113,7 +120,7 @@ impl Image {
 
     /// How many of `clusters`, from the first on, can't be written in place, alike in whether they keep host
     /// clusters. `None` if the first can be: somebody else has just allocated it.
-    fn allocating_run(&self, writer: &Writer, clusters: Range<u64>) -> Result<Option<Run>> {
+    pub(super) fn allocating_run(&self, writer: &Writer, clusters: Range<u64>) -> Result<Option<Run>> {
         let size = self.geometry.cluster_size();
         let mapping_of =
             |cluster: u64| self.lookup_to_replace(writer, GuestOffset(cluster << self.geometry.cluster_bits));
@@ -145,7 +152,7 @@ impl Image {
         Ok(Some(Run { kept: first, count }))
     }
 
-    fn target(&self, writer: &Writer, guest: GuestOffset, run: Run) -> Result<Target> {
+    pub(super) fn target(&self, writer: &Writer, guest: GuestOffset, run: Run) -> Result<Target> {
         if let Some(host) = run.kept {
             self.refuse_metadata(writer, guest, host, run.count << self.geometry.cluster_bits)?;
             return Ok(Target {
@@ -199,6 +206,25 @@ impl Image {
                 self.data.write_vectored_at(&parts, start.0)
             }
         }
+    }
+
+    /// Copies what the clusters of `len` bytes at `guest`, which somebody else has written, held around them.
+    pub(super) fn copy_around(&self, guest: GuestOffset, len: u64, target: &Target) -> Result<()> {
+        let start = GuestOffset(guest.0 - self.geometry.in_cluster(guest));
+        let (head, tail) = (
+            start..guest,
+            guest + len..self.end_of_copy(start + (target.count << self.geometry.cluster_bits)),
+        );
+        for part in [head, tail] {
+            let mut old = Scratch::new(part.end.0.saturating_sub(part.start.0) as usize);
+            self.read_old(&mut old, part.start)?;
+            let there_already = old.is_empty() || target.fresh && is_zero(&old);
+            if !there_already {
+                self.data
+                    .write_all_at(&old, (target.host + (part.start - start)).0)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the guest sees now in part of a cluster; zeros past the end of the disk.
@@ -327,7 +353,7 @@ impl Image {
 
 /// Clusters that an allocating write can take as one.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+pub(super) struct Run {
     /// Where the host clusters are that they keep, if they do.
     kept: Option<HostOffset>,
     count: u64,
