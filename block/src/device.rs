@@ -50,6 +50,8 @@ pub struct DeviceInfo {
     pub read_only: bool,
     /// Bytes in the unit of allocation, where there is one.
     pub cluster_size: Option<u64>,
+    /// Bytes in the parts of that which have a state of their own each, where there are such (qcow2's subclusters).
+    pub subcluster_size: Option<u64>,
     /// [`BlockDevice::zero_at`] is cheaper than writing zeros.
     pub fast_zero: bool,
     /// A new device reads as zeros everywhere, so that zeros need not be written to it.
@@ -65,6 +67,7 @@ impl DeviceInfo {
             format,
             read_only: false,
             cluster_size: None,
+            subcluster_size: None,
             fast_zero: false,
             zero_init: false,
             alignment: 1,
@@ -241,8 +244,9 @@ pub trait Overlay: BlockDevice + Any {
         )
     }
 
-    /// Makes the whole clusters in `len` bytes at `offset` holes of this layer: what lies below shows. A cluster that
-    /// the end of the disk cuts off counts as whole; other parts of clusters stay as they are.
+    /// Makes the whole clusters (subclusters, where the image has them) in `len` bytes at `offset` holes of this layer:
+    /// what lies below shows. A cluster that the end of the disk cuts off counts as whole; other parts of clusters stay
+    /// as they are.
     ///
     /// # Errors
     /// `Unsupported` for a format without backing files; as [`BlockDevice::write_at`].

@@ -31,8 +31,9 @@ pub struct Extent {
     pub state: ExtentState,
     /// The layer that decides it: 0 is the device asked, 1 its backing, and so on.
     pub depth: u32,
-    /// Where the run starts in that layer's file, where the bytes lie there as they are (data, a preallocated
-    /// zero cluster, a raw hole). `None` for what has no place of its own and for compressed data.
+    /// Where the run starts in that layer's file, where its bytes have a place there: data as it is, a raw hole, and
+    /// room that is kept for what is zero, or stated by no layer, and need not read as such. `None` for what has no
+    /// place of its own and for compressed data.
     pub host: Option<u64>,
 }
 

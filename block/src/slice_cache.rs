@@ -17,6 +17,11 @@
 //! **Changing** an entry ([`update`](SliceCache::update)) pins the slot: a pinned slot is never evicted, so the
 //! cache is the truth about it until its owner has written it back and calls [`unpin`](SliceCache::unpin). The
 //! cache knows nothing of where slices come from and go to; order of write-back is its owner's business.
+//!
+//! **Pairs.** Where an entry is 128 bits wide (qcow2's extended L2 entries) it takes two places, which change
+//! together: [`update_pairs`](SliceCache::update_pairs) moves the slot's version as a change of hands does, and
+//! a reader of a pair ([`get_pair`](SliceCache::get_pair)) that finds it moving looks again under the set's lock.
+//! So only readers that meet a change of their very slice ever wait, and for no more than a few stores.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -45,7 +50,7 @@ pub struct SliceCache {
 struct Set {
     /// Slice number + 1; 0 is an empty slot.
     tags: [AtomicU64; WAYS],
-    /// Odd while a slot changes hands.
+    /// Odd while a slot changes hands, or pairs in it change.
     versions: [AtomicU32; WAYS],
     /// Bit per way: read since the hand passed.
     referenced: AtomicU32,
@@ -121,6 +126,27 @@ impl SliceCache {
     /// The `index`-th entry of slice `slice`, if it is in the cache.
     #[inline]
     pub fn get(&self, slice: u64, index: usize) -> Option<u64> {
+        self.read(slice, |slots| Some(slots.get(index)?.load(Ordering::Acquire)))
+    }
+
+    /// The entries at `index` and after it, as they were inserted or as one [`update_pairs`](Self::update_pairs) left
+    /// them both, if the slice is in the cache.
+    #[inline]
+    pub fn get_pair(&self, slice: u64, index: usize) -> Option<[u64; 2]> {
+        self.read(slice, |slots| pair(slots, index))
+            .or_else(|| self.locked_pair(slice, index))
+    }
+
+    #[cold]
+    fn locked_pair(&self, slice: u64, index: usize) -> Option<[u64; 2]> {
+        let set = self.set(slice);
+        let _fill = set.lock();
+        pair(set.entries[set.way_of(slice)?].get()?, index)
+    }
+
+    /// What `read` finds in a slice, if that is in the cache and does not move meanwhile.
+    #[inline]
+    fn read<T>(&self, slice: u64, read: impl FnOnce(&[AtomicU64]) -> Option<T>) -> Option<T> {
         let set = self.set(slice);
         let tag = slice + 1;
         // All tags, without a branch for each: which way a slice is in can't be predicted.
@@ -136,7 +162,7 @@ impl SliceCache {
         if version & 1 == 1 || set.tags[way].load(Ordering::Relaxed) != tag {
             return None;
         }
-        let entry = set.entries[way].get()?.get(index)?.load(Ordering::Acquire);
+        let found = read(set.entries[way].get()?)?;
         fence(Ordering::Acquire);
         if set.versions[way].load(Ordering::Relaxed) != version {
             return None;
@@ -146,7 +172,7 @@ impl SliceCache {
         if set.referenced.load(Ordering::Relaxed) & bit == 0 {
             set.referenced.fetch_or(bit, Ordering::Relaxed);
         }
-        Some(entry)
+        Some(found)
     }
 
     /// Leave to read `slice` from the file and [insert](Self::insert) it.
@@ -173,14 +199,12 @@ impl SliceCache {
             fill.generation += 1;
         }
         let slots = set.entries[way].get_or_init(|| entries.iter().map(|_| AtomicU64::new(0)).collect());
-        let version = set.versions[way].load(Ordering::Relaxed);
-        set.versions[way].store(version.wrapping_add(1), Ordering::Relaxed);
-        fence(Ordering::Release);
-        set.tags[way].store(slice + 1, Ordering::Relaxed);
-        for (slot, entry) in slots.iter().zip(entries) {
-            slot.store(*entry, Ordering::Relaxed);
-        }
-        set.versions[way].store(version.wrapping_add(2), Ordering::Release);
+        set.moving(way, || {
+            set.tags[way].store(slice + 1, Ordering::Relaxed);
+            for (slot, entry) in slots.iter().zip(entries) {
+                slot.store(*entry, Ordering::Relaxed);
+            }
+        });
         set.referenced.fetch_or(1 << way, Ordering::Relaxed);
         Inserted::Yes
     }
@@ -188,6 +212,33 @@ impl SliceCache {
     /// Changes the entries from `index` on to `values` and pins the slice once if `pin`. `false`, and nothing
     /// done, if the slice is not in the cache.
     pub fn update(&self, slice: u64, index: usize, values: impl IntoIterator<Item = u64>, pin: bool) -> bool {
+        self.change(slice, pin, |_, _, slots| {
+            for (slot, value) in slots[index..].iter().zip(values) {
+                slot.store(value, Ordering::Release);
+            }
+        })
+    }
+
+    /// As [`update`](Self::update), for pairs of entries: [`get_pair`](Self::get_pair) finds both of a pair as they
+    /// were, or both as they are now.
+    pub fn update_pairs(
+        &self,
+        slice: u64,
+        index: usize,
+        values: impl IntoIterator<Item = [u64; 2]>,
+        pin: bool,
+    ) -> bool {
+        self.change(slice, pin, |set, way, slots| {
+            set.moving(way, || {
+                for (slot, value) in slots[index..].iter().zip(values.into_iter().flatten()) {
+                    slot.store(value, Ordering::Relaxed);
+                }
+            });
+        })
+    }
+
+    /// Changes a slice and pins it once if `pin`. `false`, and nothing done, if it is not in the cache.
+    fn change(&self, slice: u64, pin: bool, change: impl FnOnce(&Set, usize, &[AtomicU64])) -> bool {
         let set = self.set(slice);
         let mut fill = set.lock();
         let Some(way) = set.way_of(slice) else {
@@ -196,9 +247,7 @@ impl SliceCache {
         let Some(slots) = set.entries[way].get() else {
             return false;
         };
-        for (slot, value) in slots[index..].iter().zip(values) {
-            slot.store(value, Ordering::Release);
-        }
+        change(set, way, slots);
         fill.changed |= 1 << way;
         fill.pins[way] += u32::from(pin);
         true
@@ -230,11 +279,7 @@ impl SliceCache {
             for way in 0..WAYS {
                 let tag = set.tags[way].load(Ordering::Relaxed);
                 if tag != 0 && gone(tag - 1) {
-                    let version = set.versions[way].load(Ordering::Relaxed);
-                    set.versions[way].store(version.wrapping_add(1), Ordering::Relaxed);
-                    fence(Ordering::Release);
-                    set.tags[way].store(0, Ordering::Relaxed);
-                    set.versions[way].store(version.wrapping_add(2), Ordering::Release);
+                    set.moving(way, || set.tags[way].store(0, Ordering::Relaxed));
                     fill.pins[way] = 0;
                     fill.changed &= !(1 << way);
                 }
@@ -268,6 +313,15 @@ impl Set {
         self.fill.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes a change that no reader may see half of. The set is locked.
+    fn moving(&self, way: usize, change: impl FnOnce()) {
+        let version = self.versions[way].load(Ordering::Relaxed);
+        self.versions[way].store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        change();
+        self.versions[way].store(version.wrapping_add(2), Ordering::Release);
+    }
+
     /// Where a slice is. Stable while the set is locked.
     fn way_of(&self, slice: u64) -> Option<usize> {
         self.tags
@@ -291,6 +345,11 @@ impl Set {
         }
         None
     }
+}
+
+fn pair(slots: &[AtomicU64], index: usize) -> Option<[u64; 2]> {
+    let [first, second] = slots.get(index..)?.first_chunk()?;
+    Some([first.load(Ordering::Relaxed), second.load(Ordering::Relaxed)])
 }
 
 #[cfg(test)]
@@ -415,5 +474,33 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn pairs_change_together() {
+        let cache = small();
+        fill(&cache, 0);
+        assert!(cache.update_pairs(0, 2, [[0, 0]], false));
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for i in 0..100_000 {
+                    assert!(cache.update_pairs(0, 2, [[i, u64::MAX - i]], false));
+                }
+                done.store(true, Ordering::Release);
+            });
+            scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Acquire) {
+                    let [first, second] = cache.get_pair(0, 2).expect("it is never evicted");
+                    assert!((first, second) == (0, 0) || second == u64::MAX - first);
+                    assert!(last <= first);
+                    last = first;
+                }
+            });
+        });
+        assert_eq!(cache.get_pair(0, 0), Some([0, 1]));
+        assert_eq!(cache.get_pair(0, 3), None);
+        assert_eq!(cache.get_pair(1, 0), None);
     }
 }

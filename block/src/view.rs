@@ -53,6 +53,7 @@ impl BlockDevice for Window {
     fn info(&self) -> DeviceInfo {
         let mut info = self.device.info();
         info.cluster_size = info.cluster_size.filter(|size| self.start.is_multiple_of(*size));
+        info.subcluster_size = info.subcluster_size.filter(|_| info.cluster_size.is_some());
         if !self.start.is_multiple_of(u64::from(info.alignment)) {
             info.alignment = 1;
         }

@@ -20,6 +20,7 @@ struct Setup {
     refcount_order: u32,
     version_2: bool,
     zstd: bool,
+    extended_l2: bool,
     /// Length of the backing file, where there is one: shorter than the disk, or longer.
     backing: Option<u64>,
 }
@@ -85,6 +86,7 @@ impl Pair {
             } else {
                 CompressionType::Zlib
             },
+            extended_l2: setup.extended_l2 && !setup.version_2 && setup.cluster_bits % 8 >= 5,
             backing: backing.is_some().then(|| BackingReference {
                 name: "below".into(),
                 format: Some("raw".into()),

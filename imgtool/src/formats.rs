@@ -16,13 +16,7 @@ use crate::option_list::OptionList;
 use crate::size;
 
 /// Options of qcow2 images in other tools that are refused by name.
-const REFUSED: [&str; 5] = [
-    "encrypt",
-    "encryption",
-    "extended_l2",
-    "nocow",
-    "extent_size_hint",
-];
+const REFUSED: [&str; 4] = ["encrypt", "encryption", "nocow", "extent_size_hint"];
 
 const QCOW2_OPTIONS: &str = "\
 Options of qcow2 images:
@@ -34,6 +28,7 @@ Options of qcow2 images:
   data_file=FILE           File for the data of the disk, which must be new; a relative name is looked up from the
                            directory of the image
   data_file_raw=on|off     Keep that file readable as a raw image of the disk [off]
+  extended_l2=on|off       Allocate clusters, of 16k and more, in 32 subclusters [off]
   lazy_refcounts=on|off    Postpone refcount updates [off]
   preallocation=MODE       What is laid out in advance: off, metadata, falloc or full [off]
   refcount_bits=N          Width of a refcount: 1, 2, 4, 8, 16, 32 or 64 [16]
@@ -252,7 +247,7 @@ impl NewImage {
         let qcow2 = self.qcow2();
         if let Some(options) = &qcow2 {
             add("cluster_size", &(1u64 << options.cluster_bits).to_string());
-            add("extended_l2", "off");
+            add("extended_l2", switch(options.extended_l2));
         }
         if let Some(mode) = self.preallocation.filter(|_| qcow2.is_some()) {
             add("preallocation", preallocation_name(mode));
@@ -349,13 +344,12 @@ fn qcow2_options(mut options: OptionList, compat: Option<&str>) -> Result<Create
         raw: false,
     });
     create.lazy_refcounts = options.take_switch("lazy_refcounts")?.unwrap_or(false);
+    create.extended_l2 = options.take_switch("extended_l2")?.unwrap_or(false);
     // What is switched off anyway is no demand.
-    for name in ["extended_l2", "encryption"] {
-        if options.take_switch(name)? == Some(true) {
-            return Err(Error::unsupported(format!(
-                "the option {name} of qcow2 images is not supported"
-            )));
-        }
+    if options.take_switch("encryption")? == Some(true) {
+        return Err(Error::unsupported(
+            "the option encryption of qcow2 images is not supported",
+        ));
     }
     options.finish("qcow2", &REFUSED)?;
     Ok(create)

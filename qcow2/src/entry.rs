@@ -243,7 +243,6 @@ impl Subclusters {
     }
 
     /// The subcluster allocation bitmap.
-    #[allow(dead_code, reason = "written with subclusters")]
     pub(crate) fn bitmap(self) -> u64 {
         u64::from(self.zero) << 32 | u64::from(self.allocated)
     }
@@ -270,7 +269,6 @@ pub enum L2Entry {
     },
 }
 
-#[allow(dead_code, reason = "the engine takes whole entries with subclusters")]
 impl L2Entry {
     /// Nothing is known of the cluster.
     pub(crate) const UNALLOCATED: Self = Self::Standard {
@@ -289,6 +287,19 @@ impl L2Entry {
                 allocated: geometry.all_subclusters(),
                 zero: 0,
             },
+        }
+    }
+
+    /// The entry of a cluster that is given the host cluster `host`, full of zeros, for later: it reads as what that
+    /// holds. With extended L2 entries nothing is allocated in it, as QEMU has it: subclusters go on reading as zeros
+    /// (those in `zero`), or as what lies below.
+    pub(crate) fn preallocated(host: HostOffset, zero: u32, geometry: Geometry) -> Self {
+        if !geometry.extended_l2 {
+            return Self::allocated(host, geometry);
+        }
+        Self::Standard {
+            host: Some((host, true)),
+            subclusters: Subclusters { allocated: 0, zero },
         }
     }
 
@@ -359,6 +370,12 @@ impl L2Entry {
             }
             Self::Standard { .. } | Self::Compressed(_) => [self.run(0, geometry).0.encode(geometry), 0],
         }
+    }
+
+    /// The entry's words as they are stored: one, or two with extended L2 entries.
+    pub(crate) fn stored(self, geometry: Geometry) -> impl Iterator<Item = u64> {
+        let count = if geometry.extended_l2 { 2 } else { 1 };
+        self.encode(geometry).into_iter().take(count)
     }
 
     /// What the entry says about a subcluster, and how many from that one on are alike in it.

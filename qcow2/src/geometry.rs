@@ -1,5 +1,7 @@
 //! The shape of an image: everything that follows from its cluster size, refcount width and kind of L2 entries.
 
+use std::ops::Range;
+
 use block::slice_cache::MAX_SLICE_ENTRIES;
 
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
@@ -8,6 +10,8 @@ use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 pub(crate) const MIN_CLUSTER_BITS: u32 = 9;
 /// Largest log2 of a cluster size that QEMU opens, and so do we: 2 MiB.
 pub(crate) const MAX_CLUSTER_BITS: u32 = 21;
+/// Smallest log2 of a cluster size with extended L2 entries: a subcluster is at least a sector.
+pub(crate) const MIN_CLUSTER_BITS_EXTENDED_L2: u32 = 14;
 /// Largest refcount order: 64-bit refcounts ("Header", bytes 96-99).
 pub(crate) const MAX_REFCOUNT_ORDER: u32 = 6;
 /// Largest L1 table, in bytes (QEMU's limit, kept).
@@ -90,6 +94,18 @@ impl Geometry {
         (self.in_cluster(guest) >> self.subcluster_bits()) as u32
     }
 
+    /// A bit for each subcluster that `range`, bytes of a cluster, touches.
+    pub(crate) fn subclusters_touched(self, range: &Range<u64>) -> u32 {
+        let bits = self.subcluster_bits();
+        subcluster_mask((range.start >> bits) as u32..range.end.div_ceil(1 << bits) as u32)
+    }
+
+    /// A bit for each subcluster that lies whole in `range`, bytes of a cluster.
+    pub(crate) fn subclusters_inside(self, range: &Range<u64>) -> u32 {
+        let bits = self.subcluster_bits();
+        subcluster_mask(range.start.div_ceil(1 << bits) as u32..(range.end >> bits) as u32)
+    }
+
     /// Where `guest` lies in its subcluster.
     pub fn in_subcluster(self, guest: GuestOffset) -> u64 {
         guest.0 & (self.subcluster_size() - 1)
@@ -143,5 +159,41 @@ impl Geometry {
     /// Where a cluster starts.
     pub fn offset_of(self, cluster: ClusterIndex) -> HostOffset {
         HostOffset(cluster.0 << self.cluster_bits)
+    }
+}
+
+/// A bit for each subcluster of `range`.
+fn subcluster_mask(range: Range<u32>) -> u32 {
+    let below = |end: u32| u32::MAX.checked_shr(SUBCLUSTERS - end).unwrap_or(0);
+    below(range.end) & !below(range.start.min(range.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subclusters_of_a_range() {
+        let mut geometry = Geometry {
+            cluster_bits: 16,
+            refcount_order: 4,
+            extended_l2: true,
+            data_file: false,
+        };
+        let both = |geometry: Geometry, range| {
+            (
+                geometry.subclusters_touched(&range),
+                geometry.subclusters_inside(&range),
+            )
+        };
+        assert_eq!(both(geometry, 0..65536), (u32::MAX, u32::MAX));
+        assert_eq!(both(geometry, 0..2048), (1, 1));
+        assert_eq!(both(geometry, 1..2048), (1, 0));
+        assert_eq!(both(geometry, 2047..6145), (0b1111, 0b110));
+        assert_eq!(both(geometry, 65535..65536), (1 << 31, 0));
+        geometry.extended_l2 = false;
+        assert_eq!(both(geometry, 0..65536), (1, 1));
+        assert_eq!(both(geometry, 1..65536), (1, 0));
+        assert_eq!(geometry.all_subclusters(), 1);
     }
 }

@@ -36,7 +36,7 @@
 //!
 //! # What is not there yet
 //!
-//! Images with extended L2 entries or encryption are refused by name.
+//! Encrypted images are refused by name.
 
 mod address;
 mod allocator;

@@ -129,6 +129,26 @@ mod tests {
     }
 
     #[test]
+    fn agrees_with_qemu_img_on_extended_l2_entries() {
+        for cluster_bits in [14, 16, 21] {
+            for size in [512, 1 << 30, 100 << 30, 1 << 40] {
+                let options = CreateOptions {
+                    size,
+                    cluster_bits,
+                    extended_l2: true,
+                    ..CreateOptions::default()
+                };
+                let text = format!("cluster_size={},extended_l2=on", 1 << cluster_bits);
+                assert_eq!(
+                    measure(&options, None).unwrap(),
+                    qemu_measure(size, &text),
+                    "{size} {text}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn counts_data_where_there_is_some() {
         let options = CreateOptions {
             size: 10 << 20,

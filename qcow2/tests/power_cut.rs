@@ -59,11 +59,13 @@ fn torture(options: &str, backing: Option<u64>, seed: u64) {
     torture_image(options, image, None, backing, seed);
 }
 
-/// The same on an image whose data lies in a file of its own, which may be raw.
+/// The same on an image whose data lies in a file of its own, which may be raw; with subclusters, if they are large
+/// enough.
 fn torture_with_data_file(cluster_bits: u32, raw: bool, backing: Option<u64>, seed: u64) {
     let options = CreateOptions {
         size: DISK,
         cluster_bits,
+        extended_l2: cluster_bits >= 14,
         backing: backing.map(|_| BackingReference {
             name: "base.raw".into(),
             format: Some("raw".into()),
@@ -82,7 +84,6 @@ fn torture_image(
     backing: Option<u64>,
     seed: u64,
 ) {
-    let size = DISK;
     let backing_bytes = backing.map(|len| vec![0xbb; len as usize]);
     let device = backing_bytes
         .clone()
@@ -91,6 +92,7 @@ fn torture_image(
     let storage = recorder.storage(image);
     let data_file = data_file.map(|data| recorder.storage(data) as Arc<dyn Storage>);
     let image = common::open_with_data_file(storage, device.as_ref(), data_file);
+    let size = image.size();
     let unit = 1024;
     let mut flushed = vec![0; size as usize / unit];
     if let Some(len) = backing {
@@ -130,7 +132,7 @@ fn torture_image(
             }
             2 => {
                 let v2 = options.contains("0.10") && backing.is_some();
-                let cluster = image.geometry().cluster_size();
+                let cluster = image.geometry().subcluster_size();
                 let first = at.next_multiple_of(cluster);
                 let last = if at + bytes == size {
                     size
@@ -144,7 +146,7 @@ fn torture_image(
                 image.discard_at(at, bytes).expect("discard");
             }
             10 => {
-                let cluster = image.geometry().cluster_size();
+                let cluster = image.geometry().subcluster_size();
                 let first = at.next_multiple_of(cluster);
                 let last = if at + bytes == size {
                     size
@@ -292,6 +294,22 @@ fn data_files() {
 fn raw_data_files() {
     SEEDS.for_each(|seed| torture_with_data_file(9, true, None, seed));
     SEEDS.for_each(|seed| torture_with_data_file(12, true, None, seed));
+}
+
+/// Subclusters of half a unit, and of two.
+#[test]
+fn subclusters() {
+    let small = "cluster_size=16k,extended_l2=on";
+    SEEDS.for_each(|seed| torture(small, None, seed));
+    SEEDS.for_each(|seed| torture(small, Some(30 << 10), seed));
+    let large = "cluster_size=64k,extended_l2=on,refcount_bits=1";
+    for seed in 0..3 {
+        let backing = Some(70 << 10);
+        let image = common::create(large, 80 << 10, backing);
+        torture_image(large, image, None, backing, seed);
+    }
+    (0..3).for_each(|seed| torture_with_data_file(14, false, Some(30 << 10), seed));
+    (0..3).for_each(|seed| torture_with_data_file(14, true, None, seed));
 }
 
 /// Sizes that need more or less of the L1 and refcount tables, with data on either side of the change.

@@ -94,6 +94,12 @@ fn eight_threads_share_one_large_cluster() {
     (0..2).for_each(|seed| threads("cluster_size=2M", Some(100_000), 8, seed));
 }
 
+#[test]
+fn four_threads_share_subclusters() {
+    (0..2).for_each(|seed| threads("cluster_size=16k,extended_l2=on", Some(300_000), 4, seed));
+    (0..2).for_each(|seed| threads("cluster_size=256k,extended_l2=on", None, 4, seed));
+}
+
 /// A storage that lets a thread be stopped in the middle of a read.
 #[derive(Debug)]
 struct Turnstile {

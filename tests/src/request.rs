@@ -75,7 +75,7 @@ impl Request {
                 len,
                 unmap: rng.coin(),
             },
-            2 | 3 => Self::Discard { offset, len },
+            2 | 3 => Self::random_discard(shape, offset, len),
             4 | 5 => {
                 let start = offset / shape.cluster_size() * shape.cluster_size();
                 Self::Compressed {
@@ -88,6 +88,26 @@ impl Request {
                 offset,
                 len,
                 fill: Fill::random(rng),
+            },
+        }
+    }
+
+    /// Where there are subclusters, of whole clusters: parts of them QEMU leaves as they are, and we do not.
+    fn random_discard(shape: Shape, offset: u64, len: u64) -> Self {
+        if !shape.extended_l2 {
+            return Self::Discard { offset, len };
+        }
+        let cluster = shape.cluster_size();
+        let start = offset.next_multiple_of(cluster);
+        match (offset + len) / cluster * cluster {
+            end if start < end => Self::Discard {
+                offset: start,
+                len: end - start,
+            },
+            _ => Self::Zero {
+                offset,
+                len,
+                unmap: true,
             },
         }
     }

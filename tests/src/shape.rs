@@ -15,6 +15,8 @@ pub struct Shape {
     pub v2: bool,
     /// Compressed clusters are compressed with zstd.
     pub zstd: bool,
+    /// L2 entries are extended: clusters have subclusters.
+    pub extended_l2: bool,
 }
 
 impl Shape {
@@ -30,6 +32,7 @@ impl Shape {
             refcount_order: if v2 { 4 } else { rng.below(7) as u32 },
             v2,
             zstd: !v2 && rng.coin(),
+            extended_l2: !v2 && cluster_bits >= 14 && rng.coin(),
         }
     }
 
@@ -40,7 +43,7 @@ impl Shape {
 
     /// Bytes of the disk that an L2 table maps.
     pub fn l2_coverage(self) -> u64 {
-        1 << (2 * self.cluster_bits - 3)
+        1 << (2 * self.cluster_bits - if self.extended_l2 { 4 } else { 3 })
     }
 
     /// Length of a disk in bytes: odd numbers of sectors more often than not, now and then none at all, a few, or
@@ -61,11 +64,12 @@ impl Shape {
     /// For `qemu-img create -o`.
     pub fn qemu_options(self) -> String {
         format!(
-            "cluster_size={},refcount_bits={},compat={},compression_type={}",
+            "cluster_size={},refcount_bits={},compat={},compression_type={},extended_l2={}",
             self.cluster_size(),
             1 << self.refcount_order,
             if self.v2 { "0.10" } else { "1.1" },
             if self.zstd { "zstd" } else { "zlib" },
+            if self.extended_l2 { "on" } else { "off" },
         )
     }
 
@@ -76,6 +80,7 @@ impl Shape {
             version: if self.v2 { Version::V2 } else { Version::V3 },
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
+            extended_l2: self.extended_l2,
             compression: if self.zstd {
                 CompressionType::Zstd
             } else {

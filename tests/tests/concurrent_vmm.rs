@@ -305,6 +305,7 @@ const USUAL: Shape = Shape {
     refcount_order: 4,
     v2: false,
     zstd: false,
+    extended_l2: false,
 };
 
 #[test]

@@ -154,6 +154,10 @@ impl Book {
                 } else {
                     (at + len) / cluster * cluster
                 };
+                if self.shape.extended_l2 {
+                    // Subclusters are whole sectors here; those of a compressed cluster stay.
+                    self.set(at, len, 0, false);
+                }
                 self.set(start, end.saturating_sub(start), 0, done);
             }
             Step::Resize { sectors } => {
@@ -360,6 +364,7 @@ fn shape(cluster_bits: u32, refcount_order: u32) -> Shape {
         refcount_order,
         v2: false,
         zstd: false,
+        extended_l2: false,
     }
 }
 
@@ -380,6 +385,21 @@ fn changes_of_an_overlay() {
     for seed in 2..5 {
         let case = Case {
             shape: shape(12, 4),
+            over_backing: true,
+            seed,
+        };
+        case.every_call_fails(&IoOp::CHANGES);
+    }
+}
+
+#[test]
+fn changes_of_an_overlay_with_subclusters() {
+    for seed in 7..9 {
+        let case = Case {
+            shape: Shape {
+                extended_l2: true,
+                ..shape(14, 4)
+            },
             over_backing: true,
             seed,
         };

@@ -23,6 +23,7 @@ const SHAPE: Shape = Shape {
     refcount_order: 4,
     v2: false,
     zstd: false,
+    extended_l2: false,
 };
 
 /// A small image with data in its first two clusters, in the file `image`.
@@ -217,6 +218,42 @@ fn entries_that_point_into_the_header_or_between_clusters_are_named() {
         let victim = Victim::new(SHAPE).stored(|victim| victim.poke(victim.l1, entry));
         let error = victim.refuses(Access::READ, |disk| disk.read_at(&mut [0; 512], 0));
         corrupt(&error, &["L1 entry 0", &format!("{entry:#x}")]);
+    }
+}
+
+#[test]
+fn impossible_subclusters_are_named() {
+    let shape = Shape {
+        extended_l2: true,
+        ..SHAPE
+    };
+    for access in [Access::READ, Access::WRITE] {
+        for (descriptor, bitmap, word) in [
+            (None, 1 << 32 | 1, "both allocated and zero"),
+            (None, 1 << 63 | 1 << 31, "both allocated and zero"),
+            (Some(0), 1 << 7, "there is no host cluster"),
+            (
+                Some(COMPRESSED | 5 << 16),
+                1 << 40,
+                "a compressed cluster has no subclusters",
+            ),
+            (Some(COPIED | ZERO | 5 << 16), 0, "reserved bits 0x1"),
+        ] {
+            let victim = Victim::new(shape).stored(|victim| {
+                if let Some(descriptor) = descriptor {
+                    victim.poke(victim.l2, descriptor);
+                }
+                victim.poke(victim.l2 + 8, bitmap);
+            });
+            let error = victim.refuses(access, move |disk| {
+                if access == Access::READ {
+                    return disk.read_at(&mut [0; 512], 30_000);
+                }
+                flushed(disk, disk.zero_at(0, CLUSTER, ZeroMode::Unmap))?;
+                flushed(disk, disk.write_at(&[1; 512], 30_000))
+            });
+            corrupt(&error, &["L2 entry 0", word]);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! Going down the layers for every read costs a lookup in each. But the layers under the active one do not change
 //! while the chain is open (their locks see to it), so who owns a place never changes either, and can be
-//! remembered. The disk is cut into *granules*, the smallest cluster of any layer and at least 4 KiB, and a
+//! remembered. The disk is cut into *granules*, the smallest cluster or subcluster of any layer and at least 4 KiB, and a
 //! [`SliceCache`] holds one word for each: the layer to read it from, that it reads as zeros, or that it is
 //! *mixed*. A slice is filled when it is first needed, by going down the layers once for each run in it. Entries
 //! are never changed, so nothing is ever pinned or stale, and two threads that fill one slice at once fill in the
@@ -73,8 +73,11 @@ impl ChainBase {
     /// If there are none.
     pub fn new(layers: Vec<Arc<dyn Overlay>>) -> Self {
         assert!(!layers.is_empty(), "a base of no layers");
-        let clusters = layers.iter().filter_map(|layer| layer.info().cluster_size);
-        let granule = clusters.min().unwrap_or(MIN_GRANULE).max(MIN_GRANULE);
+        let units = layers.iter().filter_map(|layer| {
+            let info = layer.info();
+            info.subcluster_size.or(info.cluster_size)
+        });
+        let granule = units.min().unwrap_or(MIN_GRANULE).max(MIN_GRANULE);
         let granule_bits = granule.ilog2();
         let layers: Vec<Lower> = layers
             .into_iter()
@@ -94,6 +97,7 @@ impl ChainBase {
     /// The run at `offset`, `len` bytes at most: found by going down the layers. `offset` must be on the disk.
     fn walk(&self, offset: u64, mut len: u64) -> Result<Extent> {
         let mut depth = 0;
+        let mut host = None;
         for (number, layer) in (0..).zip(&self.layers) {
             // A layer that ends here cuts off all below it.
             let Some(rest) = layer.size.checked_sub(offset).filter(|rest| *rest > 0) else {
@@ -105,7 +109,7 @@ impl ChainBase {
             if run.offset != offset || run.len == 0 || run.len > len {
                 return Err(broken_layer(layer, &run, offset));
             }
-            len = run.len;
+            (len, host) = (run.len, run.host);
             if run.state != ExtentState::Hole {
                 return Ok(Extent { depth, ..run });
             }
@@ -115,7 +119,7 @@ impl ChainBase {
             len,
             state: ExtentState::Hole,
             depth,
-            host: None,
+            host,
         })
     }
 

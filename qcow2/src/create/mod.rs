@@ -18,10 +18,12 @@ use self::layout::{Layout, Mapped, Run};
 pub use self::stream::Streamed;
 use crate::address::{ClusterIndex, HostOffset};
 use crate::compression::CompressionType;
-use crate::entry::{L1Entry, L2Mapping};
+use crate::entry::{L1Entry, L2Entry};
 use crate::extension::Extensions;
 use crate::feature::{AutoclearFeatures, CompatibleFeatures, FeatureNames, IncompatibleFeatures};
-use crate::geometry::{Geometry, MAX_CLUSTER_BITS, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS};
+use crate::geometry::{
+    Geometry, MAX_CLUSTER_BITS, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS, MIN_CLUSTER_BITS_EXTENDED_L2,
+};
 use crate::header::{Encryption, Header, MAX_BACKING_NAME, Version};
 use crate::refcount;
 
@@ -47,13 +49,16 @@ pub struct CreateOptions {
     pub compression: CompressionType,
     /// Refcount updates may be postponed; not in version 2.
     pub lazy_refcounts: bool,
+    /// L2 entries are 128 bits wide, and clusters are allocated in 32 subclusters; not in version 2, and from
+    /// clusters of 16 KiB on.
+    pub extended_l2: bool,
     /// The backing file. It is only named: whether it exists, and how long it is, is the caller's business.
     pub backing: Option<BackingReference>,
     /// The file that is to hold the guest's data, by name; not in version 2, nor a raw one with a backing file. It
     /// is made by the caller: `size` bytes long and, if it is raw, with zeros in it.
     pub data_file: Option<DataFileReference>,
-    /// What is laid out in advance; nothing in an image with a backing file. The tables of a raw data file always
-    /// are.
+    /// What is laid out in advance; in an image with a backing file only with extended L2 entries, where a cluster
+    /// can have its place and read from the backing file all the same. The tables of a raw data file always are.
     pub preallocation: Preallocation,
 }
 
@@ -66,6 +71,7 @@ impl Default for CreateOptions {
             refcount_order: 4,
             compression: CompressionType::Zlib,
             lazy_refcounts: false,
+            extended_l2: false,
             backing: None,
             data_file: None,
             preallocation: Preallocation::Off,
@@ -87,7 +93,7 @@ impl CreateOptions {
         Geometry {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
-            extended_l2: false,
+            extended_l2: self.extended_l2,
             data_file: self.data_file.is_some(),
         }
     }
@@ -135,6 +141,7 @@ impl CreateOptions {
             () if !v2 => None,
             () if self.refcount_order != 4 => Some("refcounts of another width than 16 bits"),
             () if self.lazy_refcounts => Some("lazy refcounts"),
+            () if self.extended_l2 => Some("extended L2 entries"),
             () if self.compression != CompressionType::Zlib => Some("another compression than zlib"),
             () if self.data_file.is_some() => Some("external data files"),
             () => None,
@@ -142,6 +149,13 @@ impl CreateOptions {
         if let Some(feature) = too_new {
             let message = format!("version 2 (compat=0.10) has no {feature}");
             return Err(Error::invalid(message).with_hint("use version 3 (compat=1.1)"));
+        }
+        if self.extended_l2 && self.cluster_bits < MIN_CLUSTER_BITS_EXTENDED_L2 {
+            let message = format!(
+                "extended L2 entries with a cluster size of {} bytes: it must be at least 16 KiB",
+                1u64 << self.cluster_bits
+            );
+            return Err(Error::invalid(message));
         }
         if !self.size.is_multiple_of(512) {
             return Err(Error::invalid(format!(
@@ -183,9 +197,11 @@ impl CreateOptions {
                 "the name of the backing file has {len} bytes: it must have from 1 to 1023, and no NUL"
             )));
         }
-        if self.preallocation != Preallocation::Off {
+        if self.preallocation != Preallocation::Off && !self.extended_l2 {
             let message = "an image with a backing file cannot be preallocated: nothing would be read from the backing file";
-            return Err(Error::invalid(message));
+            return Err(
+                Error::invalid(message).with_hint("with extended L2 entries it can be (extended_l2=on)")
+            );
         }
         Ok(())
     }
@@ -195,6 +211,7 @@ impl CreateOptions {
         let (compressed, lazy) = (self.compression != CompressionType::Zlib, self.lazy_refcounts);
         let mut incompatible = IncompatibleFeatures::empty();
         incompatible.set(IncompatibleFeatures::COMPRESSION_TYPE, compressed);
+        incompatible.set(IncompatibleFeatures::EXTENDED_L2, self.extended_l2);
         incompatible.set(IncompatibleFeatures::EXTERNAL_DATA_FILE, self.data_file.is_some());
         let raw = self.data_file.as_ref().is_some_and(|file| file.raw);
         let mut autoclear = AutoclearFeatures::empty();
@@ -245,7 +262,7 @@ pub fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     write_refcounts(storage, &layout)?;
     if layout.l2.count > 0 {
         write_l1(storage, &layout)?;
-        write_l2(storage, &layout)?;
+        write_l2(storage, &layout, options)?;
         if layout.data.count > 0 {
             preallocate(storage, &layout, options.preallocation)?;
         }
@@ -307,11 +324,17 @@ fn write_l1(storage: &dyn Storage, layout: &Layout) -> Result<()> {
 }
 
 /// The L2 tables lie one after the other, and so do the clusters that they map: here, or in the data file.
-fn write_l2(storage: &dyn Storage, layout: &Layout) -> Result<()> {
+fn write_l2(storage: &dyn Storage, layout: &Layout, options: &CreateOptions) -> Result<()> {
+    let raw = options.data_file.as_ref().is_some_and(|file| file.raw);
     let clusters = layout.mapped.start.0..layout.mapped.end().0;
-    let clusters = clusters.map(|cluster| {
+    let clusters = clusters.flat_map(|cluster| {
         let host = layout.host(ClusterIndex(cluster));
-        L2Mapping::Standard { host, copied: true }.encode(layout.geometry)
+        let entry = if raw {
+            L2Entry::allocated(host, layout.geometry)
+        } else {
+            L2Entry::preallocated(host, 0, layout.geometry)
+        };
+        entry.stored(layout.geometry)
     });
     write_entries(storage, layout, layout.l2, clusters)
 }

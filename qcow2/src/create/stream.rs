@@ -13,7 +13,7 @@ use byteorder::{BE, WriteBytesExt};
 use super::CreateOptions;
 use super::layout::{ENTRY, Layout, Mapped, Run};
 use crate::address::ClusterIndex;
-use crate::entry::{L1Entry, L2Mapping};
+use crate::entry::{L1Entry, L2Entry};
 use crate::refcount;
 
 /// A new image, as a head to be written first and the ranges of the disk that have to follow it.
@@ -185,14 +185,16 @@ impl Streamed {
         for table in tables(&self.clusters, bits) {
             for cluster in table << bits..(table + 1) << bits {
                 while ranges.next_if(|range| range.end <= cluster).is_some() {}
-                let mapping = if ranges.peek().is_some_and(|range| range.start <= cluster) {
+                let entry = if ranges.peek().is_some_and(|range| range.start <= cluster) {
                     let host = self.layout.host(next);
                     next += 1;
-                    L2Mapping::Standard { host, copied: true }
+                    L2Entry::allocated(host, geometry)
                 } else {
-                    L2Mapping::Unallocated
+                    L2Entry::UNALLOCATED
                 };
-                output.write_u64::<BE>(mapping.encode(geometry))?;
+                for word in entry.stored(geometry) {
+                    output.write_u64::<BE>(word)?;
+                }
             }
         }
         Ok(())
@@ -263,18 +265,21 @@ mod tests {
     fn qemu_finds_it_sound_and_reads_every_byte() {
         let directory = tempfile::tempdir().unwrap();
         let mut rng = Rng::new(1);
-        for (version, cluster_bits, refcount_order, clusters) in [
-            (Version::V3, 9, 6, 500),
-            (Version::V3, 9, 0, 500),
-            (Version::V2, 12, 4, 1100),
-            (Version::V3, 16, 4, 40),
-            (Version::V3, 21, 4, 4),
+        for (version, cluster_bits, refcount_order, extended_l2, clusters) in [
+            (Version::V3, 9, 6, false, 500),
+            (Version::V3, 9, 0, false, 500),
+            (Version::V2, 12, 4, false, 1100),
+            (Version::V3, 14, 4, true, 1100),
+            (Version::V3, 16, 4, false, 40),
+            (Version::V3, 16, 4, true, 40),
+            (Version::V3, 21, 4, false, 4),
         ] {
             let options = CreateOptions {
                 size: (clusters << cluster_bits) + 512,
                 version,
                 cluster_bits,
                 refcount_order,
+                extended_l2,
                 ..CreateOptions::default()
             };
             assert_holds(directory.path(), &options, &[]);

@@ -29,11 +29,12 @@ fn created_by_qemu(directory: &Path, options: &CreateOptions) -> Vec<u8> {
         Version::V3 => "1.1",
     };
     let text = format!(
-        "compat={compat},cluster_size={},refcount_bits={},lazy_refcounts={},compression_type={}",
+        "compat={compat},cluster_size={},refcount_bits={},lazy_refcounts={},compression_type={},extended_l2={}",
         1u64 << options.cluster_bits,
         1 << options.refcount_order,
         if options.lazy_refcounts { "on" } else { "off" },
         options.compression.name(),
+        if options.extended_l2 { "on" } else { "off" },
     );
     let data_file = options.data_file.as_ref().map(|file| {
         let raw = if file.raw { "on" } else { "off" };
@@ -110,6 +111,16 @@ fn makes_the_bytes_that_qemu_img_makes_with_other_options() {
         ..CreateOptions::default()
     };
     for options in [
+        CreateOptions {
+            extended_l2: true,
+            ..disk.clone()
+        },
+        CreateOptions {
+            extended_l2: true,
+            cluster_bits: 14,
+            backing: backing("base.img", Some("raw")),
+            ..disk.clone()
+        },
         CreateOptions {
             lazy_refcounts: true,
             compression: CompressionType::Zstd,

@@ -5,11 +5,8 @@ use crate::address::HostOffset;
 use crate::bitmap::MAX_BITMAPS;
 use crate::corruption::Corruption;
 use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
-use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
+use crate::geometry::{Geometry, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MIN_CLUSTER_BITS_EXTENDED_L2};
 use crate::snapshot::MIN_SNAPSHOT_LEN;
-
-/// Smallest log2 of the cluster size with extended L2 entries: a subcluster is at least a sector.
-const MIN_CLUSTER_BITS_EXTENDED_L2: u32 = 14;
 
 pub(super) fn check(header: &Header, file_len: u64) -> Result<(), Corruption> {
     check_limits(header)?;

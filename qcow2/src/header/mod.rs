@@ -232,9 +232,6 @@ impl Header {
         let cannot = match self.encryption {
             Encryption::Aes => Some("the image is encrypted with AES; encrypted images cannot be opened"),
             Encryption::Luks => Some("the image is encrypted with LUKS; encrypted images cannot be opened"),
-            Encryption::None if self.geometry.extended_l2 => {
-                Some("the image uses extended L2 entries (subclusters); such images cannot be opened yet")
-            }
             Encryption::None => None,
         };
         if let Some(cannot) = cannot {

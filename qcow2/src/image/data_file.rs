@@ -18,7 +18,7 @@ use block::{BlockDevice, Error, ErrorKind, Preallocation, Result, Storage, ZeroM
 use super::{Image, Writer};
 use crate::address::{GuestOffset, HostOffset};
 use crate::corruption::Corruption;
-use crate::entry::L2Mapping;
+use crate::entry::L2Entry;
 use crate::header::Header;
 
 /// Where the guest's data lies, given the data file that the caller opened for the image in `storage`.
@@ -57,14 +57,7 @@ pub(super) fn open(
 impl Image {
     /// Refuses an entry that names another place than the cluster's own.
     #[inline]
-    pub(super) fn check_place_in_data_file(&self, mapping: L2Mapping, guest: GuestOffset) -> Result<()> {
-        let (L2Mapping::Standard { host, .. }
-        | L2Mapping::Zero {
-            preallocated: Some((host, _)),
-        }) = mapping
-        else {
-            return Ok(());
-        };
+    pub(super) fn check_place_in_data_file(&self, host: HostOffset, guest: GuestOffset) -> Result<()> {
         let guest = GuestOffset(guest.0 - self.geometry.in_cluster(guest));
         if host.0 == guest.0 {
             return Ok(());
@@ -171,10 +164,8 @@ impl Image {
             _ if len > 0 => self.data.zero(guest.0, len, ZeroMode::Unmap)?,
             _ => {}
         }
-        let mappings = (0..count).map(|i| L2Mapping::Standard {
-            host: HostOffset(guest.0) + (i << bits),
-            copied: true,
-        });
-        self.set_mappings(writer, guest, mappings)
+        let entries =
+            (0..count).map(|i| L2Entry::allocated(HostOffset(guest.0) + (i << bits), self.geometry));
+        self.set_entries(writer, guest, entries)
     }
 }

@@ -55,7 +55,9 @@ impl BlockDevice for Image {
         let mut info = DeviceInfo::new("qcow2");
         info.read_only = self.writer.is_none();
         info.cluster_size = Some(self.geometry.cluster_size());
-        info.fast_zero = self.zero_flag || self.backing.is_none();
+        let subcluster_size = self.geometry.subcluster_size();
+        info.subcluster_size = self.geometry.extended_l2.then_some(subcluster_size);
+        info.fast_zero = self.can_say_zero() || self.backing.is_none();
         info.zero_init = self.backing.is_none() && (!self.raw_data || self.raw_data_is_hole());
         info
     }

@@ -3,8 +3,8 @@
 use block::{Extent, ExtentState, Result};
 
 use super::Image;
-use crate::address::{GuestOffset, HostOffset};
-use crate::entry::{L1Entry, L2Mapping};
+use crate::address::GuestOffset;
+use crate::entry::{L1Entry, L2Entry, L2Mapping};
 
 impl Image {
     /// The run that starts at `guest` in this layer, `len` bytes at most. It ends with its L2 table at the latest,
@@ -24,10 +24,9 @@ impl Image {
         }
         let coverage = self.geometry.l2_coverage();
         let end = end.min(GuestOffset((guest.0 / coverage + 1).saturating_mul(coverage)));
-        let first = self.extent_of(self.mapping(guest)?, guest);
-        let mut run = first;
+        let mut run = self.extent_in_cluster(guest)?;
         while run.end() < end.0 {
-            let next = self.extent_of(self.mapping(GuestOffset(run.end()))?, GuestOffset(run.end()));
+            let next = self.extent_in_cluster(GuestOffset(run.end()))?;
             if !run.continued_by(&next) {
                 break;
             }
@@ -55,25 +54,31 @@ impl Image {
         Ok(at)
     }
 
-    /// The rest of one cluster, from `guest` on, as an extent.
-    fn extent_of(&self, mapping: L2Mapping, guest: GuestOffset) -> Extent {
-        let in_cluster = self.geometry.in_cluster(guest);
-        let place = |host: HostOffset| (host + in_cluster).0;
-        let (state, host) = match mapping {
-            L2Mapping::Unallocated => self.unallocated(guest),
-            L2Mapping::Zero { preallocated } => {
-                (ExtentState::Zero, preallocated.map(|(host, _)| place(host)))
+    /// The run that starts at `guest`, to the end of its cluster at most.
+    fn extent_in_cluster(&self, guest: GuestOffset) -> Result<Extent> {
+        let entry = self.entry(guest)?;
+        let (mapping, count) = entry.run(self.geometry.subcluster_of(guest), self.geometry);
+        let place = match entry {
+            L2Entry::Standard { host, .. } => {
+                host.map(|(host, _)| (host + self.geometry.in_cluster(guest)).0)
             }
-            L2Mapping::Standard { host, .. } => (ExtentState::Data, Some(place(host))),
+            L2Entry::Compressed(_) => None,
+        };
+        let (state, host) = match mapping {
+            L2Mapping::Unallocated if place.is_some() && !self.raw_data => (ExtentState::Hole, place),
+            L2Mapping::Unallocated => self.unallocated(guest),
+            L2Mapping::Zero { .. } => (ExtentState::Zero, place),
+            L2Mapping::Standard { .. } => (ExtentState::Data, place),
             L2Mapping::Compressed(_) => (ExtentState::Compressed, None),
         };
-        Extent {
+        let len = u64::from(count) << self.geometry.subcluster_bits();
+        Ok(Extent {
             offset: guest.0,
-            len: self.geometry.cluster_size() - in_cluster,
+            len: len - self.geometry.in_subcluster(guest),
             state,
             depth: 0,
             host,
-        }
+        })
     }
 
     /// The run that starts at `guest`, `len` bytes at most, through the backing.

@@ -21,6 +21,7 @@
 //! See [`flush`].
 
 mod bitmap;
+mod cow;
 mod data_file;
 mod device;
 mod extent;
@@ -49,7 +50,7 @@ use crate::allocator::Allocator;
 use crate::bitmap::table;
 use crate::compression::CompressionType;
 use crate::corruption::Corruption;
-use crate::entry::{L1Entry, L2Mapping};
+use crate::entry::{L1Entry, L2Entry};
 use crate::epoch::Epoch;
 use crate::geometry::Geometry;
 use crate::header::Header;
@@ -75,7 +76,7 @@ pub struct OpenOptions {
     pub backing: Backing,
     /// The file that holds the guest's data, for an image that names one.
     pub data_file: Option<Arc<dyn Storage>>,
-    /// Bytes of L2 entries to cache at most. 8 bytes map a cluster.
+    /// Bytes of L2 entries to cache at most. 8 bytes map a cluster, 16 with extended L2 entries.
     pub l2_cache: usize,
     /// Level for clusters written compressed; see [`CompressionType::levels`].
     pub compression_level: Option<i32>,
@@ -186,7 +187,7 @@ impl Image {
             compression_level: options.compression_level,
             size: AtomicU64::new(header.size),
             l1: L1Table::new(header.l1_entries as usize),
-            cache: SliceCache::new(1 << geometry.slice_bits(), slices, options.l2_cache),
+            cache: SliceCache::new(geometry.slice_words(), slices, options.l2_cache),
             backing,
             writer: None,
             header: Mutex::new(header),
@@ -448,26 +449,15 @@ impl Writer {
 
 impl Meta {
     /// Takes back the host clusters that `old` named and `new` does not.
-    fn take_back(&mut self, old: L2Mapping, new: L2Mapping, geometry: Geometry) {
+    fn take_back(&mut self, old: L2Entry, new: L2Entry, geometry: Geometry) {
         if geometry.data_file {
             // Nothing in a data file is counted.
             return;
         }
-        let place = |mapping| match mapping {
-            L2Mapping::Standard { host, .. }
-            | L2Mapping::Zero {
-                preallocated: Some((host, _)),
-            } => Some(host),
-            _ => None,
-        };
-        if let L2Mapping::Compressed(data) = old {
-            let clusters = self.allocator.clusters_of(data);
+        let clusters = old.host_clusters(geometry);
+        let compressed = matches!(old, L2Entry::Compressed(_));
+        if !clusters.is_empty() && (compressed || clusters != new.host_clusters(geometry)) {
             self.allocator.free(clusters);
-        } else if let Some(host) = place(old)
-            && place(new) != Some(host)
-        {
-            let cluster = geometry.cluster_of(host).0;
-            self.allocator.free(cluster..cluster + 1);
         }
     }
 }

@@ -13,7 +13,7 @@
 //! **Writing** has two steps. [`Image::plan_write`] finds or allocates the clusters of a range and says where they are;
 //! the caller writes there, all of it; [`WritePlan::commit`] copies what the request's first and last cluster held
 //! around it and makes the new clusters the disk's. Until then nobody sees them, and dropping the plan gives them
-//! back: the disk is as it was. Where the range has clusters of its own already, the plan names these, takes no
+//! back: the disk is as it was. Where the range has (sub)clusters of its own already, the plan names these, takes no
 //! lock, and commits nothing: what is written there is written, as with any write in place.
 //!
 //! A plan that allocates holds its clusters, so that other allocating writes and discards there wait for it. No lock
@@ -29,7 +29,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use block::{Result, Storage};
 
-use super::write::Target;
+use super::cow::{Edges, Run, Target};
 use super::{Image, Writer};
 use crate::address::{GuestOffset, HostOffset};
 use crate::entry::L2Mapping;
@@ -90,6 +90,8 @@ pub struct WritePlan<'a> {
 struct Allocated {
     guest: GuestOffset,
     len: u64,
+    /// The clusters as they are: the plan holds them.
+    run: Run,
     target: Target,
 }
 
@@ -149,7 +151,7 @@ impl Image {
         let pin = self.pin();
         let (mapping, len) = self.run(guest, most)?;
         let (place, len) = match mapping {
-            L2Mapping::Standard { host, .. } => (Place::Host(host + self.geometry.in_cluster(guest)), len),
+            L2Mapping::Standard { host, .. } => (Place::Host(host + self.geometry.in_subcluster(guest)), len),
             L2Mapping::Zero { .. } => (Place::Zeros, len),
             L2Mapping::Compressed(_) => (Place::Compressed, len),
             L2Mapping::Unallocated => self.place_unallocated(guest, len),
@@ -267,7 +269,7 @@ impl Image {
         let (L2Mapping::Standard { host, copied: true }, len) = self.run(guest, len)? else {
             return Ok(None);
         };
-        let host = host + self.geometry.in_cluster(guest);
+        let host = host + self.geometry.in_subcluster(guest);
         self.refuse_metadata(writer, guest, host, len)?;
         Ok(Some(PlannedRun { guest, host, len }))
     }
@@ -345,15 +347,19 @@ impl WritePlan<'_> {
             return Ok(run.len);
         }
         let end = (guest + len).min(image.slice_end(guest));
-        let clusters = image.clusters_of(guest, end - guest);
-        let Some(run) = image.allocating_run(writer, clusters)? else {
+        let Some(run) = image.allocating_run(writer, guest, end)? else {
             return Ok(0);
         };
-        let target = image.target(writer, guest, run)?;
+        let target = image.target(writer, guest, &run)?;
         let in_cluster = image.geometry.in_cluster(guest);
         let len = (end - guest).min((target.count << image.geometry.cluster_bits) - in_cluster);
         let host = target.host + in_cluster;
-        self.allocated.push(Allocated { guest, len, target });
+        self.allocated.push(Allocated {
+            guest,
+            len,
+            run,
+            target,
+        });
         self.push(PlannedRun { guest, host, len });
         Ok(len)
     }
@@ -385,13 +391,10 @@ impl Image {
     /// Copies around what the caller has written, and sets the entries.
     fn commit_part(&self, writer: &Writer, part: &Allocated) -> Result<()> {
         self.ensure_table(writer, part.guest)?;
-        self.copy_around(part.guest, part.len, &part.target)?;
-        let bits = self.geometry.cluster_bits;
-        let start = GuestOffset(part.guest.0 >> bits << bits);
-        let entries = (0..part.target.count).map(|i| L2Mapping::Standard {
-            host: part.target.host + (i << bits),
-            copied: true,
-        });
-        self.set_mappings(writer, start, entries)
+        let in_cluster = self.geometry.in_cluster(part.guest);
+        let edges = Edges::new(&part.run, &part.target, in_cluster, part.len, self.geometry);
+        self.copy_around(part.guest, &part.target, &edges)?;
+        let start = GuestOffset(part.guest.0 - in_cluster);
+        self.set_entries(writer, start, edges.entries(&part.target, self.geometry))
     }
 }

@@ -4,7 +4,7 @@
 use block::{Error, Result};
 
 use super::Image;
-use crate::address::{GuestOffset, HostOffset};
+use crate::address::GuestOffset;
 use crate::entry::{CompressedCluster, L2Mapping};
 use crate::scratch::Scratch;
 
@@ -14,17 +14,16 @@ impl Image {
         // Runs of data that lie apart in the file; one by itself needs no list.
         let mut apart: Vec<(u64, &mut [u8])> = Vec::new();
         while !buf.is_empty() {
-            let mapping = self.mapping(guest)?;
-            let len = self.run_length(mapping, guest, buf.len())?;
-            let (run, rest) = buf.split_at_mut(len);
+            let (mapping, len) = self.run(guest, buf.len() as u64)?;
+            let (run, rest) = buf.split_at_mut(len as usize);
             match mapping {
                 L2Mapping::Standard { host, .. } if !(rest.is_empty() && apart.is_empty()) => {
-                    apart.push(((host + self.geometry.in_cluster(guest)).0, run));
+                    apart.push(((host + self.geometry.in_subcluster(guest)).0, run));
                 }
                 _ => self.read_mapped(mapping, run, guest)?,
             }
             buf = rest;
-            guest += len as u64;
+            guest += len;
         }
         if apart.is_empty() {
             return Ok(());
@@ -32,32 +31,9 @@ impl Image {
         self.data.read_batch(&mut apart)
     }
 
-    /// What maps `guest`, and how many bytes from there on, `most` at most, go on with it.
-    #[inline]
-    pub(super) fn run(&self, guest: GuestOffset, most: u64) -> Result<(L2Mapping, u64)> {
-        let mapping = self.mapping(guest)?;
-        let most = usize::try_from(most).unwrap_or(usize::MAX);
-        Ok((mapping, self.run_length(mapping, guest, most)? as u64))
-    }
-
-    /// How many bytes from `guest` on, `most` at most, continue `mapping`, which is that of `guest`: in the same
-    /// state, and adjacent in the file. A compressed cluster is a run of its own.
-    pub(super) fn run_length(&self, mapping: L2Mapping, guest: GuestOffset, most: usize) -> Result<usize> {
-        let size = self.geometry.cluster_size();
-        let mut len = size - self.geometry.in_cluster(guest);
-        while len < most as u64 {
-            let distance = len + self.geometry.in_cluster(guest);
-            if !continues(mapping, self.mapping(guest + len)?, distance) {
-                break;
-            }
-            len += size;
-        }
-        Ok(most.min(usize::try_from(len).unwrap_or(most)))
-    }
-
-    /// Fills `buf` from a run that starts in the cluster of `guest` and is in the state `mapping`.
+    /// Fills `buf` from a run that starts at `guest`, whose subcluster is in the state `mapping`.
     pub(super) fn read_mapped(&self, mapping: L2Mapping, buf: &mut [u8], guest: GuestOffset) -> Result<()> {
-        let in_cluster = self.geometry.in_cluster(guest);
+        let within = self.geometry.in_subcluster(guest);
         match mapping {
             // The file is the disk, whatever the tables say.
             L2Mapping::Unallocated if self.raw_data => self.data.read_exact_at(buf, guest.0),
@@ -66,7 +42,7 @@ impl Image {
                 buf.fill(0);
                 Ok(())
             }
-            L2Mapping::Standard { host, .. } => self.data.read_exact_at(buf, (host + in_cluster).0),
+            L2Mapping::Standard { host, .. } => self.data.read_exact_at(buf, (host + within).0),
             L2Mapping::Compressed(data) => self.read_compressed(data, buf, guest),
         }
     }
@@ -114,24 +90,5 @@ impl Image {
                         "the compressed cluster at guest offset {guest} is damaged"
                     ))
             })
-    }
-}
-
-/// Whether a cluster mapped as `next`, `distance` bytes after the start of one mapped as `first`, goes on with it.
-fn continues(first: L2Mapping, next: L2Mapping, distance: u64) -> bool {
-    let adjacent = |a: HostOffset, b: HostOffset| a + distance == b;
-    match (first, next) {
-        (L2Mapping::Unallocated, L2Mapping::Unallocated)
-        | (L2Mapping::Zero { preallocated: None }, L2Mapping::Zero { preallocated: None }) => true,
-        (L2Mapping::Standard { host: a, copied: x }, L2Mapping::Standard { host: b, copied: y })
-        | (
-            L2Mapping::Zero {
-                preallocated: Some((a, x)),
-            },
-            L2Mapping::Zero {
-                preallocated: Some((b, y)),
-            },
-        ) => adjacent(a, b) && x == y,
-        _ => false,
     }
 }

@@ -1,14 +1,14 @@
 //! Changing the size of the disk. Each step leaves an image that is whole: a cut in the middle finds the old size or
 //! the new one, and leaks at worst.
 
-use block::{BlockDevice, Error, Preallocation, Resize, Result};
+use block::{BlockDevice, Error, Preallocation, Resize, Result, ZeroMode};
 
 use super::bitmap::Bitmaps;
 use super::zero::Becomes;
 use super::{Image, Writer};
 use crate::address::{ClusterIndex, GuestOffset};
 use crate::allocator::Use;
-use crate::entry::{L1Entry, L2Mapping};
+use crate::entry::{L1Entry, L2Entry};
 use crate::geometry::MAX_L1_BYTES;
 use crate::header::Version;
 use crate::scratch::Scratch;
@@ -103,9 +103,14 @@ impl Image {
     fn hide_what_lies_below(&self, writer: &Writer, old: u64, size: u64) -> Result<()> {
         let cluster_size = self.geometry.cluster_size();
         let boundary = old.next_multiple_of(cluster_size);
-        self.zero_part(writer, GuestOffset(old), boundary.min(size) - old)?;
+        self.zero(
+            writer,
+            GuestOffset(old),
+            boundary.min(size) - old,
+            ZeroMode::Allocate,
+        )?;
         let end = GuestOffset(size.next_multiple_of(cluster_size));
-        self.change_clusters(writer, GuestOffset(boundary), end, Becomes::Unallocated)?;
+        self.change_subclusters(writer, GuestOffset(boundary), end, Becomes::Unallocated)?;
         let below = self
             .backing
             .as_ref()
@@ -114,11 +119,11 @@ impl Image {
         if below <= boundary {
             return Ok(());
         }
-        if self.zero_flag {
+        if self.can_say_zero() {
             let last = GuestOffset(below.next_multiple_of(cluster_size));
-            self.change_clusters(writer, GuestOffset(boundary), last, Becomes::Zero)
+            self.change_subclusters(writer, GuestOffset(boundary), last, Becomes::Zero)
         } else {
-            self.zero_part(writer, GuestOffset(boundary), below - boundary)
+            self.zero_part(writer, GuestOffset(boundary), below - boundary, Becomes::Zero)
         }
     }
 
@@ -133,11 +138,9 @@ impl Image {
         let count = self.geometry.clusters(entries as u64 * 8);
         let allocation = writer.meta().allocator.allocate(count, Use::Metadata)?;
         let place = self.geometry.offset_of(ClusterIndex(allocation.clusters.start));
-        let written = self.storage.zero(
-            place.0,
-            count << self.geometry.cluster_bits,
-            block::ZeroMode::Allocate,
-        );
+        let written = self
+            .storage
+            .zero(place.0, count << self.geometry.cluster_bits, ZeroMode::Allocate);
         let written = written.and_then(|()| {
             self.storage
                 .write_all_at(&self.l1.to_bytes(0, old_entries as usize), place.0)
@@ -167,7 +170,7 @@ impl Image {
         let cluster_size = self.geometry.cluster_size();
         let first = GuestOffset(size.next_multiple_of(cluster_size));
         let last = GuestOffset(old.next_multiple_of(cluster_size));
-        self.change_clusters(writer, first, last, Becomes::Unallocated)?;
+        self.change_subclusters(writer, first, last, Becomes::Unallocated)?;
         self.write_back()?;
         self.drop_tables(writer, self.geometry.l1_entries(size) as usize)?;
         self.write_back()?;
@@ -215,9 +218,9 @@ impl Image {
         let bits = self.geometry.cluster_bits;
         let _pin = writer.epoch.pin();
         let _range = writer.ranges.lock(guest.0 >> bits..(guest.0 >> bits) + count);
-        for cluster in 0..count {
-            self.lookup_to_replace(writer, guest + (cluster << bits))?;
-        }
+        let old = (0..count)
+            .map(|cluster| self.lookup_to_replace(writer, guest + (cluster << bits)))
+            .collect::<Result<Vec<_>>>()?;
         self.ensure_table(writer, guest)?;
         if self.geometry.data_file {
             return self.preallocate_in_data_file(writer, guest, count, how);
@@ -233,11 +236,14 @@ impl Image {
             Preallocation::Off | Preallocation::Metadata => self.clear(host.0, len, allocation.fresh),
         };
         let mapped = laid_out.and_then(|()| {
-            let mappings = (0..count).map(|i| L2Mapping::Standard {
-                host: host + (i << bits),
-                copied: true,
+            let entries = (0..).zip(&old).map(|(i, old)| {
+                let zero = match old {
+                    L2Entry::Standard { subclusters, .. } => subclusters.zero,
+                    L2Entry::Compressed(_) => 0,
+                };
+                L2Entry::preallocated(host + (i << bits), zero, self.geometry)
             });
-            self.set_mappings(writer, guest, mappings)
+            self.set_entries(writer, guest, entries)
         });
         if mapped.is_err() {
             writer.meta().allocator.give_back(allocation.clusters)?;
@@ -248,7 +254,7 @@ impl Image {
     /// Makes host clusters read as zeros and lie inside the file.
     fn clear(&self, host: u64, len: u64, fresh: bool) -> Result<()> {
         if !fresh {
-            return self.storage.zero(host, len, block::ZeroMode::Unmap);
+            return self.storage.zero(host, len, ZeroMode::Unmap);
         }
         let end = host + len;
         if self.storage.len()? < end {

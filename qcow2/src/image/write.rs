@@ -4,30 +4,20 @@
 //! the guest does not overwrite copied around it in the same host write; and only then the new L2 entries, in the
 //! cache. Nothing of that waits for the disk: a flush puts it in order (see [`super::flush`]). A write that fails
 //! before its entries are set leaves the old data mapped and gives its room back.
+//!
+//! What has to be copied, and what the entries become, is worked out in [`super::cow`].
 
 use std::io::IoSlice;
-use std::ops::Range;
 
 use block::{Error, Result};
 
+use super::cow::{Edges, Run, Target};
 use super::{Image, Writer};
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::allocator::Use;
 use crate::corruption::Corruption;
-use crate::entry::{L1Entry, L2Mapping};
+use crate::entry::{L1Entry, L2Entry, L2Mapping};
 use crate::scratch::Scratch;
-
-/// Where the clusters of an allocating write go.
-#[derive(Debug)]
-pub(super) struct Target {
-    pub(super) host: HostOffset,
-    /// How many guest clusters.
-    pub(super) count: u64,
-    /// Given out just now, and not the host clusters that zero clusters kept.
-    pub(super) new: bool,
-    /// Reads as zeros until it is written to.
-    fresh: bool,
-}
 
 impl Image {
     /// Writes `data` from `guest` on. The range lies on the disk.
@@ -43,15 +33,17 @@ impl Image {
 
     /// Writes the first run of `data` that can be written as one. How many bytes that was; 0: look again.
     fn write_some(&self, writer: &Writer, data: &[u8], guest: GuestOffset) -> Result<usize> {
-        let mapping = self.mapping(guest)?;
-        let L2Mapping::Standard { host, copied: true } = mapping else {
+        if !matches!(self.mapping(guest)?, L2Mapping::Standard { copied: true, .. }) {
             return self.write_allocating(writer, data, guest);
+        }
+        let (mapping, len) = self.run(guest, data.len() as u64)?;
+        let L2Mapping::Standard { host, copied: true } = mapping else {
+            return Ok(0);
         };
-        let len = self.run_length(mapping, guest, data.len())?;
-        let host = host + self.geometry.in_cluster(guest);
-        self.refuse_metadata(writer, guest, host, len as u64)?;
-        self.data.write_all_at(&data[..len], host.0)?;
-        Ok(len)
+        let host = host + self.geometry.in_subcluster(guest);
+        self.refuse_metadata(writer, guest, host, len)?;
+        self.data.write_all_at(&data[..len as usize], host.0)?;
+        Ok(len as usize)
     }
 
     /// Guest data is never written over metadata, whatever an L2 entry says.
@@ -74,43 +66,39 @@ impl Image {
         }
     }
 
-    /// What maps `guest` now, for whoever holds its range and is about to replace that: its host clusters are taken
-    /// back then, and metadata must not be.
-    pub(super) fn lookup_to_replace(&self, writer: &Writer, guest: GuestOffset) -> Result<L2Mapping> {
-        let mapping = self.mapping(guest)?;
-        match mapping {
-            L2Mapping::Standard { host, .. }
-            | L2Mapping::Zero {
-                preallocated: Some((host, _)),
+    /// What maps the cluster of `guest` now, for whoever holds its range and is about to replace that: its host
+    /// clusters are taken back then, and metadata must not be.
+    pub(super) fn lookup_to_replace(&self, writer: &Writer, guest: GuestOffset) -> Result<L2Entry> {
+        let entry = self.entry(guest)?;
+        match entry {
+            L2Entry::Standard {
+                host: Some((host, _)),
+                ..
             } => self.refuse_metadata(writer, guest, host, 1)?,
-            L2Mapping::Compressed(data) => self.refuse_metadata(writer, guest, data.host, data.len)?,
-            L2Mapping::Unallocated | L2Mapping::Zero { preallocated: None } => {}
+            L2Entry::Compressed(data) => self.refuse_metadata(writer, guest, data.host, data.len)?,
+            L2Entry::Standard { host: None, .. } => {}
         }
-        Ok(mapping)
+        Ok(entry)
     }
 
     fn write_allocating(&self, writer: &Writer, data: &[u8], guest: GuestOffset) -> Result<usize> {
         self.write_back_if_full(writer)?;
         let bits = self.geometry.cluster_bits;
         let end = (guest + data.len() as u64).min(self.slice_end(guest));
-        let clusters = guest.0 >> bits..((end.0 - 1) >> bits) + 1;
-        let _range = writer.ranges.lock(clusters.clone());
+        let _range = writer.ranges.lock(guest.0 >> bits..((end.0 - 1) >> bits) + 1);
 
-        let Some(run) = self.allocating_run(writer, clusters)? else {
+        let Some(run) = self.allocating_run(writer, guest, end)? else {
             return Ok(0);
         };
         self.ensure_table(writer, guest)?;
-        let target = self.target(writer, guest, run)?;
+        let target = self.target(writer, guest, &run)?;
         let start = GuestOffset(guest.0 >> bits << bits);
-        let len = (data.len() as u64).min(target.count * self.geometry.cluster_size() - (guest - start));
+        let len = (end - guest).min((target.count << bits) - (guest - start));
         let data = &data[..len as usize];
-        let written = self.write_clusters(data, guest, &target).and_then(|()| {
-            let entries = (0..target.count).map(|i| L2Mapping::Standard {
-                host: target.host + (i << bits),
-                copied: true,
-            });
-            self.set_mappings(writer, start, entries)
-        });
+        let edges = Edges::new(&run, &target, guest - start, len, self.geometry);
+        let written = self
+            .write_clusters(data, guest, &target, &edges)
+            .and_then(|()| self.set_entries(writer, start, edges.entries(&target, self.geometry)));
         if written.is_err() && target.new {
             let first = self.geometry.cluster_of(target.host).0;
             writer.meta().allocator.give_back(first..first + target.count)?;
@@ -118,53 +106,60 @@ impl Image {
         written.map(|()| data.len())
     }
 
-    /// How many of `clusters`, from the first on, can't be written in place, alike in whether they keep host
-    /// clusters. `None` if the first can be: somebody else has just allocated it.
-    pub(super) fn allocating_run(&self, writer: &Writer, clusters: Range<u64>) -> Result<Option<Run>> {
+    /// The clusters of `guest .. end`, from the first on, that an allocating write can take as one: all keep host
+    /// clusters that lie one after the other, or none does. `None` if the first can be written in place: somebody
+    /// else has just allocated it.
+    pub(super) fn allocating_run(
+        &self,
+        writer: &Writer,
+        guest: GuestOffset,
+        end: GuestOffset,
+    ) -> Result<Option<Run>> {
         let size = self.geometry.cluster_size();
-        let mapping_of =
-            |cluster: u64| self.lookup_to_replace(writer, GuestOffset(cluster << self.geometry.cluster_bits));
-        let kept = |mapping| match mapping {
-            _ if self.geometry.data_file => None,
-            L2Mapping::Zero {
-                preallocated: Some((host, true)),
+        let data_file = self.geometry.data_file;
+        let kept = |entry, cluster: GuestOffset| match entry {
+            // Whether it says so or not, a guest cluster has its place in a data file.
+            _ if data_file => Some(HostOffset(cluster.0)),
+            L2Entry::Standard {
+                host: Some((host, true)),
+                ..
             } => Some(host),
             _ => None,
         };
-        let first = mapping_of(clusters.start)?;
-        if matches!(first, L2Mapping::Standard { copied: true, .. }) {
-            return Ok(None);
+        let start = self.geometry.in_cluster(guest);
+        let mut next = GuestOffset(guest.0 - start);
+        let first = self.lookup_to_replace(writer, next)?;
+        let mut run = Run {
+            kept: kept(first, next),
+            count: 1,
+            first,
+            last: first,
+        };
+        if let L2Entry::Standard { subclusters, .. } = first {
+            let touched = start..(start + (end - guest)).min(size);
+            let in_place = self.geometry.subclusters_touched(&touched) & !subclusters.allocated == 0;
+            if run.kept.is_some() && in_place {
+                return Ok(None);
+            }
         }
-        let first = kept(first);
-        let mut count = 1;
-        for cluster in clusters.start + 1..clusters.end {
-            let next = mapping_of(cluster)?;
-            let alike = match (first, kept(next)) {
-                (Some(first), Some(next)) => first + count * size == next,
-                (None, None) => !matches!(next, L2Mapping::Standard { copied: true, .. }),
-                _ => false,
-            };
-            if !alike {
+        next += size;
+        while next < end {
+            let entry = self.lookup_to_replace(writer, next)?;
+            if kept(entry, next) != run.kept.map(|host| host + run.count * size) {
                 break;
             }
-            count += 1;
+            run.count += 1;
+            run.last = entry;
+            next += size;
         }
-        Ok(Some(Run { kept: first, count }))
+        Ok(Some(run))
     }
 
-    pub(super) fn target(&self, writer: &Writer, guest: GuestOffset, run: Run) -> Result<Target> {
+    pub(super) fn target(&self, writer: &Writer, guest: GuestOffset, run: &Run) -> Result<Target> {
         if let Some(host) = run.kept {
             self.refuse_metadata(writer, guest, host, run.count << self.geometry.cluster_bits)?;
             return Ok(Target {
                 host,
-                count: run.count,
-                new: false,
-                fresh: false,
-            });
-        }
-        if self.geometry.data_file {
-            return Ok(Target {
-                host: HostOffset(guest.0 - self.geometry.in_cluster(guest)),
                 count: run.count,
                 new: false,
                 fresh: false,
@@ -180,68 +175,79 @@ impl Image {
         })
     }
 
-    /// Writes `data` and, around it, what the guest's clusters held before.
-    fn write_clusters(&self, data: &[u8], guest: GuestOffset, target: &Target) -> Result<()> {
-        let size = self.geometry.cluster_size();
-        let head_len = self.geometry.in_cluster(guest);
-        let end = self.end_of_copy(GuestOffset(guest.0 - head_len) + target.count * size);
-        let tail_len = end.0.saturating_sub(guest.0 + data.len() as u64);
-        let mut head = Scratch::new(head_len as usize);
-        let mut tail = Scratch::new(tail_len as usize);
-        self.read_old(&mut head, GuestOffset(guest.0 - head_len))?;
-        self.read_old(&mut tail, guest + data.len() as u64)?;
+    /// Writes `data` and, around it, what the subclusters at its edges held before.
+    fn write_clusters(&self, data: &[u8], guest: GuestOffset, target: &Target, edges: &Edges) -> Result<()> {
+        let mut head = Scratch::new((edges.head.end - edges.head.start) as usize);
+        let start = guest.0 - self.geometry.in_cluster(guest);
+        let end = self.end_of_copy(GuestOffset(start + edges.tail.end));
+        let mut tail = Scratch::new(end.0.saturating_sub(start + edges.tail.start) as usize);
+        self.read_old(&mut head, GuestOffset(start + edges.head.start), edges.first.copy)?;
+        self.read_old(&mut tail, guest + data.len() as u64, edges.last.copy)?;
         // A place that the file has never reached reads as zeros without being written to.
         let skip = |part: &[u8]| part.is_empty() || target.fresh && is_zero(part);
-        match (skip(&head), skip(&tail)) {
-            (true, true) => self.data.write_all_at(data, (target.host + head_len).0),
-            (skip_head, skip_tail) => {
-                let start = if skip_head {
-                    target.host + head_len
-                } else {
-                    target.host
-                };
-                let head = if skip_head { &[][..] } else { &head[..] };
-                let tail = if skip_tail { &[][..] } else { &tail[..] };
-                let parts = [head, data, tail].map(IoSlice::new);
-                self.data.write_vectored_at(&parts, start.0)
-            }
+        let (skip_head, skip_tail) = (skip(&head), skip(&tail));
+        let at = target.host
+            + if skip_head {
+                edges.head.end
+            } else {
+                edges.head.start
+            };
+        if skip_head && skip_tail {
+            return self.data.write_all_at(data, at.0);
         }
+        let head = if skip_head { &[][..] } else { &head[..] };
+        let tail = if skip_tail { &[][..] } else { &tail[..] };
+        let parts = [head, data, tail].map(IoSlice::new);
+        self.data.write_vectored_at(&parts, at.0)
     }
 
-    /// Copies what the clusters of `len` bytes at `guest`, which somebody else has written, held around them.
-    pub(super) fn copy_around(&self, guest: GuestOffset, len: u64, target: &Target) -> Result<()> {
-        let start = GuestOffset(guest.0 - self.geometry.in_cluster(guest));
-        let (head, tail) = (
-            start..guest,
-            guest + len..self.end_of_copy(start + (target.count << self.geometry.cluster_bits)),
-        );
-        for part in [head, tail] {
-            let mut old = Scratch::new(part.end.0.saturating_sub(part.start.0) as usize);
-            self.read_old(&mut old, part.start)?;
+    /// What the guest sees now in part of a cluster, from `guest` on, where its subclusters are in `copy`; zeros in
+    /// the others, and past the end of the disk.
+    fn read_old(&self, buf: &mut [u8], guest: GuestOffset, copy: u32) -> Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = guest + done as u64;
+            let subcluster = self.geometry.subcluster_of(at);
+            let copied = (copy >> subcluster).trailing_ones();
+            let count = copied.max((!copy >> subcluster).trailing_ones());
+            let len = (u64::from(count) << self.geometry.subcluster_bits()) - self.geometry.in_subcluster(at);
+            let end = buf.len().min(done + len as usize);
+            if copied > 0 {
+                self.read(&mut buf[done..end], at)?;
+            } else {
+                buf[done..end].fill(0);
+            }
+            done = end;
+        }
+        Ok(())
+    }
+
+    /// Copies what the subclusters at the edges held around what somebody else has written to clusters, the first of
+    /// which is that of `guest`.
+    pub(super) fn copy_around(&self, guest: GuestOffset, target: &Target, edges: &Edges) -> Result<()> {
+        let start = guest.0 - self.geometry.in_cluster(guest);
+        let end = self.end_of_copy(GuestOffset(start + edges.tail.end)).0;
+        for (part, cow) in [
+            (edges.head.clone(), edges.first),
+            (edges.tail.start..end.saturating_sub(start), edges.last),
+        ] {
+            let mut old = Scratch::new(part.end.saturating_sub(part.start) as usize);
+            self.read_old(&mut old, GuestOffset(start + part.start), cow.copy)?;
             let there_already = old.is_empty() || target.fresh && is_zero(&old);
             if !there_already {
-                self.data
-                    .write_all_at(&old, (target.host + (part.start - start)).0)?;
+                self.data.write_all_at(&old, (target.host + part.start).0)?;
             }
         }
         Ok(())
     }
 
-    /// What the guest sees now in part of a cluster; zeros past the end of the disk.
-    fn read_old(&self, buf: &mut [u8], guest: GuestOffset) -> Result<()> {
-        if buf.is_empty() {
-            return Ok(());
-        }
-        self.read_mapped(self.mapping(guest)?, buf, guest)
-    }
-
-    /// Sets the mappings of the clusters from `start` on, all in one slice whose table may be written in place, and
+    /// Sets the entries of the clusters from `start` on, all in one slice whose table may be written in place, and
     /// takes back what they named before. The caller holds their range.
-    pub(super) fn set_mappings(
+    pub(super) fn set_entries(
         &self,
         writer: &Writer,
         start: GuestOffset,
-        mappings: impl Iterator<Item = L2Mapping> + Clone,
+        entries: impl Iterator<Item = L2Entry> + Clone,
     ) -> Result<()> {
         let (slice, index) = self.slice_of(start);
         loop {
@@ -250,17 +256,21 @@ impl Image {
             let Some(old) = self.cache.copy(slice) else {
                 continue;
             };
-            let entries = mappings.clone().map(|mapping| mapping.encode(self.geometry));
+            let words = entries.clone().map(|entry| entry.encode(self.geometry));
             let pin = !meta.dirty_slices.contains(&slice);
-            if !self.cache.update(slice, index, entries, pin) {
+            let updated = if self.geometry.extended_l2 {
+                self.cache.update_pairs(slice, 2 * index, words, pin)
+            } else {
+                self.cache
+                    .update(slice, index, words.map(|[entry, _]| entry), pin)
+            };
+            if !updated {
                 continue;
             }
             meta.dirty_slices.insert(slice);
-            for (i, new) in mappings.enumerate() {
-                let table_index = self.geometry.l2_index(start) + i;
-                let old =
-                    L2Mapping::decode(old[index + i], table_index as u64, self.geometry, self.zero_flag)
-                        .map_err(|corruption| self.corrupt(corruption))?;
+            for (i, new) in entries.enumerate() {
+                let guest = start + ((i as u64) << self.geometry.cluster_bits);
+                let old = self.decode_l2(self.words_at(&old, index + i), guest)?;
                 meta.take_back(old, new, self.geometry);
             }
             return Ok(());
@@ -332,7 +342,7 @@ impl Image {
         let written = self
             .storage
             .write_all_at(compressed, data.host.0)
-            .and_then(|()| self.set_mappings(writer, guest, std::iter::once(L2Mapping::Compressed(data))));
+            .and_then(|()| self.set_entries(writer, guest, std::iter::once(L2Entry::Compressed(data))));
         if written.is_err() {
             writer.meta().allocator.give_back_compressed(data)?;
         }
@@ -349,14 +359,6 @@ impl Image {
             None => Ok(writer),
         }
     }
-}
-
-/// Clusters that an allocating write can take as one.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
-    /// Where the host clusters are that they keep, if they do.
-    kept: Option<HostOffset>,
-    count: u64,
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

@@ -126,11 +126,6 @@ fn encryption_is_named() {
 }
 
 #[test]
-fn extended_l2_entries_are_named() {
-    refuse_both(&created(&["-o", "extended_l2=on"]), &["extended L2 entries"]);
-}
-
-#[test]
 fn a_missing_data_file_is_named() {
     let lab = created(&["-o", "data_file=data"]);
     fs::remove_file(lab.path("data")).expect("QEMU has made it");

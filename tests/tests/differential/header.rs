@@ -22,6 +22,7 @@ const SHAPE: Shape = Shape {
     refcount_order: 4,
     v2: false,
     zstd: false,
+    extended_l2: false,
 };
 
 /// The extensions from `at` on, by type.
