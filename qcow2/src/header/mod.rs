@@ -247,9 +247,6 @@ impl Header {
             true if self.has(IncompatibleFeatures::CORRUPT) => {
                 "the image is marked corrupt: it can be read, and not written to"
             }
-            true if self.has(IncompatibleFeatures::DIRTY) => {
-                "the image is marked dirty (it was not closed properly): it must be checked before it is written to"
-            }
             _ => return None,
         };
         Some(Error::new(ErrorKind::Corrupt, broken).with_hint("`imgtool check -r all` repairs it"))

@@ -279,14 +279,11 @@ fn refuses_by_name_what_it_cannot_do() {
     let error = parse(&encryption).unwrap().unsupported(false).unwrap();
     assert!(error.to_string().contains("AES"), "{error}");
 
-    for (bit, read, write) in [(0, None, Some("dirty")), (1, None, Some("corrupt"))] {
-        let mut bytes = image();
-        BE::write_u64(&mut bytes[72..], 1 << bit);
-        let header = parse(&bytes).unwrap();
-        let message = |write| header.unsupported(write).map(|error| error.to_string());
-        assert_eq!(message(false).is_some(), read.is_some());
-        assert!(message(true).unwrap().contains(read.or(write).unwrap()));
-    }
+    let mut corrupt = image();
+    BE::write_u64(&mut corrupt[72..], 1 << 1);
+    let header = parse(&corrupt).unwrap();
+    assert!(header.unsupported(false).is_none());
+    assert!(header.unsupported(true).unwrap().to_string().contains("corrupt"));
 }
 
 #[test]

@@ -52,6 +52,7 @@ use crate::compression::CompressionType;
 use crate::corruption::Corruption;
 use crate::entry::{L1Entry, L2Entry};
 use crate::epoch::Epoch;
+use crate::feature::IncompatibleFeatures;
 use crate::geometry::Geometry;
 use crate::header::Header;
 use crate::l1_table::L1Table;
@@ -147,7 +148,8 @@ struct Meta {
 }
 
 impl Image {
-    /// Opens the image in `storage`.
+    /// Opens the image in `storage`. One that is marked dirty (lazy refcounts, and not closed) has its refcounts
+    /// rebuilt before it is written to, as by [`recover`](crate::recover); reading it changes nothing.
     ///
     /// # Errors
     /// `InvalidInput` for what is no qcow2 image, and for a backing that the image does not name or one missing
@@ -173,6 +175,11 @@ impl Image {
         }
         let backing = Self::backing_for(&header, options.backing)?;
         let data = data_file::open(&storage, &header, options.data_file)?;
+        if options.access.write && header.incompatible.contains(IncompatibleFeatures::DIRTY) {
+            // Whoever postponed the refcounts did not come to write them.
+            crate::check::recover(&*storage)?;
+            header = Header::read(&*storage)?;
+        }
         let geometry = header.geometry;
         let slices = header
             .size
