@@ -243,13 +243,11 @@ impl Header {
                 "the image has an external data file and internal snapshots, which exclude each other";
             return Some(Error::unsupported(message).with_hint("copy it with `imgtool convert`"));
         }
-        let broken = match write {
-            true if self.has(IncompatibleFeatures::CORRUPT) => {
-                "the image is marked corrupt: it can be read, and not written to"
-            }
-            _ => return None,
-        };
-        Some(Error::new(ErrorKind::Corrupt, broken).with_hint("`imgtool check -r all` repairs it"))
+        let corrupt = write && self.has(IncompatibleFeatures::CORRUPT);
+        corrupt.then(|| {
+            let message = "the image is marked corrupt: it can be read, and not written to";
+            Error::new(ErrorKind::Corrupt, message).with_hint("`imgtool check -r all` repairs it")
+        })
     }
 
     fn has(&self, feature: IncompatibleFeatures) -> bool {
