@@ -61,10 +61,12 @@ struct Shape {
 }
 
 impl Shape {
+    /// Clusters of 16 and of 128 KiB have subclusters.
     fn new(cluster_bits: u32, data_file: Option<bool>, backing: Option<u64>, size: u64) -> Self {
         let options = CreateOptions {
             size,
             cluster_bits,
+            extended_l2: [14, 17].contains(&cluster_bits),
             backing: backing.map(|_| BackingReference {
                 name: "base.raw".into(),
                 format: Some("raw".into()),
@@ -190,7 +192,7 @@ fn requests(cluster_bits: u32, data_file: Option<bool>, backing: Option<u64>, se
 #[test]
 fn plans_leave_what_a_vector_would_hold() {
     for seed in 0..4 {
-        for cluster_bits in [9, 12, 16] {
+        for cluster_bits in [9, 12, 14, 16, 17] {
             requests(cluster_bits, None, None, seed);
             requests(cluster_bits, None, Some(100_000), seed);
         }
@@ -200,7 +202,7 @@ fn plans_leave_what_a_vector_would_hold() {
 #[test]
 fn plans_leave_what_a_vector_would_hold_in_data_files() {
     for seed in 0..4 {
-        for cluster_bits in [9, 12, 16] {
+        for cluster_bits in [9, 12, 14, 16, 17] {
             requests(cluster_bits, Some(false), Some(100_000), seed);
             requests(cluster_bits, Some(true), None, seed);
         }
@@ -381,6 +383,8 @@ fn threads_share_clusters() {
         (2, 12, None, Some(200_000)),
         (3, 16, None, None),
         (4, 12, Some(true), None),
+        (5, 14, None, Some(200_000)),
+        (6, 17, Some(false), None),
     ] {
         let size = (UNIT * UNITS).next_multiple_of(512);
         let shape = Shape::new(cluster_bits, data_file, backing, size);
