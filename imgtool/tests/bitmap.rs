@@ -178,7 +178,7 @@ fn of_an_image_that_is_not_alone() {
         json!([{ "start": 0, "length": 1 << 20 }])
     );
     lab.qemu_img("check image");
-    lab.qemu_img("create -q -f qcow2 -u -b gone overlay 1M");
+    lab.qemu_img("create -q -f qcow2 -u -b gone -F raw overlay 1M");
     lab.imgtool("bitmap --add overlay x");
     assert_eq!(ranges(&lab, "overlay", "x"), json!([]));
 }

@@ -450,7 +450,7 @@ impl ConvertArgs {
             .take()
             .filter(|_| target.layers()[0].format == "raw" && name.partition.is_none())
             .map(|offload| offload.onto(target.layers()[0].storage.clone()));
-        let copied = fill(&*disk, &copy).and_then(|()| target.flush());
+        let copied = fill(&*disk, &copy).and_then(|()| target.settle());
         copied.map_err(|error| interrupted(error.with_path(path), path, "its contents are incomplete"))
     }
 
