@@ -182,3 +182,101 @@ fn of_an_image_that_is_not_alone() {
     lab.imgtool("bitmap --add overlay x");
     assert_eq!(ranges(&lab, "overlay", "x"), json!([]));
 }
+
+/// An image with a bitmap that is enabled, one that is not, and one that was not saved.
+fn with_bitmaps(lab: &Lab) {
+    lab.qemu_img("create -q -f qcow2 image 8M");
+    for line in [
+        "--add -g 64k image on",
+        "--add -g 512 image off",
+        "--add image lost",
+    ] {
+        lab.qemu_img(&format!("bitmap {line}"));
+    }
+    lab.qemu_io("qcow2", "image", &["write 100k 3M", "write 7M 512"]);
+    lab.qemu_img("bitmap --disable image off");
+    let mut bytes = std::fs::read(lab.path("image")).unwrap();
+    let at = bytes.windows(4).rposition(|word| word == b"lost").unwrap() - 24;
+    bytes[at + 15] |= 1;
+    std::fs::write(lab.path("image"), bytes).unwrap();
+}
+
+#[test]
+fn convert_copies_bitmaps() {
+    let lab = Lab::new();
+    with_bitmaps(&lab);
+    let refused = lab.run("imgtool convert --bitmaps -O qcow2 image out");
+    refused.fails(1, &["'lost' is inconsistent", "--skip-broken-bitmaps"]);
+    assert_eq!(lab.names(), ["image"]);
+    for options in ["", "-c", "-o cluster_size=512", "-o size=20M"] {
+        let line = format!("convert --bitmaps --skip-broken-bitmaps {options} -O qcow2 image");
+        let done = lab.run(&format!("imgtool {line} ours"));
+        let warning = done.stderr();
+        assert!(
+            warning.contains("warning") && warning.contains("'lost'"),
+            "{warning}"
+        );
+        done.ok();
+        lab.qemu_img(&format!("{line} theirs"));
+        assert_eq!(bitmaps(&lab, "ours"), bitmaps(&lab, "theirs"), "{options}");
+        for name in ["on", "off"] {
+            let [ours, theirs] = ["ours", "theirs"].map(|image| ranges(&lab, image, name));
+            assert_eq!(ours, theirs, "{options} {name}");
+        }
+        lab.qemu_img("check ours");
+        lab.qemu_img("compare image ours");
+    }
+}
+
+#[test]
+fn convert_into_an_image_that_has_bitmaps() {
+    let lab = Lab::new();
+    with_bitmaps(&lab);
+    lab.imgtool("bitmap --remove image lost");
+    lab.imgtool("create -q -f qcow2 target 8M");
+    lab.imgtool("bitmap --add target own");
+    lab.imgtool("convert -n --bitmaps -O qcow2 image target");
+    assert_eq!(ranges(&lab, "target", "off"), ranges(&lab, "image", "off"));
+    // The copy itself is a change of the disk.
+    assert_eq!(ranges(&lab, "target", "own")[0]["length"], 8 << 20);
+    lab.qemu_img("check target");
+    let before = std::fs::read(lab.path("target")).unwrap();
+    lab.run("imgtool convert -n --bitmaps -O qcow2 image target")
+        .fails(1, &["a bitmap 'on' already"]);
+    assert!(std::fs::read(lab.path("target")).unwrap() == before);
+}
+
+#[test]
+fn bitmaps_that_cannot_be_copied() {
+    let lab = Lab::new();
+    with_bitmaps(&lab);
+    lab.raw("raw", 1 << 20, 1);
+    let names = lab.names();
+    for (line, words) in [
+        ("--bitmaps -O raw image out", "raw image"),
+        ("--bitmaps -O qcow2 -o compat=0.10 image out", "version 2"),
+        ("--bitmaps -O qcow2 raw out", "a raw image has no bitmaps"),
+        ("--bitmaps -O qcow2 image image out", "one image only"),
+        ("--bitmaps -O qcow2 image -", "standard output"),
+    ] {
+        lab.run(&format!("imgtool convert {line}")).fails(1, &[words]);
+        assert_eq!(lab.names(), names, "{line}");
+    }
+}
+
+#[test]
+fn bitmaps_are_measured() {
+    let lab = Lab::new();
+    with_bitmaps(&lab);
+    for options in [
+        "-O qcow2",
+        "-O qcow2 -o cluster_size=512",
+        "-O qcow2 -o cluster_size=2M",
+        "-O qcow2 -o compat=0.10",
+        "-O raw",
+    ] {
+        lab.assert_same_json(&format!("measure --output json {options} image"));
+        let line = format!("measure {options} image");
+        assert_eq!(lab.imgtool(&line), lab.qemu_img(&line));
+    }
+}

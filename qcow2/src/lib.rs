@@ -78,5 +78,5 @@ pub use format::Qcow2;
 pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
 pub use image::{BitmapEdit, Image, Mapped, OpenOptions, Place, PlannedRun, SnapshotProgress, WritePlan};
-pub use measure::{Measure, measure};
+pub use measure::{Measure, measure, measure_bitmaps};
 pub use snapshot::{Snapshot, SnapshotTable};

@@ -5,6 +5,7 @@
 
 use block::{Preallocation, Result};
 
+use crate::bitmap::{self, Bitmap, directory};
 use crate::create::{CreateOptions, ENTRY, refcount_clusters};
 use crate::geometry::Geometry;
 
@@ -45,6 +46,21 @@ pub fn measure(options: &CreateOptions, data_clusters: Option<u64>) -> Result<Me
         required: bytes(data),
         fully_allocated: bytes(disk),
     })
+}
+
+/// Bytes that `bitmaps`, of a disk of `size` bytes, take at most in an image with clusters of `1 << cluster_bits` bytes,
+/// beside what [`measure`] says. Those that are inconsistent, and cannot be copied, are counted as if they could be.
+pub fn measure_bitmaps(bitmaps: &[Bitmap], size: u64, cluster_bits: u32) -> u64 {
+    let clusters = |bytes: u64| bytes.div_ceil(1 << cluster_bits);
+    let contents = bitmaps.iter().map(|bitmap| {
+        let data = clusters(bitmap::bits(size, bitmap.granularity_bits).div_ceil(8));
+        data + clusters(data * ENTRY)
+    });
+    let entries = bitmaps
+        .iter()
+        .map(|bitmap| directory::entry_len(0, bitmap.name.len()));
+    let directory = entries.sum();
+    (contents.sum::<u64>() + clusters(directory)) << cluster_bits
 }
 
 /// Clusters of header, L1 table, L2 tables, refcount table and refcount blocks for a disk that is fully written.

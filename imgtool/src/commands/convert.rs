@@ -1,5 +1,6 @@
 //! `imgtool convert`: copy an image into another format, or into the same one anew.
 
+mod bitmaps;
 mod streams;
 
 use std::num::NonZeroUsize;
@@ -14,7 +15,7 @@ use ops::{Before, Cancel, Concat, Control, ConvertOptions, Offload, SparseChain}
 use super::Outcome;
 use super::create::no_backing_format;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
-use crate::formats::NewImage;
+use crate::formats::{NewDevice, NewImage};
 use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::option_list::OptionList;
@@ -22,6 +23,7 @@ use crate::target::{Making, is_one_of};
 use crate::targets::{Targets, data_path};
 use crate::watch::Watch;
 use crate::{interrupt, size};
+use bitmaps::CopiedBitmaps;
 
 /// Largest -S, in bytes.
 const MAX_SPARSE: u64 = 16 << 20;
@@ -112,6 +114,12 @@ pub(crate) struct ConvertArgs {
     /// the file system can share between both images is left to it
     #[arg(short = 'C', long = "copy-range-offloading")]
     copy_offloading: bool,
+    /// Copy the dirty bitmaps of the image too: names, granularity, whether they are enabled, and what is dirty
+    #[arg(long)]
+    bitmaps: bool,
+    /// With --bitmaps: leave out those that are inconsistent, with a warning
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
     /// Read images that somebody else may be writing to
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -139,10 +147,6 @@ struct Refused {
     target_image_opts: bool,
     #[arg(long, hide = true)]
     salvage: bool,
-    #[arg(long, hide = true)]
-    bitmaps: bool,
-    #[arg(long, hide = true)]
-    skip_broken_bitmaps: bool,
 }
 
 impl Refused {
@@ -152,8 +156,6 @@ impl Refused {
             ("-r (rate limit)", self.rate_limit.is_some()),
             ("--target-image-opts", self.target_image_opts),
             ("--salvage", self.salvage),
-            ("--bitmaps", self.bitmaps),
-            ("--skip-broken-bitmaps", self.skip_broken_bitmaps),
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => Err(refused(option)),
@@ -168,6 +170,8 @@ struct Source {
     /// It is not the whole disk of one chain.
     is_part: bool,
     device: Arc<dyn BlockDevice>,
+    /// Those that are copied too.
+    bitmaps: CopiedBitmaps,
 }
 
 impl Source {
@@ -213,7 +217,8 @@ impl ConvertArgs {
         if streams::is_stream(target) || sources.iter().any(|source| streams::is_stream(source)) {
             return self.stream(sources, target, image, copy);
         }
-        let source = self.source(sources)?;
+        let mut source = self.source(sources)?;
+        self.read_bitmaps(&mut source)?;
         let data_file = image.data_file().map(|name| data_path(target, &name));
         let targets = [Some(name.path.clone()), data_file.transpose()?];
         if targets
@@ -255,6 +260,10 @@ impl ConvertArgs {
                 "-C leaves copying to the host, and it does not look for zeros (-S)"
             }
             () if self.no_create && self.in_place => "-n writes in place anyway",
+            () if self.bitmaps && self.files.iter().any(|file| streams::is_stream(file)) => {
+                "bitmaps cannot be copied from standard input or to standard output (--bitmaps)"
+            }
+            () if self.bitmaps && !self.no_create => return bitmaps::check_new(image),
             () if self.compress && image.format() == "raw" => "a raw image cannot be compressed",
             () if self.compress && image.is_preallocated() => {
                 "an image that is compressed cannot be preallocated"
@@ -336,7 +345,26 @@ impl ConvertArgs {
             chains,
             is_part,
             device,
+            bitmaps: CopiedBitmaps::default(),
         })
+    }
+
+    /// Reads the bitmaps that are to be copied with the disk.
+    fn read_bitmaps(&self, source: &mut Source) -> Result<()> {
+        if !self.bitmaps {
+            return Ok(());
+        }
+        let [chain] = source.chains.as_slice() else {
+            return Err(Error::invalid(
+                "bitmaps can be copied from one image only (--bitmaps)",
+            ));
+        };
+        if source.is_part {
+            let message = "bitmaps are of a whole disk, and cannot be copied with a partition (--bitmaps)";
+            return Err(Error::invalid(message));
+        }
+        source.bitmaps = CopiedBitmaps::of(chain, self.skip_broken_bitmaps)?;
+        Ok(())
     }
 
     /// Copies into a new image.
@@ -356,9 +384,14 @@ impl ConvertArgs {
                 format!("the new image is to have {size} bytes, fewer than the disk's {source_size}");
             return Err(Error::invalid(message).with_path(path));
         }
+        let bitmaps = source
+            .bitmaps
+            .resized(size)
+            .map_err(|error| error.with_path(path))?;
         let before = |backing: &Chain| before(source, backing);
         self.make_with(path, image, copy, cancel, before, |target, copy| {
-            self.copy(source, target, copy, cancel)
+            self.copy(source, target.device(), copy, cancel)?;
+            bitmaps.add_to_new(target)
         })
     }
 
@@ -370,7 +403,7 @@ impl ConvertArgs {
         mut copy: ConvertOptions,
         cancel: &Cancel,
         before: impl FnOnce(&Chain) -> Before,
-        fill: impl FnOnce(&dyn BlockDevice, &ConvertOptions) -> Result<()>,
+        fill: impl FnOnce(&NewDevice, &ConvertOptions) -> Result<()>,
     ) -> Result<()> {
         image.check().map_err(|error| error.with_path(path))?;
         let backing = self.backing_chain(path, &image)?;
@@ -407,7 +440,7 @@ impl ConvertArgs {
             targets.create(&image)?;
             let below = backing.map_or(Backing::None, |chain| Backing::Device(chain.device()));
             let new = targets.open(&image, below, self.level)?;
-            fill(new.device(), &copy)?;
+            fill(&new, &copy)?;
             new.close()?;
             targets.finish(cancel)
         })();
@@ -416,7 +449,12 @@ impl ConvertArgs {
 
     /// Copies into an image that exists.
     fn fill(&self, path: &Path, source: &Source, copy: ConvertOptions, cancel: &Cancel) -> Result<()> {
-        self.fill_with(path, copy, |target, copy| self.copy(source, target, copy, cancel))
+        self.fill_with(path, copy, |chain, target, copy| {
+            let bitmaps = source.bitmaps.resized(chain.size())?;
+            bitmaps.check_target(chain)?;
+            self.copy(source, target, copy, cancel)?;
+            bitmaps.add_to_target(chain)
+        })
     }
 
     /// Has `fill` copy into an image that exists.
@@ -424,7 +462,7 @@ impl ConvertArgs {
         &self,
         path: &Path,
         mut copy: ConvertOptions,
-        fill: impl FnOnce(&dyn BlockDevice, &ConvertOptions) -> Result<()>,
+        fill: impl FnOnce(&Chain, &dyn BlockDevice, &ConvertOptions) -> Result<()>,
     ) -> Result<()> {
         let opening = Opening {
             access: Access::WRITE,
@@ -450,7 +488,7 @@ impl ConvertArgs {
             .take()
             .filter(|_| target.layers()[0].format == "raw" && name.partition.is_none())
             .map(|offload| offload.onto(target.layers()[0].storage.clone()));
-        let copied = fill(&*disk, &copy).and_then(|()| target.settle());
+        let copied = fill(&target, &*disk, &copy).and_then(|()| target.settle());
         copied.map_err(|error| interrupted(error.with_path(path), path, "its contents are incomplete"))
     }
 

@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use block::chain::Chain;
 use block::{Access, Error, Result};
 use clap::Args;
 use ops::{Control, SparseChain};
-use qcow2::{Header, Version};
+use qcow2::{Bitmap, CreateOptions, Header, Version};
 use serde_json::{Map, Value};
 
 use super::Outcome;
@@ -67,7 +68,7 @@ impl MeasureArgs {
         let (measure, bitmaps) = match (&self.size, &self.file) {
             (Some(text), _) => {
                 image.size = Some(size::parse_disk(text)?);
-                (measure(&image, None)?, false)
+                (measure(&image, None)?, None)
             }
             (None, Some(path)) => self.measure_file(path, image)?,
             (None, None) => {
@@ -81,14 +82,14 @@ impl MeasureArgs {
             OutputFormat::Human => {
                 writeln!(out, "required size: {}", measure.required)?;
                 writeln!(out, "fully allocated size: {}", measure.fully_allocated)?;
-                if bitmaps {
-                    writeln!(out, "bitmaps size: 0")?;
+                if let Some(bitmaps) = bitmaps {
+                    writeln!(out, "bitmaps size: {bitmaps}")?;
                 }
             }
             OutputFormat::Json => {
                 let mut object = Map::new();
-                if bitmaps {
-                    object.insert("bitmaps".to_owned(), 0.into());
+                if let Some(bitmaps) = bitmaps {
+                    object.insert("bitmaps".to_owned(), bitmaps.into());
                 }
                 object.insert("required".to_owned(), measure.required.into());
                 object.insert("fully-allocated".to_owned(), measure.fully_allocated.into());
@@ -98,8 +99,8 @@ impl MeasureArgs {
         Ok(0)
     }
 
-    /// Measures for an image; and whether both formats know bitmaps, of which none would be copied.
-    fn measure_file(&self, path: &Path, mut image: NewImage) -> Result<(qcow2::Measure, bool)> {
+    /// Measures for an image; and how many bytes its bitmaps would take, if both formats know any.
+    fn measure_file(&self, path: &Path, mut image: NewImage) -> Result<(qcow2::Measure, Option<u64>)> {
         let cancel = interrupt::watch()?;
         let opening = Opening {
             nested: self.open.nested,
@@ -119,13 +120,29 @@ impl MeasureArgs {
             Some(unit) => Some(ops::data_units(&*disk, unit, &Control::new(cancel, &|_| {}))?),
             None => None,
         };
-        let layer = &chain.layers()[0];
-        let bitmaps = unit.is_some()
-            && name.partition.is_none()
-            && layer.format == "qcow2"
-            && Header::read(&*layer.storage)?.version >= Version::V3;
+        let bitmaps = match image.qcow2() {
+            Some(options) if options.version >= Version::V3 && name.partition.is_none() => {
+                bitmaps_size(&chain, &options)?
+            }
+            _ => None,
+        };
         Ok((measure(&image, clusters)?, bitmaps))
     }
+}
+
+/// Bytes that the bitmaps of an image would take in another, if it is in a format that knows any.
+fn bitmaps_size(chain: &Chain, options: &CreateOptions) -> Result<Option<u64>> {
+    let layer = &chain.layers()[0];
+    if layer.format != "qcow2" {
+        return Ok(None);
+    }
+    let header = Header::read(&*layer.storage)?;
+    if header.version < Version::V3 {
+        return Ok(None);
+    }
+    let bitmaps = Bitmap::list(&*layer.storage, &header)?;
+    let size = qcow2::measure_bitmaps(&bitmaps, header.size, options.cluster_bits);
+    Ok(Some(size))
 }
 
 fn measure(image: &NewImage, clusters: Option<u64>) -> Result<qcow2::Measure> {

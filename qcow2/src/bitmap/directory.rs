@@ -38,7 +38,7 @@ pub(crate) struct Entry {
 impl Entry {
     /// Bytes of the entry, with its padding.
     pub(crate) fn len(&self) -> u64 {
-        ((FIXED + self.extra_data.len() + self.bitmap.name.len()) as u64).next_multiple_of(8)
+        entry_len(self.extra_data.len(), self.bitmap.name.len())
     }
 
     fn flags(&self) -> u32 {
@@ -70,6 +70,11 @@ impl Entry {
         out.extend_from_slice(bitmap.name.as_bytes());
         out.resize(out.len().next_multiple_of(8), 0);
     }
+}
+
+/// Bytes of an entry with so many of extra data and name, and its padding.
+pub(crate) fn entry_len(extra_data: usize, name: usize) -> u64 {
+    ((FIXED + extra_data + name) as u64).next_multiple_of(8)
 }
 
 /// The whole directory, as it is stored.

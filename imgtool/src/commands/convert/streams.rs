@@ -191,7 +191,7 @@ impl ConvertArgs {
         cancel: &Cancel,
     ) -> Result<()> {
         if self.no_create {
-            return self.fill_with(path, copy, |target, copy| {
+            return self.fill_with(path, copy, |_, target, copy| {
                 self.take_in(pipe, target, Length::Fixed, copy, cancel)
             });
         }
@@ -201,7 +201,7 @@ impl ConvertArgs {
         };
         let before = |backing: &Chain| Before::Device(backing.device());
         self.make_with(path, image, copy, cancel, before, |target, copy| {
-            self.take_in(pipe, target, length, copy, cancel)
+            self.take_in(pipe, target.device(), length, copy, cancel)
         })
     }
 

@@ -1,0 +1,113 @@
+//! `--bitmaps`: the dirty bitmaps that go with a disk into its copy.
+
+use std::io::{self, Write};
+
+use block::chain::Chain;
+use block::{Error, ErrorKind, Result, escape};
+use qcow2::{Bitmap, DirtyBits, Image, Version};
+
+use crate::formats::{NewDevice, NewImage};
+use crate::images::qcow2_with;
+
+/// The bitmaps of a disk that is copied; none if they are not to be copied.
+#[derive(Debug, Default)]
+pub(super) struct CopiedBitmaps(Vec<(Bitmap, DirtyBits)>);
+
+impl CopiedBitmaps {
+    /// Those of the chain's active image. What cannot be used of them fails, or is passed over with a warning.
+    pub(super) fn of(chain: &Chain, skip_broken: bool) -> Result<Self> {
+        let image = qcow2_with(chain, "bitmaps")?;
+        let mut copied = Vec::new();
+        for bitmap in image.bitmaps()? {
+            match image.dirty_bits(&bitmap.name) {
+                Ok(bits) => copied.push((bitmap, bits)),
+                Err(error) if skip_broken && error.kind() == ErrorKind::Unsupported => {
+                    // With nobody left to read it there is nothing to be done about that.
+                    let _ = writeln!(io::stderr(), "imgtool: warning: {error}: it is not copied");
+                }
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    let hint = "leave it out with --skip-broken-bitmaps, or remove it with `imgtool bitmap --remove`";
+                    return Err(error.with_hint(hint));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self(copied))
+    }
+
+    /// The same for a disk of `size` bytes.
+    pub(super) fn resized(&self, size: u64) -> Result<Self> {
+        let resize = |(bitmap, bits): &(Bitmap, DirtyBits)| {
+            let bits = bits
+                .resized(size)
+                .map_err(|error| named(error, &bitmap.name, "cannot be copied"))?;
+            Ok((bitmap.clone(), bits))
+        };
+        self.0.iter().map(resize).collect::<Result<_>>().map(Self)
+    }
+
+    /// Adds them to a new image that has been filled.
+    pub(super) fn add_to_new(&self, new: &NewDevice) -> Result<()> {
+        match new {
+            NewDevice::Qcow2(image) => self.add_to(image),
+            NewDevice::Raw(_) => Ok(()),
+        }
+    }
+
+    /// Fails if they cannot be added to an image that exists.
+    pub(super) fn check_target(&self, target: &Chain) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let image = qcow2_with(target, "bitmaps")?;
+        if image.header().version < Version::V3 {
+            return Err(of_version_2());
+        }
+        let there = image.bitmaps()?;
+        match self
+            .0
+            .iter()
+            .find(|(bitmap, _)| there.iter().any(|other| other.name == bitmap.name))
+        {
+            Some((bitmap, _)) => {
+                let message = format!("there is a bitmap '{}' already", escape(&bitmap.name));
+                Err(Error::invalid(message).with_hint("remove it with `imgtool bitmap --remove`"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Adds them to an image that exists and has been filled.
+    pub(super) fn add_to_target(&self, target: &Chain) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        self.add_to(qcow2_with(target, "bitmaps")?)
+    }
+
+    fn add_to(&self, image: &Image) -> Result<()> {
+        image.edit_bitmaps(|bitmaps| {
+            self.0.iter().try_for_each(|(bitmap, bits)| {
+                bitmaps.add(&bitmap.name, Some(bitmap.granularity()), bitmap.auto)?;
+                bitmaps.merge(&bitmap.name, bits)
+            })
+        })
+    }
+}
+
+/// Fails if a new image cannot have bitmaps.
+pub(super) fn check_new(image: &NewImage) -> Result<()> {
+    match image.qcow2() {
+        None => Err(Error::invalid("a raw image cannot have bitmaps (--bitmaps)")),
+        Some(options) if options.version < Version::V3 => Err(of_version_2()),
+        Some(_) => Ok(()),
+    }
+}
+
+fn of_version_2() -> Error {
+    Error::invalid("an image of version 2 (compat=0.10) cannot have bitmaps (--bitmaps)")
+}
+
+fn named(error: Error, name: &str, what: &str) -> Error {
+    Error::new(error.kind(), format!("bitmap '{}' {what}", escape(name))).with_source(error)
+}
