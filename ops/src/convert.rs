@@ -39,6 +39,7 @@ use crate::{Control, Offload, is_zero};
 use stream::Stream;
 pub use stream::{Length, Sequential, receive};
 use turnstile::Turnstile;
+pub(crate) use walker::IN_TARGET;
 use walker::{Chunk, Kind, Walker};
 
 /// Bytes that a worker reads at once: enough to make calls cheap, little enough to stay in a core's cache between
@@ -408,7 +409,11 @@ fn within(range: &Range<u64>, start: u64) -> Range<usize> {
 }
 
 /// Cuts `range` at multiples of `unit`, asks `test` about every piece, and joins neighbours with the same answer.
-fn split(range: &Range<u64>, unit: u64, test: impl Fn(&Range<u64>) -> bool) -> Vec<(bool, Range<u64>)> {
+pub(crate) fn split(
+    range: &Range<u64>,
+    unit: u64,
+    test: impl Fn(&Range<u64>) -> bool,
+) -> Vec<(bool, Range<u64>)> {
     let mut parts: Vec<(bool, Range<u64>)> = Vec::new();
     let mut start = range.start;
     while start < range.end {

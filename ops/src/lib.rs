@@ -1,7 +1,7 @@
 //! Work on whole disk images, whatever their format.
 //!
 //! [`convert`](convert()) copies one onto another, [`receive`] does so from a pipe, [`compare`](compare()) finds where two differ, [`data_units`] counts
-//! what a copy would take. [`Extents`] walks a disk run by run, [`SparseChain`] adds what the host knows to what an
+//! what a copy would take, and [`commit`], [`rebase`] and [`stream`] move data between the layers of a chain. [`Extents`] walks a disk run by run, [`SparseChain`] adds what the host knows to what an
 //! image says of itself, and [`Concat`] joins several disks into one; [`Offload`] has the host copy where it can.
 //!
 //! Everything here asks a [`BlockDevice`](block::BlockDevice) what is where, moves no more than that, uses as many
@@ -40,24 +40,31 @@
 //! ```
 
 mod buffer;
+mod commit;
 mod compare;
 mod concat;
 mod convert;
 mod extents;
 mod host_holes;
 mod measure;
+mod moving;
 mod offload;
 mod progress;
+mod rebase;
 #[cfg(test)]
 mod testing;
+mod throttle;
 mod zero;
 
+pub use commit::{CommitOptions, commit};
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use concat::Concat;
 pub use convert::{Before, ConvertOptions, Length, Sequential, convert, receive};
 pub use extents::Extents;
 pub use host_holes::{HostHoles, SparseChain};
 pub use measure::data_units;
+pub use moving::Moved;
 pub use offload::Offload;
 pub use progress::{Cancel, Control, Progress};
+pub use rebase::{NewBacking, RebaseOptions, rebase, stream};
 pub use zero::is_zero;

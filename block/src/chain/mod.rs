@@ -44,9 +44,10 @@ pub enum Below<'a> {
     /// Nothing, not even an external data file: the image alone, for looking at what it says of itself. What it
     /// does not hold reads as zeros.
     Nothing,
-    /// Only the file that holds its data, if it keeps that in another: for changing what the image keeps beside the
-    /// disk. What the image does not hold itself reads as zeros.
-    OwnData,
+    /// So many images, each named by the one above, with the files that hold their data; what the last one does not
+    /// hold reads as zeros. None for changing what an image keeps beside the disk, some for working on a part of a chain
+    /// whose rest is opened otherwise.
+    Layers(usize),
     /// This file instead of the one the image names; what that file names follows. The user named it, so the
     /// gate is not asked about it.
     Stated {

@@ -89,7 +89,13 @@ impl<'a> Opening<'a> {
             let stated = Found::new(path.to_owned(), storage, format, access)?;
             self.add(&mut chain, stated)?;
         }
-        while let Some(next) = self.below(&chain)? {
+        let most = match options.below {
+            Below::Layers(below) => below.saturating_add(1),
+            _ => usize::MAX,
+        };
+        while chain.len() < most
+            && let Some(next) = self.below(&chain)?
+        {
             self.add(&mut chain, next)?;
         }
         layers(chain)
@@ -215,7 +221,7 @@ impl<'a> Found<'a> {
 fn layers(mut chain: Vec<Found<'_>>) -> Result<Vec<Layer>> {
     let mut layers = Vec::new();
     while let Some(image) = chain.pop() {
-        let backing = if chain.is_empty() {
+        let backing = if chain.is_empty() && !layers.is_empty() {
             joined(&layers)
         } else if image.references.backing.is_some() {
             Backing::Detached

@@ -11,6 +11,9 @@ use crate::extents::extent_at;
 /// The longest run that is dealt with at once: progress and cancellation come between two.
 const LONGEST: u64 = 1 << 30;
 
+/// The layer number of what the target holds already, where the source is what the target shows.
+pub(crate) const IN_TARGET: u32 = u32::MAX;
+
 /// What is to be done about a run of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -161,6 +164,7 @@ impl<'a> Walker<'a> {
     /// What is to be done about a run; `covered` where the target may read as anything but zeros.
     fn kind(&self, extent: &Extent, covered: bool) -> Kind {
         match &self.options.before {
+            _ if extent.depth == IN_TARGET => Kind::Same,
             Before::Layers { depth, .. } if extent.depth >= *depth => Kind::Same,
             _ if !extent.state.reads_as_zero() || self.options.sparse == 0 => Kind::Data,
             _ if covered => Kind::Zero,

@@ -1,0 +1,165 @@
+//! Rebase and stream: another backing file under an overlay, and the disk stays what it is.
+//!
+//! # How it works
+//!
+//! Wherever the overlay holds nothing, what shows through from the old backing is compared with what would show through
+//! from the new one. Clusters that differ are written to the overlay: as data, or as a statement that they are zeros.
+//! Then the overlay names the new backing. Streaming is the case that the new backing is a layer of the old chain, or
+//! nothing.
+//!
+//! # Order
+//!
+//! The header that names the new backing follows when everything written to the overlay is durable: a reference to
+//! a file is changed last, and whole ([`Overlay::set_backing_reference`]). Until then the old backing is under
+//! an overlay that holds the same as it shows. So the disk reads the same at every instant, and a second run does what the
+//! first has not.
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::Range;
+use std::sync::Arc;
+
+use block::chain::{Chain, ChainBase};
+use block::{BackingReference, BlockDevice, Error, Extent, ExtentState, Overlay, Result};
+
+use crate::convert::{IN_TARGET, split};
+use crate::extents::extent_at;
+use crate::moving::{Metered, Moved, Relabelled};
+use crate::throttle::Throttle;
+use crate::{Before, Control, ConvertOptions, convert, is_zero};
+
+/// Bytes of the new backing that are looked at at once.
+const LOOK: u64 = 256 << 10;
+
+/// What an overlay is to be based on.
+#[derive(Clone, Debug)]
+pub struct NewBacking {
+    /// How the overlay is to name it.
+    pub reference: BackingReference,
+    /// What it holds, with everything that it is based on.
+    pub device: Arc<dyn BlockDevice>,
+    /// The layer of the overlay's present chain that it is, if it is one: what that layer and those below hold need not
+    /// be looked at.
+    pub layer: Option<u32>,
+}
+
+/// How to [`rebase`] and [`stream`].
+#[derive(Clone, Debug)]
+pub struct RebaseOptions {
+    /// Threads that read, compare and compress.
+    pub threads: NonZeroUsize,
+    /// Write compressed clusters.
+    pub compress: bool,
+    /// Bytes a second that are written at most.
+    pub rate: Option<NonZeroU64>,
+}
+
+impl Default for RebaseOptions {
+    /// One thread per processor, uncompressed, no limit.
+    fn default() -> Self {
+        Self {
+            threads: ConvertOptions::new().threads,
+            compress: false,
+            rate: None,
+        }
+    }
+}
+
+/// Bases `overlay`, open over what it is based on now, on `new`, or on nothing. It reads the same afterwards; it is
+/// best closed then, since this device goes on reading from the old backing.
+///
+/// # Errors
+/// `Unsupported` for compression that the overlay has not; `Interrupted` on request; as the devices. The overlay then
+/// reads as before, and another run finishes the job.
+pub fn rebase(
+    overlay: &dyn Overlay,
+    new: Option<NewBacking>,
+    options: &RebaseOptions,
+    control: &Control<'_>,
+) -> Result<Moved> {
+    let below = new.as_ref().map(|new| &*new.device);
+    let same_from = new.as_ref().and_then(|new| new.layer).unwrap_or(u32::MAX);
+    let depth = |extent: &Extent| match (extent.depth, extent.state) {
+        // What the overlay leaves open and nothing lies below has depth 0 too.
+        (0, ExtentState::Hole) => 0,
+        (depth, _) if depth == 0 || depth >= same_from => IN_TARGET,
+        (depth, _) => depth,
+    };
+    let zero = |offset: u64, len: u64| match below {
+        Some(below) => state_zeros(overlay, below, offset..offset + len, control),
+        None => Ok(0),
+    };
+    let target = Metered::new(overlay, &zero, Throttle::new(options.rate), control);
+    let copy = ConvertOptions {
+        threads: options.threads,
+        compress: options.compress,
+        before: new
+            .as_ref()
+            .map_or(Before::Zeros, |new| Before::Device(Arc::clone(&new.device))),
+        ..ConvertOptions::new()
+    };
+    convert(&Relabelled::new(overlay, &depth), &target, &copy, control)?;
+    let moved = target.moved();
+    overlay.set_backing_reference(new.map(|new| new.reference))?;
+    Ok(moved)
+}
+
+/// Makes the active layer of `chain` hold what the layers between it and layer number `base` hold, and bases it on that
+/// one, named `reference`; on nothing without.
+///
+/// # Errors
+/// `InvalidInput` for a layer that is not below the active one; as [`rebase`].
+pub fn stream(
+    chain: &Chain,
+    base: Option<(u32, BackingReference)>,
+    options: &RebaseOptions,
+    control: &Control<'_>,
+) -> Result<Moved> {
+    let new = base.map(|(layer, reference)| {
+        let below = chain.layers().get(layer as usize..).unwrap_or_default();
+        if layer == 0 || below.is_empty() {
+            return Err(Error::invalid(format!(
+                "the chain has no layer {layer} below its active one"
+            )));
+        }
+        let layers = below.iter().map(|layer| Arc::clone(&layer.device)).collect();
+        Ok(NewBacking {
+            reference,
+            device: Arc::new(ChainBase::new(layers)),
+            layer: Some(layer),
+        })
+    });
+    rebase(&**chain.active(), new.transpose()?, options, control)
+}
+
+/// States in `overlay` that `range` reads as zeros, as far as it would not over `below` anyway. Gives how much that was.
+fn state_zeros(
+    overlay: &dyn Overlay,
+    below: &dyn BlockDevice,
+    range: Range<u64>,
+    control: &Control<'_>,
+) -> Result<u64> {
+    let cluster = overlay.info().cluster_size.unwrap_or(1);
+    let unit = LOOK.max(cluster);
+    let end = range.end.min(below.size());
+    let (mut at, mut stated) = (range.start, 0);
+    while at < end {
+        control.check()?;
+        let extent = extent_at(below, at, end - at)?;
+        if extent.state.reads_as_zero() {
+            at = extent.end();
+            continue;
+        }
+        let look = at..extent.end().min((at / unit + 1) * unit);
+        let mut bytes = vec![0; (look.end - look.start) as usize];
+        below.read_at(&mut bytes, at)?;
+        let zero = |part: &Range<u64>| is_zero(&bytes[(part.start - at) as usize..(part.end - at) as usize]);
+        for (zero, part) in split(&look, cluster, zero) {
+            if !zero {
+                overlay.state_zero(part.start, part.end - part.start)?;
+                stated += part.end - part.start;
+            }
+        }
+        at = look.end;
+    }
+    Ok(stated)
+}
