@@ -338,6 +338,25 @@ fn second_run(left: &Files, expected: &[u8], job: Job, compress: bool, what: &st
     left.check(what);
 }
 
+/// Layers that are shorter than those above or below them, mostly.
+#[test]
+fn the_disk_stays_what_it_is() {
+    for seed in 1000..1600 {
+        let mut rng = Rng::new(seed);
+        let jobs = Job::all();
+        let job = jobs[rng.below(jobs.len() as u64) as usize];
+        let files = Files::new(make(&mut rng).into_iter().map(Arc::new));
+        let before = NAMES.map(|name| (name, files.bytes(name)));
+        let expected = files.contents("top");
+        let what = format!("seed {seed}: {job:?}");
+        job.run(&files, rng.below(4) == 0)
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
+        verify(&files, &before, &expected, job, &what);
+        job.verify_done(&files, &expected, &what);
+        files.check(&what);
+    }
+}
+
 #[test]
 fn a_power_cut_anywhere_loses_nothing() {
     for seed in 0..45 {
