@@ -36,6 +36,11 @@ impl Opening {
         self.open(path, format, Below::Nothing)
     }
 
+    /// The image at `path` with so many images below it: a part of its chain.
+    pub(crate) fn part(self, path: &Path, format: Option<&str>, below: usize) -> Result<Chain> {
+        self.open(path, format, Below::Layers(below))
+    }
+
     /// The file at `path` and its format, without a look at what is in it.
     pub(crate) fn file(self, path: &Path, format: Option<&str>) -> Result<(Arc<dyn Storage>, &'static str)> {
         let opener = HostOpener::new().direct(self.direct).io(self.io);
@@ -52,7 +57,7 @@ impl Opening {
 
     /// The image at `path` with the file that holds its data, and nothing below it.
     pub(crate) fn detached(self, path: &Path, format: Option<&str>) -> Result<Chain> {
-        self.open(path, format, Below::OwnData)
+        self.open(path, format, Below::Layers(0))
     }
 
     fn open(self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {

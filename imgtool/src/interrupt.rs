@@ -37,7 +37,12 @@ pub(crate) fn watch() -> Result<Cancel> {
             for path in unfinished.iter() {
                 let _ = fs::remove_file(path);
             }
-            let _ = writeln!(io::stderr(), "imgtool: interrupted; what was unfinished is gone");
+            let left = if unfinished.is_empty() {
+                ""
+            } else {
+                "; what was unfinished is gone"
+            };
+            let _ = writeln!(io::stderr(), "imgtool: interrupted{left}");
             process::exit(INTERRUPTED.into());
         }
     };

@@ -15,6 +15,7 @@ mod formats;
 mod image_name;
 mod images;
 mod interrupt;
+mod layers;
 mod option_list;
 mod output;
 mod picture;

@@ -16,6 +16,9 @@ fn every_command_helps() {
         "compare",
         "measure",
         "resize",
+        "commit",
+        "rebase",
+        "stream",
         "completions",
         "man",
     ] {

@@ -94,6 +94,8 @@ pub struct ConvertOptions {
     /// Write in guest order, one write at a time, so that the target's layout is always the same. Compressed clusters
     /// are in any case.
     pub in_order: bool,
+    /// Deal with whole clusters of the target, each as data or as zeros. Compressed ones are in any case.
+    pub whole_clusters: bool,
     /// What the target reads as before.
     pub before: Before,
     /// Whom to ask to have the host copy data that is the same in both files. Not together with `compress`. What the
@@ -109,6 +111,7 @@ impl ConvertOptions {
             sparse: PIECE,
             compress: false,
             in_order: true,
+            whole_clusters: false,
             before: Before::Zeros,
             offload: None,
         }
@@ -210,7 +213,11 @@ impl<'a> Copy<'a> {
         let cluster = info.cluster_size.unwrap_or(PIECE);
         let chunk = CHUNK.max(cluster);
         // Compressed clusters are made whole, from data and the zeros around it.
-        let unit = if options.compress { cluster } else { 1 };
+        let unit = if options.compress || options.whole_clusters {
+            cluster
+        } else {
+            1
+        };
         Ok(Self {
             feed: feed(chunk, unit),
             total,
@@ -331,6 +338,7 @@ impl<'a> Copy<'a> {
         let unit = match (&self.options.before, self.compressed) {
             // Less than a cluster of zeros would have the rest copied up from the backing.
             (Before::Layers { .. } | Before::Device(_), _) | (_, Some(_)) => self.cluster,
+            _ if self.options.whole_clusters => self.cluster,
             _ => PIECE.min(sparse.max(1)),
         };
         let zero = |part: &Range<u64>| sparse > 0 && is_zero(&bytes[within(part, range.start)]);

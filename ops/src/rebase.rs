@@ -92,6 +92,9 @@ pub fn rebase(
     let copy = ConvertOptions {
         threads: options.threads,
         compress: options.compress,
+        // What differs in a part of a cluster takes all of it.
+        whole_clusters: true,
+        sparse: 1,
         before: new
             .as_ref()
             .map_or(Before::Zeros, |new| Before::Device(Arc::clone(&new.device))),
@@ -145,11 +148,19 @@ fn state_zeros(
     while at < end {
         control.check()?;
         let extent = extent_at(below, at, end - at)?;
-        if extent.state.reads_as_zero() {
-            at = extent.end();
+        // Whole clusters, so that none is stated in parts.
+        let whole = if extent.end() == end {
+            end
+        } else {
+            extent.end() / cluster * cluster
+        };
+        if extent.state.reads_as_zero() && whole > at {
+            at = whole;
             continue;
         }
-        let look = at..extent.end().min((at / unit + 1) * unit);
+        let look = at..end
+            .min(extent.end().next_multiple_of(cluster))
+            .min((at / unit + 1) * unit);
         let mut bytes = vec![0; (look.end - look.start) as usize];
         below.read_at(&mut bytes, at)?;
         let zero = |part: &Range<u64>| is_zero(&bytes[(part.start - at) as usize..(part.end - at) as usize]);

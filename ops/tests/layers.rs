@@ -38,6 +38,7 @@ impl Files {
                 ..Access::READ
             },
             below,
+            ..ChainOptions::default()
         };
         Chain::open_with(self, FORMATS, &Permissive::default(), Path::new(name), &options)
             .unwrap_or_else(|error| panic!("{name}: {error}"))

@@ -369,7 +369,7 @@ mod tests {
                 "{message}"
             );
             assert!(
-                hint.contains(&format!("qemu-img rebase -u -F FORMAT -b base {top}")),
+                hint.contains(&format!("imgtool rebase -u -F FORMAT -b base {top}")),
                 "{hint}"
             );
         }

@@ -77,10 +77,6 @@ impl<'a> Opening<'a> {
         }
         let mut chain = Vec::new();
         self.add(&mut chain, top)?;
-        if options.below == Below::OwnData {
-            let alone = chain.into_iter().map(|image| image.into_layer(Backing::Detached));
-            return alone.collect();
-        }
         if let Below::Stated { path, format } = options.below {
             let access = chain[0].access_below();
             let storage = self.opener.open(path, access);
@@ -291,7 +287,7 @@ fn looped(chain: &[Found<'_>], path: &Path, earlier: &Path) -> Error {
     Error::new(ErrorKind::Corrupt, message)
         .with_path(from)
         .with_hint(format!(
-            "name another backing file: qemu-img rebase -u -F FORMAT -b FILE {name}"
+            "name another backing file: imgtool rebase -u -F FORMAT -b FILE {name}"
         ))
 }
 
@@ -302,7 +298,7 @@ fn no_format(image: &Path, name: &str) -> Error {
          what a guess is based on"
     );
     let hint = format!(
-        "state it: qemu-img rebase -u -F FORMAT -b {name} {}",
+        "state it: imgtool rebase -u -F FORMAT -b {name} {}",
         escape(&image.to_string_lossy())
     );
     Error::invalid(message).with_path(image).with_hint(hint)

@@ -2,6 +2,7 @@
 
 mod bitmap;
 mod check;
+mod commit;
 mod compare;
 mod completions;
 mod convert;
@@ -12,7 +13,9 @@ mod man;
 mod map;
 mod measure;
 mod partition;
+mod rebase;
 mod resize;
+mod stream;
 
 use std::io::{self, BufWriter, Write};
 
@@ -61,6 +64,9 @@ enum Command {
     Resize(resize::ResizeArgs),
     Bitmap(bitmap::BitmapArgs),
     Partition(partition::PartitionArgs),
+    Commit(commit::CommitArgs),
+    Rebase(rebase::RebaseArgs),
+    Stream(stream::StreamArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -83,6 +89,18 @@ impl Cli {
                 return arguments.run();
             }
             Command::Dd(arguments) => {
+                drop(out);
+                return arguments.run();
+            }
+            Command::Commit(arguments) => {
+                drop(out);
+                return arguments.run();
+            }
+            Command::Rebase(arguments) => {
+                drop(out);
+                return arguments.run();
+            }
+            Command::Stream(arguments) => {
                 drop(out);
                 return arguments.run();
             }

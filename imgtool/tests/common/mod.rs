@@ -202,3 +202,62 @@ impl Done {
         }
     }
 }
+
+/// A chain `top` over `mid` over `base` in `lab`, and `flat`, which holds what `top` reads as. `mid` is shorter than
+/// the others, and all have data, zeros and holes of their own.
+pub(crate) fn chain(lab: &Lab, base_format: &str, options: &str) {
+    let size = 8 << 20;
+    lab.raw("base.raw", size, 1);
+    lab.qemu_img(&format!("convert -f raw -O {base_format} base.raw base"));
+    let create = |name: &str, below: &str, format: &str, size: &str| {
+        lab.qemu_img(&format!(
+            "create -q -f qcow2 -o {options} -b {below} -F {format} {name} {size}"
+        ));
+    };
+    create("mid", "base", base_format, "6M");
+    let write = "write -q -P 17 1M 300k";
+    lab.qemu_io(
+        "qcow2",
+        "mid",
+        &[write, "write -q -z 2M 200k", "write -q -P 18 5900k 100k"],
+    );
+    create("top", "mid", "qcow2", "9M");
+    let write = "write -q -P 33 1100k 700k";
+    lab.qemu_io(
+        "qcow2",
+        "top",
+        &[write, "write -q -z 3M 123k", "write -q -P 34 8800k 64k"],
+    );
+    lab.qemu_img("convert -f qcow2 -O raw top flat");
+}
+
+/// QEMU reads from `top` what it read before, and finds no fault with any image.
+pub(crate) fn assert_intact(lab: &Lab, what: &str) {
+    let same = lab.run("qemu-img compare -f raw -F qcow2 flat top");
+    assert_eq!(same.code(), 0, "{what}: {}{}", same.stdout(), same.stderr());
+    for name in ["top", "mid"] {
+        let check = lab.run(&format!("qemu-img check -q -f qcow2 {name}"));
+        // Leaks are what a killed process may leave.
+        assert!(
+            matches!(check.code(), 0 | 3),
+            "{what}: {name}: {}",
+            check.stderr()
+        );
+    }
+}
+
+/// Runs a slow job several times and kills it at another moment each time: `top` must stay what it is, and a last run
+/// must finish the job.
+pub(crate) fn kill_and_finish(lab: &Lab, line: &str, slowly: &str) {
+    let words: Vec<&str> = line.split_whitespace().chain(slowly.split_whitespace()).collect();
+    for milliseconds in [30, 90, 200, 400, 650] {
+        let mut child = lab.command("imgtool").args(&words).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        // It may be over already.
+        let _ = child.kill();
+        child.wait().unwrap();
+        assert_intact(lab, &format!("{line}, killed after {milliseconds} ms"));
+    }
+    lab.imgtool(line);
+    assert_intact(lab, line);
+}

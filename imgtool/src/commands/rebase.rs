@@ -1,0 +1,242 @@
+//! `imgtool rebase`: base an image on another backing file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use block::chain::Chain;
+use block::{Access, BackingReference, Error, Result};
+use clap::Args;
+use ops::{Control, Moved, NewBacking, RebaseOptions};
+use serde_json::json;
+
+use super::Outcome;
+use super::convert::interrupted;
+use super::create::no_backing_format;
+use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
+use crate::images::{Opening, backing_path};
+use crate::interrupt;
+use crate::output::{self, OutputFormat};
+use crate::target::is_one_of;
+use crate::watch::Watch;
+
+/// Base an image on another backing file
+///
+/// The image reads the same afterwards: what differs between the old and the new backing file is written to it first.
+/// It does so at every instant, whatever happens meanwhile; a run that was stopped is finished by another. With -u nothing
+/// is read or written but the name, for a backing file that was moved or renamed: if the new one holds something else, so
+/// does the image.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  imgtool rebase -b newbase.qcow2 -F qcow2 clone.qcow2
+  imgtool rebase -p -c -b '' clone.qcow2
+  imgtool rebase -u -b ../moved/base.raw -F raw clone.qcow2")]
+pub(crate) struct RebaseArgs {
+    /// Format of the image [default: found out]
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// The new backing file; a relative name is looked up from the directory of the image, and '' is none
+    #[arg(short, long, value_name = "FILE")]
+    backing: Option<String>,
+    /// Its format
+    #[arg(short = 'F', long, alias = "backing-fmt", value_name = "FORMAT")]
+    backing_format: Option<String>,
+    /// Only change the name, and trust that the new backing file holds the same
+    #[arg(short = 'u', long)]
+    r#unsafe: bool,
+    /// Compress what is written to the image
+    #[arg(short, long)]
+    compress: bool,
+    /// How the page cache is used for the image and what it is based on
+    #[arg(
+        short = 't',
+        long,
+        value_enum,
+        default_value = "writeback",
+        value_name = "MODE"
+    )]
+    cache: CacheMode,
+    /// How the page cache is used for the new backing file
+    #[arg(
+        short = 'T',
+        long = "source-cache",
+        value_enum,
+        default_value = "writeback",
+        value_name = "MODE"
+    )]
+    source_cache: CacheMode,
+    #[arg(short = 'U', long, hide = true)]
+    force_share: bool,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: OutputFormat,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// The image
+    file: PathBuf,
+}
+
+impl RebaseArgs {
+    pub(crate) fn run(mut self) -> Outcome {
+        self.open.check()?;
+        if self.force_share {
+            return Err(refused("-U")
+                .with_hint("an image that is written to cannot be shared")
+                .into());
+        }
+        self.watch.show &= self.output == OutputFormat::Human;
+        let reference = self.reference()?;
+        let moved = if self.r#unsafe {
+            self.rename(reference.clone())?;
+            Moved::default()
+        } else {
+            self.rebase(reference.clone())?
+        };
+        if self.output == OutputFormat::Json {
+            print(&self.file, reference.as_ref(), moved)?;
+        }
+        Ok(0)
+    }
+
+    fn opening(&self, write: bool) -> Opening {
+        let cache = if write { self.cache } else { self.source_cache };
+        Opening {
+            nested: self.open.nested,
+            io: self.open.io.into(),
+            access: Access {
+                write,
+                ..Access::READ
+            },
+            direct: cache.direct(),
+        }
+    }
+
+    /// What the image is to name.
+    fn reference(&self) -> Result<Option<BackingReference>> {
+        let Some(name) = &self.backing else {
+            let error = Error::invalid("the new backing file is not named").with_path(&self.file);
+            return Err(error.with_hint("name it with -b FILE; -b '' stands for none"));
+        };
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let file = backing_path(&self.file, name);
+        if self.backing_format.is_none() {
+            return Err(no_backing_format(self.opening(false), &self.file, &file, name));
+        }
+        Ok(Some(BackingReference {
+            name: name.clone(),
+            format: self.backing_format.clone(),
+        }))
+    }
+
+    /// The new backing file with all that it is based on.
+    fn new_chain(&self, reference: &BackingReference) -> Result<Chain> {
+        let file = backing_path(&self.file, &reference.name);
+        let chain = self.opening(false).chain(&file, reference.format.as_deref())?;
+        if is_one_of(&self.file, chain.layers().iter().map(|layer| &layer.storage)) {
+            return Err(closes_loop(&self.file, &file));
+        }
+        Ok(chain)
+    }
+
+    /// Changes the name alone.
+    fn rename(&self, reference: Option<BackingReference>) -> Result<()> {
+        if let Some(reference) = &reference {
+            let file = backing_path(&self.file, &reference.name);
+            block::chain::format_named(
+                &crate::images::FORMATS,
+                reference.format.as_deref().unwrap_or_default(),
+            )?;
+            // One that is not there, or not yet, is the user's business; one that can be opened must not lead back.
+            let read = Opening {
+                access: Access {
+                    write: false,
+                    force_share: true,
+                },
+                ..self.opening(false)
+            };
+            let loops = match read.chain(&file, reference.format.as_deref()) {
+                Ok(chain) => is_one_of(&self.file, chain.layers().iter().map(|layer| &layer.storage)),
+                Err(_) => {
+                    std::fs::canonicalize(&file).ok() == std::fs::canonicalize(&self.file).ok()
+                        && file.exists()
+                }
+            };
+            if loops {
+                return Err(closes_loop(&self.file, &file));
+            }
+        }
+        let image = self.opening(true).detached(&self.file, self.format.as_deref())?;
+        image.set_backing_reference(reference)
+    }
+
+    /// Keeps what the image reads as.
+    fn rebase(&self, reference: Option<BackingReference>) -> Result<Moved> {
+        let new = match &reference {
+            Some(reference) => Some(self.new_chain(reference)?),
+            None => None,
+        };
+        let old = self.opening(true).chain(&self.file, self.format.as_deref());
+        let old = old.map_err(|error| {
+            // The image can be opened, and what it is based on cannot.
+            match self.opening(true).alone(&self.file, self.format.as_deref()) {
+                Ok(_) => error.with_hint("if the new backing file holds the same, -u changes the name alone"),
+                Err(_) => error,
+            }
+        })?;
+        let new = new.zip(reference).map(|(new, reference)| NewBacking {
+            reference,
+            layer: same_layer(&old, &new),
+            device: new.device(),
+        });
+        let mut options = RebaseOptions {
+            compress: self.compress,
+            ..RebaseOptions::default()
+        };
+        if let Some(threads) = self.threads.threads.and_then(|n| usize::from(n).try_into().ok()) {
+            options.threads = threads;
+        }
+        let cancel = interrupt::watch()?;
+        let watch = Watch::new(&self.watch);
+        let report = |progress| watch.report(progress);
+        let control = Control::new(cancel, &report);
+        let moved = ops::rebase(&**old.active(), new, &options, &control);
+        watch.finish();
+        let left = "the image reads as before, and another run finishes the job";
+        moved.map_err(|error| interrupted(error, &self.file, left))
+    }
+}
+
+/// The number of the layer of `old` that `new` is.
+fn same_layer(old: &Chain, new: &Chain) -> Option<u32> {
+    let id = new.layers()[0].storage.file_id()?;
+    let layer = (1..).zip(&old.layers()[1..]);
+    let mut same = layer.filter(|(_, layer)| layer.storage.file_id() == Some(id));
+    same.next()
+        .filter(|(_, layer)| layer.format == new.layers()[0].format)
+        .map(|(number, _)| number)
+}
+
+fn closes_loop(image: &Path, backing: &Path) -> Error {
+    let message = format!(
+        "it cannot be based on {}, which is this image or based on it",
+        block::escape(&backing.to_string_lossy())
+    );
+    Error::invalid(message).with_path(image)
+}
+
+/// The summary of a rebase or a stream, as JSON.
+pub(super) fn print(image: &Path, backing: Option<&BackingReference>, moved: Moved) -> io::Result<()> {
+    let summary = json!({
+        "filename": image.to_string_lossy(),
+        "backing-filename": backing.map(|backing| &backing.name),
+        "backing-filename-format": backing.and_then(|backing| backing.format.as_ref()),
+        "data-bytes": moved.data,
+        "zero-bytes": moved.zeros,
+    });
+    output::json(&mut io::stdout().lock(), &summary)
+}
