@@ -316,7 +316,7 @@ fn torture(seed: u64) {
                 job.verify_done(&left, &expected, &what);
             }
             let number = point * 5 + cut as usize;
-            if number % 151 == 0 {
+            if number.is_multiple_of(151) {
                 left.ask_qemu(&expected, &what);
             }
             if number.is_multiple_of(11) {
