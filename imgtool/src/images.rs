@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use block::chain::{self, Below, Chain, ChainOptions};
 use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
-use block::{Access, Error, ErrorKind, FileOpener, Format, Result, Storage};
+use block::{Access, Error, ErrorKind, FileOpener, Format, Result, SnapshotSelector, Storage};
 use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
@@ -29,6 +29,21 @@ impl Opening {
     /// The image at `path` with everything below it. Without a `format` it is found out.
     pub(crate) fn chain(self, path: &Path, format: Option<&str>) -> Result<Chain> {
         self.open(path, format, Below::AsStored)
+    }
+
+    /// A snapshot of the image at `path`, with everything below it.
+    pub(crate) fn snapshot(
+        self,
+        path: &Path,
+        format: Option<&str>,
+        snapshot: &SnapshotSelector,
+    ) -> Result<Chain> {
+        let options = ChainOptions {
+            format,
+            snapshot: Some(snapshot),
+            ..ChainOptions::default()
+        };
+        self.open_with(path, options)
     }
 
     /// The image at `path` alone: no other file is opened.
@@ -63,10 +78,14 @@ impl Opening {
     fn open(self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {
         let options = ChainOptions {
             format,
-            access: self.access,
             below,
             ..ChainOptions::default()
         };
+        self.open_with(path, options)
+    }
+
+    fn open_with(self, path: &Path, mut options: ChainOptions<'_>) -> Result<Chain> {
+        options.access = self.access;
         let gate = Gate(self.nested);
         let opener = HostOpener::new().direct(self.direct).io(self.io);
         let chain = Chain::open_with(&opener, &FORMATS, &gate, path, &options);

@@ -20,6 +20,7 @@ mod option_list;
 mod output;
 mod picture;
 mod size;
+mod snapshots;
 mod target;
 mod targets;
 mod watch;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::chain::Chain;
-use block::{Access, Backing, BlockDevice, Error, ErrorKind, HostCopy, Result, Storage};
+use block::{Access, Backing, BlockDevice, Error, ErrorKind, HostCopy, Result, SnapshotSelector, Storage};
 use clap::Args;
 use ops::{Before, Cancel, Concat, Control, ConvertOptions, Offload, SparseChain};
 
@@ -41,6 +41,7 @@ const SECTOR: u64 = 512;
 #[command(after_help = "Examples:
   imgtool convert -p -O qcow2 disk.raw disk.qcow2
   imgtool convert -O raw clone.qcow2 flat.raw
+  imgtool convert -l before-upgrade -O qcow2 disk.qcow2 old.qcow2
   imgtool convert -c -O qcow2 -o compression_type=zstd disk.raw small.qcow2
   imgtool convert -O qcow2 -B base.qcow2 -F qcow2 clone.qcow2 copy.qcow2
   imgtool convert -n -O raw disk.qcow2 /dev/vg0/disk
@@ -55,6 +56,9 @@ pub(crate) struct ConvertArgs {
     /// Format of the new image
     #[arg(short = 'O', long, default_value = "raw", value_name = "FORMAT")]
     target_format: String,
+    /// Copy an internal snapshot instead of the disk: its ID or name, or snapshot.id=ID,snapshot.name=NAME
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    pub(super) snapshot: Option<String>,
     /// Options of that format, as key=value,key=value; `help` lists them
     #[arg(short, long = "target-options", value_name = "OPTIONS")]
     options: Vec<String>,
@@ -133,14 +137,12 @@ pub(crate) struct ConvertArgs {
     refused: Refused,
     /// The images to copy, and the new image last
     #[arg(required_unless_present = "options", value_name = "FILE")]
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
 }
 
 /// Options of other tools that are refused by name.
 #[derive(Debug, Args)]
 struct Refused {
-    #[arg(short = 'l', long, hide = true, value_name = "SNAPSHOT")]
-    snapshot: Option<String>,
     #[arg(short = 'r', long, hide = true, value_name = "RATE")]
     rate_limit: Option<String>,
     #[arg(long, hide = true)]
@@ -152,7 +154,6 @@ struct Refused {
 impl Refused {
     fn check(&self) -> Result<()> {
         let given = [
-            ("-l (internal snapshots)", self.snapshot.is_some()),
             ("-r (rate limit)", self.rate_limit.is_some()),
             ("--target-image-opts", self.target_image_opts),
             ("--salvage", self.salvage),
@@ -271,6 +272,12 @@ impl ConvertArgs {
             () if self.compress && image.data_file().is_some() => {
                 "an image with a data file cannot be compressed"
             }
+            () if self.snapshot.is_some() && sources.len() > 1 => {
+                "-l is for one image, and there are several to copy"
+            }
+            () if self.snapshot.is_some() && sources.iter().any(|source| streams::is_stream(source)) => {
+                "-l is for images, and standard input has no snapshots"
+            }
             () if image.backing.is_some() && sources.len() > 1 => {
                 "images that are joined cannot be based on one"
             }
@@ -330,7 +337,15 @@ impl ConvertArgs {
             .iter()
             .map(|path| ImageName::parse(path))
             .collect::<Result<Vec<_>>>()?;
-        let open = |name: &ImageName| self.opening().chain(&name.path, format);
+        let snapshot = self
+            .snapshot
+            .as_deref()
+            .map(SnapshotSelector::parse)
+            .transpose()?;
+        let open = |name: &ImageName| match &snapshot {
+            Some(snapshot) => self.opening().snapshot(&name.path, format, snapshot),
+            None => self.opening().chain(&name.path, format),
+        };
         let chains = names.iter().map(open).collect::<Result<Vec<_>>>()?;
         let mut devices = Vec::new();
         for (name, chain) in names.iter().zip(&chains) {

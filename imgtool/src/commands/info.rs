@@ -20,9 +20,7 @@ use crate::commands::partition::{partition_json, print_partition};
 use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::output::{self, OutputFormat, human_size};
-use crate::{interrupt, picture};
-
-const NANOSECONDS: u64 = 1_000_000_000;
+use crate::{interrupt, picture, snapshots};
 
 /// Describe an image
 ///
@@ -223,7 +221,7 @@ impl Description {
             }
         }
         if !qcow2.snapshots.is_empty() {
-            image["snapshots"] = qcow2.snapshots.iter().map(snapshot_json).collect();
+            image["snapshots"] = qcow2.snapshots.iter().map(snapshots::json).collect();
         }
         image["format-specific"] = json!({ "type": "qcow2", "data": qcow2.facts() });
         image
@@ -268,12 +266,7 @@ impl Description {
             }
         }
         if !qcow2.snapshots.is_empty() {
-            writeln!(out, "Snapshot list:")?;
-            let heads = ["ID", "TAG", "VM_SIZE", "DATE (UTC)", "VM_CLOCK", "ICOUNT"];
-            print_row(out, heads.map(str::to_owned))?;
-            for snapshot in &qcow2.snapshots {
-                print_row(out, snapshot_row(snapshot))?;
-            }
+            snapshots::print(out, &qcow2.snapshots)?;
         }
         writeln!(out, "Format specific information:")?;
         print_tree(out, 1, &qcow2.facts())
@@ -337,46 +330,6 @@ fn bitmap_json(bitmap: &Bitmap) -> Value {
     json!({ "flags": super::bitmap::flags(bitmap), "name": bitmap.name, "granularity": bitmap.granularity() })
 }
 
-fn snapshot_json(snapshot: &Snapshot) -> Value {
-    let mut object = json!({
-        "id": snapshot.id,
-        "name": snapshot.name,
-        "vm-state-size": snapshot.vm_state_size,
-        "date-sec": snapshot.date_seconds,
-        "date-nsec": snapshot.date_nanoseconds,
-        "vm-clock-sec": snapshot.vm_clock_nanoseconds / NANOSECONDS,
-        "vm-clock-nsec": snapshot.vm_clock_nanoseconds % NANOSECONDS,
-    });
-    if let Some(icount) = snapshot.icount {
-        object["icount"] = icount.into();
-    }
-    object
-}
-
-fn snapshot_row(snapshot: &Snapshot) -> [String; 6] {
-    let clock = snapshot.vm_clock_nanoseconds / 1_000_000;
-    let (ms, seconds) = (clock % 1000, clock / 1000);
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    [
-        escape(&snapshot.id).into_owned(),
-        escape(&snapshot.name).into_owned(),
-        human_size(snapshot.vm_state_size),
-        date(snapshot.date_seconds.into()),
-        format!("{hours:04}:{minutes:02}:{:02}.{ms:03}", seconds % 60),
-        snapshot
-            .icount
-            .map_or_else(|| "--".to_owned(), |icount| icount.to_string()),
-    ]
-}
-
-fn print_row(out: &mut dyn Write, columns: [String; 6]) -> io::Result<()> {
-    let [id, tag, size, date, clock, icount] = columns;
-    writeln!(
-        out,
-        "{id:<7} {tag:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}"
-    )
-}
-
 /// A JSON value as an indented list of keys and values.
 fn print_tree(out: &mut dyn Write, depth: usize, value: &Value) -> io::Result<()> {
     let entries: Vec<(String, &Value)> = match value {
@@ -403,43 +356,4 @@ fn print_tree(out: &mut dyn Write, depth: usize, value: &Value) -> io::Result<()
         }
     }
     Ok(())
-}
-
-/// Seconds since the Epoch as a date and time of day, in UTC.
-fn date(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years that start in March, so that a leap day is the last of one, in cycles of 400 years.
-    let days = days + 719_468;
-    let (cycle, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month) = (
-        day - (153 * month + 2) / 5 + 1,
-        if month < 10 { month + 3 } else { month - 9 },
-    );
-    let year = cycle * 400 + year + u64::from(month <= 2);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!(
-        "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}",
-        second % 60
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::date;
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        for (seconds, text) in [
-            (0, "1970-01-01 00:00:00"),
-            (951_782_399, "2000-02-28 23:59:59"),
-            (951_782_400, "2000-02-29 00:00:00"),
-            (1_795_385_620, "2026-11-22 22:13:40"),
-            (u64::from(u32::MAX), "2106-02-07 06:28:15"),
-        ] {
-            assert_eq!(date(seconds), text);
-        }
-    }
 }

@@ -15,6 +15,7 @@ mod measure;
 mod partition;
 mod rebase;
 mod resize;
+mod snapshot;
 mod stream;
 
 use std::io::{self, BufWriter, Write};
@@ -62,6 +63,7 @@ enum Command {
     Dd(dd::DdArgs),
     Measure(measure::MeasureArgs),
     Resize(resize::ResizeArgs),
+    Snapshot(Box<snapshot::SnapshotArgs>),
     Bitmap(bitmap::BitmapArgs),
     Partition(partition::PartitionArgs),
     Commit(commit::CommitArgs),
@@ -108,6 +110,11 @@ impl Cli {
             Command::Resize(arguments) => arguments.run(&mut out),
             Command::Bitmap(arguments) => arguments.run(&mut out),
             Command::Partition(arguments) => arguments.run(&mut out),
+            Command::Snapshot(arguments) => {
+                // An export shows progress on standard output.
+                drop(out);
+                return arguments.run();
+            }
             Command::Completions(arguments) => arguments.run(&mut out),
             Command::Man(arguments) => arguments.run(),
         };
