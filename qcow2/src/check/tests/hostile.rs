@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use block::{ErrorKind, MemStorage, Storage};
 
 use super::super::report::{Finding, Severity};
-use super::super::{CheckOptions, check};
+use super::super::{CheckOptions, CheckReport, RepairOptions, check};
 use super::our_check;
+use super::repair::our_repair;
 
 const SIZE_AT: u64 = 24;
 const L1_SIZE_AT: u64 = 36;
@@ -46,6 +47,15 @@ fn append(storage: &MemStorage, entries: u64, entry: impl Fn(u64) -> u64) -> u64
     at
 }
 
+/// What is left after a repair, which must not have taken more room than a bounded one takes.
+fn repaired(storage: &MemStorage) -> block::Result<CheckReport> {
+    let before = storage.allocated().unwrap().unwrap();
+    let report = our_repair(storage, &RepairOptions::default())?;
+    let grown = storage.allocated().unwrap().unwrap().saturating_sub(before);
+    assert!(grown <= before + (65 << 20), "{grown} bytes more than {before}");
+    Ok(report.after)
+}
+
 #[test]
 fn four_million_l1_entries_may_name_one_l2_table() {
     let storage = image(21, 4, 4 << 20);
@@ -58,6 +68,9 @@ fn four_million_l1_entries_may_name_one_l2_table() {
     assert_eq!(report.allocated_clusters, 1 << 40);
     assert!(report.corruptions > 1 << 40, "{}", report.corruptions);
     assert_eq!(report.findings.len(), 1000);
+    // A refcount of 16 bits cannot count that, and says the most that it can.
+    let overflow = |finding: &Finding| matches!(finding, Finding::RefcountOverflow { .. });
+    assert!(repaired(&storage).unwrap().findings.iter().all(overflow));
 }
 
 #[test]
@@ -92,6 +105,7 @@ fn all_snapshots_may_share_one_l1_table() {
         "{:?}",
         &report.findings[..5]
     );
+    assert!(repaired(&storage).unwrap().is_clean());
 }
 
 #[test]
@@ -111,6 +125,7 @@ fn every_refcount_block_may_be_the_same() {
         report.leaks
     );
     assert_eq!(report.image_end_offset, 1 << 62);
+    assert!(repaired(&storage).unwrap().is_clean());
 }
 
 #[test]
@@ -127,6 +142,15 @@ fn a_file_of_two_to_the_sixty_costs_what_it_holds() {
     let report = our_check(&storage).unwrap();
     assert_eq!(report.allocated_clusters, (1 << 13) - 1);
     assert_eq!(report.image_end_offset, (15 << 50) + (1 << 16));
+    // The clusters lie 1 TiB apart: refcounts for all of them would take more room than the file, and more table than
+    // there can be.
+    let before = storage.allocated().unwrap();
+    let error = repaired(&storage).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NoSpace),
+        "{error}"
+    );
+    assert_eq!(storage.allocated().unwrap(), before);
 }
 
 #[test]
@@ -138,6 +162,7 @@ fn references_scattered_over_everything_are_refused() {
     }
     storage.set_len(1 << 60).unwrap();
     assert_eq!(our_check(&storage).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(repaired(&storage).unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
 #[test]
@@ -150,6 +175,8 @@ fn overlapping_l2_tables_are_looked_into_a_thousand_times() {
     let report = our_check(&storage).unwrap();
     assert_eq!(report.worst(), Some(Severity::CheckError));
     assert_eq!(report.check_errors, 4095 - 1024);
+    // What was not looked into may reference anything.
+    assert_eq!(repaired(&storage).unwrap().check_errors, 4095 - 1024);
 }
 
 #[test]

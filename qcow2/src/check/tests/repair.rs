@@ -4,16 +4,19 @@ use std::fs;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use block::{Access, Backing, BlockDevice, MemStorage, Overlay, Result, Storage};
+use block::{
+    Access, Backing, BlockDevice, Error, ErrorKind, HostExtent, MemStorage, Overlay, Result, Storage,
+    ZeroMode,
+};
 
-use super::super::repair::{RepairKind, RepairOptions, RepairReport, repair, restore};
+use super::super::repair::{RepairKind, RepairOptions, RepairReport, recover, repair, restore};
 use super::super::report::{Finding, TableKind};
 use super::corpus;
 use super::damage::{Damage, Dice, Places};
 use super::{CheckReport, Figures, in_memory, our_check, qemu_check, run};
 use crate::{Image, OpenOptions};
 
-fn our_repair(storage: &dyn Storage, options: &RepairOptions<'_>) -> Result<RepairReport> {
+pub(super) fn our_repair(storage: &dyn Storage, options: &RepairOptions<'_>) -> Result<RepairReport> {
     repair(storage, options, &mut |progress| {
         assert!((0.0..=1.0).contains(&progress.fraction()), "{progress:?}");
         ControlFlow::Continue(())
@@ -204,6 +207,184 @@ fn leaks_alone_are_repaired_alone() {
         assert!(report.after.check_errors <= before.check_errors, "{what}");
         if before.corruptions + before.check_errors == 0 {
             assert!(report.after.is_clean(), "{what}");
+        }
+    }
+}
+
+/// An image whose refcount table names nothing that can be a block.
+fn without_refcounts() -> (MemStorage, Vec<u8>) {
+    let sample = corpus::make("snapshots, small clusters");
+    let mut bytes = sample.bytes.clone();
+    let table = crate::Header::read(&in_memory(&bytes))
+        .unwrap()
+        .refcount_table_offset
+        .0 as usize;
+    bytes[table..table + 8].copy_from_slice(&[0xff; 8]);
+    (in_memory(&bytes), bytes)
+}
+
+/// A storage of fixed length, as a block device is.
+#[derive(Debug)]
+struct Fixed(MemStorage);
+
+impl Storage for Fixed {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        if offset + buf.len() as u64 > self.len()? {
+            return Err(Error::new(ErrorKind::NoSpace, "write past the end of the device"));
+        }
+        self.0.write_all_at(buf, offset)
+    }
+    fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.0.zero(offset, len, mode)
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.0.discard(offset, len)
+    }
+    fn host_extent(&self, offset: u64, len: u64) -> Result<HostExtent> {
+        self.0.host_extent(offset, len)
+    }
+    fn sync_data(&self) -> Result<()> {
+        self.0.sync_data()
+    }
+    fn len(&self) -> Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, _: u64) -> Result<()> {
+        Err(Error::unsupported("a device has a fixed length"))
+    }
+}
+
+#[test]
+fn what_cannot_grow_is_repaired_within() {
+    let (storage, mut bytes) = without_refcounts();
+    let error = our_repair(&Fixed(storage), &RepairOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    bytes.resize(bytes.len() + (1 << 20), 0);
+    let device = Fixed(in_memory(&bytes));
+    let report = our_repair(&device, &RepairOptions::default()).unwrap();
+    assert!(report.after.is_clean(), "{report:?}");
+    assert_eq!(device.len().unwrap(), bytes.len() as u64);
+}
+
+#[test]
+fn a_repair_can_be_stopped_anywhere() {
+    let (storage, bytes) = without_refcounts();
+    let readable = content(&storage, &[]);
+    let mut stopped = 0;
+    loop {
+        let disk = in_memory(&bytes);
+        let mut calls = 0;
+        let result = repair(&disk, &RepairOptions::default(), &mut |_| {
+            calls += 1;
+            if calls > stopped {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        assert!(content(&disk, &[]) == readable, "stopped after {stopped}");
+        match result {
+            Ok(report) => {
+                assert!(report.after.is_clean());
+                break;
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Interrupted),
+        }
+        assert!(
+            our_repair(&disk, &RepairOptions::default())
+                .unwrap()
+                .after
+                .is_clean()
+        );
+        stopped += 7;
+    }
+    assert!(stopped > 20, "{stopped}");
+}
+
+#[test]
+fn a_backup_that_was_cut_off_holds_what_was_written() {
+    let (storage, bytes) = without_refcounts();
+    let backup = MemStorage::new();
+    let options = RepairOptions {
+        backup: Some(&backup),
+        ..RepairOptions::default()
+    };
+    our_repair(&storage, &options).unwrap();
+    let refused = our_repair(&storage, &options).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+    // A step that had not begun to write.
+    let len = backup.len().unwrap();
+    backup
+        .write_all_at(&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], len)
+        .unwrap();
+    let damaged = MemStorage::from(backup.to_vec());
+    damaged.write_all_at(&[7], 100).unwrap();
+    let repaired = storage.to_vec();
+    let report = restore(&storage, &damaged).unwrap();
+    assert!(report.cut_off && report.bytes == 0 && storage.to_vec() == repaired);
+    assert!(restore(&storage, &backup).unwrap().cut_off);
+    assert!(storage.to_vec() == bytes);
+    let error = restore(&storage, &MemStorage::from(vec![1; 100])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn an_image_that_cannot_be_made_whole_is_not_recovered() {
+    let sample = corpus::make("lazy");
+    let mut bytes = sample.bytes.clone();
+    bytes[79] |= 1;
+    let storage = in_memory(&bytes);
+    assert!(recover(&storage).unwrap().has_changes());
+    assert_eq!(storage.to_vec(), sample.bytes);
+    let l1 = crate::Header::read(&storage).unwrap().l1_offset.0 as usize;
+    bytes[l1 + 7] |= 1;
+    let error = recover(&in_memory(&bytes)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+/// Header fields that QEMU takes, and makes what it can of: [offset, value] of 64 bits.
+#[test]
+fn tables_at_impossible_places_are_judged_and_repaired_as_by_qemu() {
+    let sample = corpus::make("plain");
+    let dir = sample.dir.path();
+    for (at, value) in [
+        (40, 0x1000_0000u64),
+        (40, 0),
+        (48, 0x1000_0000),
+        (48, 0x3_0000),
+        (48, 0),
+        (48, 0x5_0000),
+        (56, 0),
+        (64, 0x3_0000),
+    ] {
+        let what = format!("{value:#x} at {at}");
+        let mut bytes = sample.bytes.clone();
+        bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+        fs::write(dir.join("theirs"), &bytes).unwrap();
+        let storage = in_memory(&bytes);
+        let (theirs, ours) = (qemu_check(dir, "theirs", ""), our_check(&storage).unwrap());
+        assert_eq!(theirs.code, Some(super::exit_code(&ours)), "{what}: {ours:?}");
+        // After what QEMU calls an I/O error there is nothing to compare.
+        if ours.check_errors == 0 {
+            assert_eq!(theirs.figures, Some(Figures::from(&ours)), "{what}");
+        }
+        let report = our_repair(&storage, &RepairOptions::default()).unwrap();
+        run(dir, "qemu-img", &["check", "-r", "all", "theirs"]);
+        fs::write(dir.join("ours"), storage.to_vec()).unwrap();
+        let (theirs, ours) = (qemu_check(dir, "theirs", ""), qemu_check(dir, "ours", ""));
+        if at == 40 {
+            // Nothing references anything: QEMU frees all of the disk, and we leave it to who may find the table.
+            assert!(!report.has_changes(), "{what}: {:?}", report.changes);
+        } else {
+            assert_eq!(
+                (theirs.code, ours.code),
+                (Some(0), Some(0)),
+                "{what}: {:?}",
+                report.changes
+            );
         }
     }
 }
