@@ -61,7 +61,10 @@ impl Checker<'_> {
                     let cluster = self.geometry.cluster_of(block).0;
                     self.for_repair.refcount_structure.push(cluster);
                 }
-                let references = self.references.get(self.geometry.cluster_of(block)).min(max);
+                let references = self.references.get(self.geometry.cluster_of(block));
+                // Where refcounts have one bit, that is an overflow and nothing else.
+                self.for_repair.distrusted |= references > 1;
+                let references = references.min(max);
                 if references == 1 {
                     continue;
                 }

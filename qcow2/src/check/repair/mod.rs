@@ -44,6 +44,7 @@ use self::tables::Mend;
 use super::{CheckOptions, CheckProgress, CheckReport, Checker};
 use crate::address::ClusterIndex;
 use crate::feature::IncompatibleFeatures;
+use crate::geometry::MAX_HOST_OFFSET;
 
 pub use self::backup::{RestoreReport, restore};
 pub use self::report::{RepairChange, RepairReport};
@@ -332,6 +333,7 @@ impl<'a> Engine<'a> {
     ) -> Result<T> {
         let whole = checker.file_len >> checker.geometry.cluster_bits;
         let end = checker.geometry.clusters(checker.file_len);
+        let limit = MAX_HOST_OFFSET >> checker.geometry.cluster_bits;
         let dangling = checker.for_repair.dangling.clone();
         let can_grow = self.staged.can_grow();
         let inside_first = !can_grow || !dangling.is_empty();
@@ -344,7 +346,7 @@ impl<'a> Engine<'a> {
             Some(result) if !can_grow || !no_room(&result) => return result,
             _ => {}
         }
-        let behind = place(self.staged, &mut Room::behind(references, end, dangling));
+        let behind = place(self.staged, &mut Room::behind(references, end, limit, dangling));
         if !inside_first && no_room(&behind) {
             return place(self.staged, &mut Room::within(references, whole, old.clone()));
         }

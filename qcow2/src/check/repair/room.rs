@@ -24,14 +24,19 @@ pub(super) struct Room<'c> {
 }
 
 impl<'c> Room<'c> {
-    /// Room behind the file, which ends before cluster `end`.
-    pub(super) fn behind(references: &'c mut References, end: u64, avoided: BTreeSet<u64>) -> Self {
+    /// Room behind the file, which ends before cluster `end`, and in front of cluster `limit`.
+    pub(super) fn behind(
+        references: &'c mut References,
+        end: u64,
+        limit: u64,
+        avoided: BTreeSet<u64>,
+    ) -> Self {
         let next = end.max(references.end());
         Self {
             references,
             avoided,
             next,
-            end: u64::MAX,
+            end: limit,
             taken: BTreeSet::new(),
         }
     }

@@ -9,7 +9,7 @@ use block::{
     ZeroMode,
 };
 
-use super::super::repair::{RepairKind, RepairOptions, RepairReport, recover, repair, restore};
+use super::super::repair::{RepairChange, RepairKind, RepairOptions, RepairReport, recover, repair, restore};
 use super::super::report::{Finding, TableKind};
 use super::corpus;
 use super::damage::{Damage, Dice, Places};
@@ -259,11 +259,8 @@ impl Storage for Fixed {
 
 #[test]
 fn what_cannot_grow_is_repaired_within() {
-    let (storage, mut bytes) = without_refcounts();
-    let error = our_repair(&Fixed(storage), &RepairOptions::default()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-    bytes.resize(bytes.len() + (1 << 20), 0);
-    let device = Fixed(in_memory(&bytes));
+    let (storage, bytes) = without_refcounts();
+    let device = Fixed(storage);
     let report = our_repair(&device, &RepairOptions::default()).unwrap();
     assert!(report.after.is_clean(), "{report:?}");
     assert_eq!(device.len().unwrap(), bytes.len() as u64);
@@ -377,7 +374,12 @@ fn tables_at_impossible_places_are_judged_and_repaired_as_by_qemu() {
         let (theirs, ours) = (qemu_check(dir, "theirs", ""), qemu_check(dir, "ours", ""));
         if at == 40 {
             // Nothing references anything: QEMU frees all of the disk, and we leave it to who may find the table.
-            assert!(!report.has_changes(), "{what}: {:?}", report.changes);
+            let lowered = |change: &RepairChange| matches!(change, RepairChange::Lowered { .. });
+            assert!(
+                report.after.leaks > 0 && !report.changes.iter().any(lowered),
+                "{what}: {:?}",
+                report.changes
+            );
         } else {
             assert_eq!(
                 (theirs.code, ours.code),
