@@ -89,7 +89,7 @@ pub fn commit(
         &copy,
         control,
     )?;
-    base.flush()?;
+    base.settle()?;
     if options.empty {
         empty(&**above.active(), control)?;
     }
@@ -105,5 +105,5 @@ fn empty(overlay: &dyn Overlay, control: &Control<'_>) -> Result<()> {
         overlay.unmap_to_backing(offset, len)?;
         offset += len;
     }
-    overlay.flush()
+    overlay.settle()
 }

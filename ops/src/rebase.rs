@@ -103,6 +103,7 @@ pub fn rebase(
     convert(&Relabelled::new(overlay, &depth), &target, &copy, control)?;
     let moved = target.moved();
     overlay.set_backing_reference(new.map(|new| new.reference))?;
+    overlay.settle()?;
     Ok(moved)
 }
 
