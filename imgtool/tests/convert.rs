@@ -227,7 +227,7 @@ fn options_that_make_no_sense_are_refused_by_name() {
         ("convert -S 1000 raw out", "1000"),
         ("convert -S 17M raw out", "17M"),
         ("convert -c --level 13 -O qcow2 raw out", "zlib"),
-        ("convert -l snap raw out", "-l"),
+        ("convert -l snap raw out", "no internal snapshots"),
         ("convert -r 1M raw out", "-r"),
         ("convert --bitmaps raw out", "--bitmaps"),
         ("convert --image-opts raw out", "--image-opts"),
