@@ -233,11 +233,12 @@ fn goes_on(lab: &Lab, disk: &MemStorage, found: &State, what: &str) {
     judge(&copy, what, false);
 }
 
-const KINDS: [(&str, Option<u64>); 4] = [
+const KINDS: [(&str, Option<u64>); 5] = [
     ("cluster_size=512", None),
     ("cluster_size=1024,refcount_bits=4", Some(70 << 10)),
     ("cluster_size=512,compat=0.10", Some(50 << 10)),
     ("cluster_size=4096,refcount_bits=64", None),
+    ("cluster_size=16384,extended_l2=on", Some(50 << 10)),
 ];
 
 fn all_kinds(op: Op) {

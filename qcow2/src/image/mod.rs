@@ -5,7 +5,7 @@
 //! A thread takes them in this order, and does no I/O under those marked with a star, but for refcount blocks that
 //! have to be read and room that is given back:
 //!
-//! 1. `bitmaps`: shared by every change of the disk, exclusive while its size or its bitmaps change;
+//! 1. `bitmaps`: shared by every change of the disk, exclusive while its size, its bitmaps or its snapshots change;
 //! 2. `ranges`: guest clusters that an allocating write or a discard is busy with;
 //! 3. `flush`: one write-back at a time;
 //! 4. `header`;

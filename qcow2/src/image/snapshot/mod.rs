@@ -78,7 +78,7 @@ impl Image {
     /// Takes a snapshot of the disk as it is, called `name` and dated `date`. Its ID is one more than the highest. It
     /// has no VM state.
     ///
-    /// Changes of the disk wait meanwhile; reads do not. `watch` is told how far it has come, and can end it as long as
+    /// Changes of the disk wait meanwhile, and it waits for [plans](Image::plan_write); reads do not. `watch` is told how far it has come, and can end it as long as
     /// nothing has been changed. What was written before is durable afterwards.
     ///
     /// # Errors
@@ -102,7 +102,8 @@ impl Image {
     /// a snapshot holds it. VM state stays with the snapshot.
     ///
     /// Other changes wait meanwhile. Reads do not, and may see some of the old disk and some of the new one; it waits
-    /// for those that were running to end. `watch` as in [`create_snapshot`](Self::create_snapshot).
+    /// for those that were running to end, and for what is [mapped](Image::map) to be dropped: the thread that calls
+    /// this must hold nothing mapped. `watch` as in [`create_snapshot`](Self::create_snapshot).
     ///
     /// # Errors
     /// `InvalidInput` where there is no such snapshot, or more than one; `Unsupported` where a refcount has no room
