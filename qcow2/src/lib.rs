@@ -77,6 +77,9 @@ pub use feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureNam
 pub use format::Qcow2;
 pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
-pub use image::{BitmapEdit, Image, Mapped, OpenOptions, Place, PlannedRun, SnapshotProgress, WritePlan};
+pub use image::{
+    AmendProgress, Amendment, BitmapEdit, Image, Mapped, NewBacking, OpenOptions, Place, PlannedRun,
+    SnapshotProgress, WritePlan,
+};
 pub use measure::{Measure, measure, measure_bitmaps};
 pub use snapshot::{Snapshot, SnapshotTable};

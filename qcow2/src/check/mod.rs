@@ -47,6 +47,7 @@ use crate::feature::{AutoclearFeatures, IncompatibleFeatures};
 use crate::geometry::Geometry;
 use crate::header::Header;
 
+pub(crate) use self::repair::{Recount, RefcountStructure};
 pub use self::repair::{
     RepairChange, RepairKind, RepairOptions, RepairProgress, RepairReport, RestoreReport, recover, repair,
     restore,

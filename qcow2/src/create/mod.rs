@@ -20,17 +20,13 @@ use crate::address::{ClusterIndex, HostOffset};
 use crate::compression::CompressionType;
 use crate::entry::{L1Entry, L2Entry};
 use crate::extension::Extensions;
-use crate::feature::{AutoclearFeatures, CompatibleFeatures, FeatureNames, IncompatibleFeatures};
+use crate::feature::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures};
 use crate::geometry::{
     Geometry, MAX_CLUSTER_BITS, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS, MIN_CLUSTER_BITS_EXTENDED_L2,
 };
-use crate::header::{Encryption, Header, MAX_BACKING_NAME, Version};
+use crate::header::{Encryption, Header, MAX_BACKING_NAME, Version, new_feature_names, new_later_fields};
 use crate::refcount;
 
-/// Padding behind `compression_type`, with which a new header is 112 bytes long.
-const PADDING: usize = 7;
-/// Largest log2 of the cluster size at which the header has no room to spare for a feature name table.
-const MAX_BITS_WITHOUT_NAMES: u32 = 12;
 /// Bytes written at once.
 const CHUNK: u64 = 1 << 20;
 
@@ -218,7 +214,6 @@ impl CreateOptions {
         autoclear.set(AutoclearFeatures::RAW_EXTERNAL_DATA, raw);
         let mut compatible = CompatibleFeatures::empty();
         compatible.set(CompatibleFeatures::LAZY_REFCOUNTS, lazy);
-        let named = v3 && self.cluster_bits > MAX_BITS_WITHOUT_NAMES;
         let mut header = Header {
             version: self.version,
             geometry: layout.geometry,
@@ -237,10 +232,10 @@ impl CreateOptions {
             compatible,
             autoclear,
             compression: self.compression,
-            later_fields: if v3 { vec![0; PADDING] } else { Vec::new() },
+            later_fields: if v3 { new_later_fields() } else { Vec::new() },
             extensions: Extensions {
                 data_file: self.data_file.as_ref().and_then(|file| file.name.clone()),
-                feature_names: named.then(FeatureNames::known),
+                feature_names: v3.then(|| new_feature_names(self.cluster_bits)).flatten(),
                 ..Extensions::default()
             },
             backing_name: None,

@@ -20,8 +20,10 @@ mod parse;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+mod version;
 
 pub(crate) use rewrite::{SectorWrite, plan};
+pub(crate) use version::{new_feature_names, new_later_fields};
 
 use block::{BackingReference, DataFileReference, Error, ErrorKind, Result, Storage};
 use byteorder::{BE, ByteOrder};

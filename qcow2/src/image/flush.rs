@@ -37,7 +37,9 @@ impl Image {
     /// Writes everything back, in order, and makes it durable. A failure is remembered: which of the metadata
     /// reached the disk is then unknown, so every later write is refused with the same error.
     pub(super) fn write_back(&self) -> Result<()> {
-        let Some(writer) = &self.writer else { return Ok(()) };
+        let Some(writer) = self.current_writer() else {
+            return Ok(());
+        };
         let _one_at_a_time = writer.flushing();
         self.writer("flush")?;
         let result = self.write_back_in_order(writer);

@@ -20,6 +20,7 @@
 //!
 //! See [`flush`].
 
+mod amend;
 mod bitmap;
 mod cow;
 mod data_file;
@@ -35,6 +36,7 @@ mod snapshot;
 mod write;
 mod zero;
 
+pub use amend::{AmendProgress, Amendment, NewBacking};
 pub use snapshot::SnapshotProgress;
 
 use std::collections::BTreeSet;
@@ -135,6 +137,8 @@ struct Writer {
     begun: AtomicBool,
     /// The failure after which no write is taken any more.
     failed: OnceLock<Error>,
+    /// The image in the file has another shape than this one in memory: it must be opened again for writing.
+    outdated: AtomicBool,
 }
 
 /// What is changed in memory and waits to be written back.
@@ -279,6 +283,7 @@ impl Image {
             epoch: Epoch::default(),
             begun: AtomicBool::new(false),
             failed: OnceLock::new(),
+            outdated: AtomicBool::new(false),
         })
     }
 
@@ -349,13 +354,21 @@ impl Image {
 
     /// Flushes, saves the bitmaps, and flushes until nothing waits: what a flush frees is counted as free by the next.
     fn settle(&self) -> Result<()> {
-        let Some(writer) = &self.writer else { return Ok(()) };
+        let Some(writer) = self.current_writer() else {
+            return Ok(());
+        };
         self.write_back()?;
         self.save_bitmaps(writer, &mut writer.bitmaps_mut())?;
         while writer.meta().allocator.is_dirty() {
             self.write_back()?;
         }
         Ok(())
+    }
+
+    /// What writing needs, if there can be anything that waits to be written.
+    fn current_writer(&self) -> Option<&Writer> {
+        let writer = self.writer.as_ref();
+        writer.filter(|writer| !writer.outdated.load(Ordering::Acquire))
     }
 
     /// The header as it is now.

@@ -66,7 +66,7 @@ impl Image {
         let message = "an image of version 2 (compat=0.10) that has snapshots cannot be resized";
         Err(Error::unsupported(message)
             .with_path_of(self.storage.path())
-            .with_hint("make it one of version 3 first: `qemu-img amend -o compat=1.1`"))
+            .with_hint("make it one of version 3 first: `imgtool amend -o compat=1.1`"))
     }
 
     fn grow(
@@ -77,15 +77,8 @@ impl Image {
         preallocation: Preallocation,
     ) -> Result<()> {
         let old = self.size();
+        self.check_mappable(size)?;
         let entries = self.geometry.l1_entries(size);
-        if entries * 8 > MAX_L1_BYTES {
-            let most = MAX_L1_BYTES / 8 * self.geometry.l2_coverage();
-            return Err(Error::invalid(format!(
-                "{size} bytes are more than clusters of {} bytes can map ({most})",
-                self.geometry.cluster_size()
-            ))
-            .with_hint("convert to an image with larger clusters"));
-        }
         if entries as usize > self.l1.entries() {
             self.move_l1(writer, entries as usize)?;
         }
@@ -95,6 +88,19 @@ impl Image {
             self.preallocate(writer, old, size, preallocation)?;
         }
         self.switch_size(writer, bitmaps, size)
+    }
+
+    /// Refuses a size that is more than an L1 table can map.
+    pub(super) fn check_mappable(&self, size: u64) -> Result<()> {
+        if self.geometry.l1_entries(size) * 8 <= MAX_L1_BYTES {
+            return Ok(());
+        }
+        let most = MAX_L1_BYTES / 8 * self.geometry.l2_coverage();
+        Err(Error::invalid(format!(
+            "{size} bytes are more than clusters of {} bytes can map ({most})",
+            self.geometry.cluster_size()
+        ))
+        .with_hint("convert to an image with larger clusters"))
     }
 
     /// Makes what is added read as zeros: the rest of the last cluster, which may hold anything; clusters past the
@@ -252,7 +258,7 @@ impl Image {
     }
 
     /// Makes host clusters read as zeros and lie inside the file.
-    fn clear(&self, host: u64, len: u64, fresh: bool) -> Result<()> {
+    pub(super) fn clear(&self, host: u64, len: u64, fresh: bool) -> Result<()> {
         if !fresh {
             return self.storage.zero(host, len, ZeroMode::Unmap);
         }

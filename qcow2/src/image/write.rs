@@ -12,7 +12,7 @@ use std::io::IoSlice;
 use block::{Error, Result};
 
 use super::cow::{Edges, Run, Target};
-use super::{Image, Writer};
+use super::{Image, Writer, amend};
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::allocator::Use;
 use crate::corruption::Corruption;
@@ -356,6 +356,7 @@ impl Image {
         };
         match writer.failed.get() {
             Some(error) => Err(error.clone()),
+            None if self.current_writer().is_none() => Err(amend::outdated(op)),
             None => Ok(writer),
         }
     }

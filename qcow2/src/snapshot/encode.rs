@@ -38,6 +38,11 @@ impl Snapshot {
         extra
     }
 
+    /// Whether the entry has all extra data that version 3 asks for.
+    pub(crate) fn has_required_extra_data(&self) -> bool {
+        self.extra_data.len() >= REQUIRED_EXTRA
+    }
+
     fn encode(&self, table: &mut Vec<u8>) {
         let start = table.len();
         let extra = self.complete_extra_data();

@@ -22,6 +22,7 @@
 
 mod backup;
 mod rebuild;
+mod recount;
 mod refcounts;
 mod report;
 mod room;
@@ -38,15 +39,15 @@ use byteorder::{BE, ByteOrder};
 
 use self::backup::BackupWriter;
 use self::refcounts::Direction;
-use self::room::Room;
+use self::room::in_best_room;
 use self::staged::Staged;
 use self::tables::Mend;
 use super::{CheckOptions, CheckProgress, CheckReport, Checker};
 use crate::address::ClusterIndex;
 use crate::feature::IncompatibleFeatures;
-use crate::geometry::MAX_HOST_OFFSET;
 
 pub use self::backup::{RestoreReport, restore};
+pub(crate) use self::recount::{Recount, RefcountStructure};
 pub use self::report::{RepairChange, RepairReport};
 
 use self::report::RepairChange as Change;
@@ -58,8 +59,6 @@ const INCOMPATIBLE_FEATURES: u64 = 72;
 /// How often all steps are taken at most. Where one thing was damaged in two ways, a late step can make an early one
 /// possible.
 const ROUNDS: u32 = 4;
-/// Bytes that a new refcount structure may take beyond what the whole file takes.
-const EXTRA_BUDGET: u64 = 64 << 20;
 
 /// What a repair sets right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -306,9 +305,9 @@ impl<'a> Engine<'a> {
     fn rebuild(&mut self, checker: &mut Checker<'_>) -> Result<()> {
         let geometry = checker.geometry;
         let old = checker.uncount_refcount_structure();
-        let budget = checker.host_bytes.saturating_add(EXTRA_BUDGET);
-        let new = self.in_room(checker, &old, |staged, room| {
-            rebuild::build(staged, geometry, room, budget)
+        let budget = rebuild::budget(checker.host_bytes);
+        let new = in_best_room(checker, self.staged.can_grow(), &old, |room| {
+            rebuild::build(self.staged, geometry, room, budget)
         })?;
         self.staged.commit()?;
         let mut fields = [0; 12];
@@ -321,36 +320,6 @@ impl<'a> Engine<'a> {
             bytes: new.bytes,
         });
         Ok(())
-    }
-
-    /// Does what takes clusters, which are referenced from then on, in the best room that has enough. Those in `old` are
-    /// not taken.
-    fn in_room<T>(
-        &self,
-        checker: &mut Checker<'_>,
-        old: &BTreeSet<u64>,
-        mut place: impl FnMut(&Staged<'_>, &mut Room<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let whole = checker.file_len >> checker.geometry.cluster_bits;
-        let end = checker.geometry.clusters(checker.file_len);
-        let limit = MAX_HOST_OFFSET >> checker.geometry.cluster_bits;
-        let dangling = checker.for_repair.dangling.clone();
-        let can_grow = self.staged.can_grow();
-        let inside_first = !can_grow || !dangling.is_empty();
-        let references = &mut checker.references;
-        let mut inside =
-            |references: &mut _| place(self.staged, &mut Room::within(references, whole, old.clone()));
-        let first = inside_first.then(|| inside(references));
-        let no_room = |result: &Result<T>| matches!(result, Err(error) if error.kind() == ErrorKind::NoSpace);
-        match first {
-            Some(result) if !can_grow || !no_room(&result) => return result,
-            _ => {}
-        }
-        let behind = place(self.staged, &mut Room::behind(references, end, limit, dangling));
-        if !inside_first && no_room(&behind) {
-            return place(self.staged, &mut Room::within(references, whole, old.clone()));
-        }
-        behind
     }
 
     /// Clears the dirty and corrupt bits of an image that is neither any more.

@@ -16,6 +16,8 @@ use crate::check::references::{CHUNK, References};
 use crate::geometry::{Geometry, MAX_REFCOUNT_TABLE_BYTES};
 use crate::refcount;
 
+/// Bytes that a new refcount structure may take beyond what the whole file takes.
+const EXTRA_BUDGET: u64 = 64 << 20;
 /// Clusters whose counts are written at a time.
 const PIECE: u64 = 1 << 14;
 
@@ -26,6 +28,11 @@ pub(super) struct NewStructure {
     pub(super) table_clusters: u32,
     /// Bytes that table and blocks take.
     pub(super) bytes: u64,
+}
+
+/// The most bytes that the blocks of a new structure may take for a file that takes `host_bytes` on its host.
+pub(super) fn budget(host_bytes: u64) -> u64 {
+    host_bytes.saturating_add(EXTRA_BUDGET)
 }
 
 /// Writes a refcount structure for everything that the room's references say, with refcounts as wide as `geometry` says.

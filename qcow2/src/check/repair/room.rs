@@ -6,10 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use block::{Error, ErrorKind, Result};
+use block::{Error, ErrorKind, Result, Storage};
 
 use crate::address::ClusterIndex;
+use crate::check::Checker;
 use crate::check::references::References;
+use crate::geometry::MAX_HOST_OFFSET;
 
 /// Gives out unreferenced clusters, and counts a reference to each.
 #[derive(Debug)]
@@ -89,4 +91,38 @@ impl<'c> Room<'c> {
             self.references.remove(ClusterIndex(cluster));
         }
     }
+}
+
+/// Whether a storage can become longer.
+pub(super) fn can_grow(storage: &dyn Storage) -> bool {
+    let same_len = storage.len().and_then(|len| storage.set_len(len));
+    !same_len.is_err_and(|error| error.kind() == ErrorKind::Unsupported)
+}
+
+/// Does what takes clusters, which are referenced from then on, in the best room that has enough. Those in `old` are
+/// not taken.
+pub(super) fn in_best_room<T>(
+    checker: &mut Checker<'_>,
+    can_grow: bool,
+    old: &BTreeSet<u64>,
+    mut place: impl FnMut(&mut Room<'_>) -> Result<T>,
+) -> Result<T> {
+    let whole = checker.file_len >> checker.geometry.cluster_bits;
+    let end = checker.geometry.clusters(checker.file_len);
+    let limit = MAX_HOST_OFFSET >> checker.geometry.cluster_bits;
+    let dangling = checker.for_repair.dangling.clone();
+    let inside_first = !can_grow || !dangling.is_empty();
+    let references = &mut checker.references;
+    let mut inside = |references: &mut _| place(&mut Room::within(references, whole, old.clone()));
+    let first = inside_first.then(|| inside(references));
+    let no_room = |result: &Result<T>| matches!(result, Err(error) if error.kind() == ErrorKind::NoSpace);
+    match first {
+        Some(result) if !can_grow || !no_room(&result) => return result,
+        _ => {}
+    }
+    let behind = place(&mut Room::behind(references, end, limit, dangling));
+    if !inside_first && no_room(&behind) {
+        return place(&mut Room::within(references, whole, old.clone()));
+    }
+    behind
 }

@@ -15,6 +15,7 @@ use crate::address::HostOffset;
 use crate::check::Checker;
 use crate::check::metadata::{SNAPSHOT_ENTRY, SNAPSHOT_EXTRA, SnapshotTableRepair};
 use crate::check::repair::refcounts::Direction;
+use crate::check::repair::room::in_best_room;
 use crate::header::{Header, Version};
 use crate::snapshot::MAX_EXTRA_DATA;
 
@@ -34,7 +35,9 @@ impl Engine<'_> {
         let mut place = HostOffset(0);
         if !table.is_empty() {
             let clusters = checker.geometry.clusters(table.len() as u64);
-            let start = self.in_room(checker, &BTreeSet::new(), |_, room| room.take(clusters))?;
+            let start = in_best_room(checker, self.staged.can_grow(), &BTreeSet::new(), |room| {
+                room.take(clusters)
+            })?;
             if checker.has_blocks_for(start..start + clusters) {
                 checker.mend_refcounts(self.staged, Direction::Raise)?;
                 self.staged.commit()?;

@@ -16,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use block::{Alignment, Error, FileId, HostExtent, Result, Storage, ZeroMode};
 
 use super::backup::BackupWriter;
+use super::room;
 
 /// What a disk writes whole or not at all.
 pub(super) const SECTOR: u64 = 512;
@@ -86,13 +87,7 @@ impl<'a> Staged<'a> {
 
     /// Whether the storage can become longer. A dry run takes it for granted.
     pub(super) fn can_grow(&self) -> bool {
-        let unsupported = |error: Error| error.kind() == block::ErrorKind::Unsupported;
-        self.dry_run
-            || !self
-                .inner
-                .len()
-                .and_then(|len| self.inner.set_len(len))
-                .is_err_and(unsupported)
+        self.dry_run || room::can_grow(self.inner)
     }
 
     fn write_back(&self, waiting: &mut Waiting<'a>) -> Result<bool> {

@@ -133,7 +133,7 @@ impl BitmapEdit<'_> {
         if self.image.locked_header().version < Version::V3 {
             let message = "an image of version 2 (compat=0.10) cannot have bitmaps";
             return Err(Error::unsupported(message)
-                .with_hint("`imgtool convert -O qcow2` makes an image of version 3"));
+                .with_hint("make it one of version 3 first: `imgtool amend -o compat=1.1`"));
         }
         let message = match name.len() {
             0 => "the name of a bitmap cannot be empty".to_owned(),

@@ -40,26 +40,27 @@ use crate::allocator::Use;
 use crate::bitmap::table;
 use crate::entry::{L1Entry, clear_copied, set_copied};
 use crate::feature::IncompatibleFeatures;
-use crate::header::{MAX_SNAPSHOTS, Version};
+use crate::header::{Header, MAX_SNAPSHOTS, Version};
 use crate::snapshot::{self, Snapshot, SnapshotTable};
 use references::Runs;
-use tree::{Counting, Tree};
+use tree::Counting;
+pub(super) use tree::{Batch, Tree};
 pub use watch::SnapshotProgress;
-use watch::Steps;
+pub(super) use watch::Steps;
 
 /// Bytes of an L1 entry.
 const L1_ENTRY: usize = 8;
 
-/// Exclusive use of the image for a change of its snapshots.
-struct Change<'a> {
-    image: &'a Image,
-    writer: &'a Writer,
-    table: SnapshotTable,
-    bitmaps: RwLockWriteGuard<'a, Bitmaps>,
+/// Exclusive use of the image for a change of its snapshots, or of all of it.
+pub(super) struct Change<'a> {
+    pub(super) image: &'a Image,
+    pub(super) writer: &'a Writer,
+    pub(super) table: SnapshotTable,
+    pub(super) bitmaps: RwLockWriteGuard<'a, Bitmaps>,
 }
 
 /// Clusters given out for a table that the header does not name yet.
-struct NewTable {
+pub(super) struct NewTable {
     place: HostOffset,
     clusters: Range<u64>,
 }
@@ -177,11 +178,19 @@ impl Image {
 
     /// Runs a change of the snapshots while nobody else changes anything.
     fn change_snapshots<T>(&self, op: &str, change: impl FnOnce(&mut Change<'_>) -> Result<T>) -> Result<T> {
+        self.change_alone(op, |alone| self.refuse_data_file().and_then(|()| change(alone)))
+    }
+
+    /// Runs a change of the tables in the file while nobody else changes anything.
+    pub(super) fn change_alone<T>(
+        &self,
+        op: &str,
+        change: impl FnOnce(&mut Change<'_>) -> Result<T>,
+    ) -> Result<T> {
         let writer = self.writer(op)?;
         let bitmaps = writer.bitmaps_mut();
-        let changed = self.refuse_data_file().and_then(|()| {
-            // What waits first: the tables in the file are what is worked on.
-            self.write_back()?;
+        // What waits first: the tables in the file are what is worked on.
+        let changed = self.write_back().and_then(|()| {
             let table = SnapshotTable::read(&*self.storage, &self.locked_header())?;
             change(&mut Change {
                 image: self,
@@ -397,11 +406,11 @@ impl Change<'_> {
             image.size()
         );
         Err(Error::unsupported(message)
-            .with_hint("make it one of version 3 first: `qemu-img amend -o compat=1.1`"))
+            .with_hint("make it one of version 3 first: `imgtool amend -o compat=1.1`"))
     }
 
     /// The first change of the file.
-    fn begin(&self) -> Result<()> {
+    pub(super) fn begin(&self) -> Result<()> {
         self.image.clear_autoclear(self.writer)
     }
 
@@ -436,12 +445,12 @@ impl Change<'_> {
     }
 
     /// The first entries of the active L1 table.
-    fn active_l1(&self, entries: usize) -> Vec<u64> {
+    pub(super) fn active_l1(&self, entries: usize) -> Vec<u64> {
         (0..entries).map(|index| self.image.l1.load(index)).collect()
     }
 
     /// All entries of a snapshot's L1 table.
-    fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
+    pub(super) fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
         let mut bytes = vec![0; snapshot.l1_entries as usize * L1_ENTRY];
         self.image
             .storage
@@ -461,7 +470,7 @@ impl Change<'_> {
     }
 
     /// Writes a new snapshot table, not durably.
-    fn write_table(&self, snapshots: &[Snapshot]) -> Result<NewTable> {
+    pub(super) fn write_table(&self, snapshots: &[Snapshot]) -> Result<NewTable> {
         self.write_new(&SnapshotTable::encode(snapshots)?)
     }
 
@@ -496,6 +505,16 @@ impl Change<'_> {
     /// Makes everything written so far durable, and then the header name the new snapshot table. The old one is given
     /// back.
     fn commit(&self, table: &NewTable, count: usize) -> Result<()> {
+        self.commit_with(table, count, |_| ())
+    }
+
+    /// The same, with another change of the header.
+    pub(super) fn commit_with(
+        &self,
+        table: &NewTable,
+        count: usize,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
         self.image.write_back()?;
         let old = self.clusters(
             self.image.locked_header().snapshots_offset,
@@ -504,6 +523,7 @@ impl Change<'_> {
         self.image.update_header(|header| {
             header.snapshots_offset = table.place;
             header.snapshot_count = count as u32;
+            change(header);
         })?;
         self.writer.meta().allocator.release(old, 1)?;
         self.image.write_back()
@@ -599,7 +619,7 @@ impl Change<'_> {
 }
 
 /// Runs the part of a change after which the state of the file is unknown if it fails.
-fn latching<T>(writer: &Writer, change: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn latching<T>(writer: &Writer, change: impl FnOnce() -> Result<T>) -> Result<T> {
     change().inspect_err(|error| writer.latch(error))
 }
 

@@ -21,7 +21,7 @@ const BATCH: u64 = 4 << 20;
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(in crate::image) struct Tree {
     /// Where the tables start, ascending.
     tables: Vec<HostOffset>,
 }
@@ -34,10 +34,10 @@ pub(super) enum Counting {
 }
 
 /// Some of the tables of a tree.
-pub(super) struct Batch<'a> {
-    pub(super) tables: &'a [HostOffset],
+pub(in crate::image) struct Batch<'a> {
+    pub(in crate::image) tables: &'a [HostOffset],
     /// Their bytes, one after the other.
-    pub(super) bytes: Vec<u8>,
+    pub(in crate::image) bytes: Vec<u8>,
 }
 
 impl Tree {
@@ -54,18 +54,23 @@ impl Tree {
             let (what, cluster) = ("an L2 table", image.geometry.cluster_of(pair[0]));
             return Err(image.corrupt(Corruption::MetadataShared { what, cluster }));
         }
+        Self::of_tables(image, tables)
+    }
+
+    /// Of these tables, which are in the order in which they lie in the file.
+    pub(in crate::image) fn of_tables(image: &Image, tables: Vec<HostOffset>) -> Result<Self> {
         if let Some(last) = tables.last() {
             image.check_inside("L2 table", *last, image.geometry.cluster_size())?;
         }
         Ok(Self { tables })
     }
 
-    pub(super) fn tables(&self) -> &[HostOffset] {
+    pub(in crate::image) fn tables(&self) -> &[HostOffset] {
         &self.tables
     }
 
     /// Calls `each` with all tables, a batch at a time.
-    pub(super) fn for_each_batch(
+    pub(in crate::image) fn for_each_batch(
         &self,
         image: &Image,
         steps: &mut Steps<'_>,
@@ -260,7 +265,7 @@ impl Batch<'_> {
     }
 
     /// Writes the tables that have changed, neighbours as one.
-    fn write(&self, image: &Image, changed: &[bool]) -> Result<()> {
+    pub(in crate::image) fn write(&self, image: &Image, changed: &[bool]) -> Result<()> {
         let size = image.geometry.cluster_size();
         for (start, run) in runs(self.tables, size) {
             let mut at = start;

@@ -14,7 +14,7 @@ pub struct SnapshotProgress {
 }
 
 /// Who is told, and asked.
-pub(super) struct Steps<'a> {
+pub(in crate::image) struct Steps<'a> {
     progress: SnapshotProgress,
     watch: &'a mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>,
     /// Something has been changed: to go on is what does least harm.
@@ -22,7 +22,10 @@ pub(super) struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    pub(super) fn new(total: usize, watch: &'a mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>) -> Self {
+    pub(in crate::image) fn new(
+        total: usize,
+        watch: &'a mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>,
+    ) -> Self {
         let progress = SnapshotProgress {
             done: 0,
             total: total as u64,
