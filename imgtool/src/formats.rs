@@ -9,7 +9,7 @@ use block::{
     Access, Backing, BackingReference, BlockDevice, DataFileReference, Error, Preallocation, Result, Storage,
     chain, escape,
 };
-use qcow2::{CompressionType, CreateOptions, Version};
+use qcow2::{Amendment, CompressionType, CreateOptions, Version};
 
 use crate::images::FORMATS;
 use crate::option_list::OptionList;
@@ -33,6 +33,23 @@ Options of qcow2 images:
   preallocation=MODE       What is laid out in advance: off, metadata, falloc or full [off]
   refcount_bits=N          Width of a refcount: 1, 2, 4, 8, 16, 32 or 64 [16]
   size=SIZE                Size of the disk
+";
+
+/// Options of qcow2 images that stay what they are.
+const ONLY_NEW: [&str; 3] = ["cluster_size", "extended_l2", "preallocation"];
+
+const AMEND_OPTIONS: &str = "\
+Options of qcow2 images that can be amended:
+  backing_file=FILE        The image to read from where this one holds nothing; '' is none. Only its name changes, as
+                           with rebase -u
+  backing_fmt=FORMAT       Its format
+  compat=VERSION           0.10 (or v2) or 1.1 (or v3)
+  compression_type=NAME    How compressed clusters are compressed: zlib or zstd. Only while there are none
+  data_file=FILE           The name of the data file, which was moved or renamed
+  data_file_raw=off        Keep that file readable as a raw image no longer
+  lazy_refcounts=on|off    Postpone refcount updates
+  refcount_bits=N          Width of a refcount: 1, 2, 4, 8, 16, 32 or 64
+  size=SIZE                Size of the disk, which can only grow
 ";
 
 const RAW_OPTIONS: &str = "\
@@ -312,10 +329,8 @@ impl NewDevice {
 
 fn qcow2_options(mut options: OptionList, compat: Option<&str>) -> Result<CreateOptions> {
     let mut create = CreateOptions::default();
-    match compat {
-        None | Some("1.1" | "v3") => {}
-        Some("0.10" | "v2") => create.version = Version::V2,
-        Some(other) => return Err(no_such("compat", other, "0.10 (or v2) and 1.1 (or v3)")),
+    if let Some(text) = compat {
+        create.version = version(text)?;
     }
     if let Some(text) = options.take("cluster_size") {
         let bytes = size::parse(&text)?;
@@ -325,19 +340,10 @@ fn qcow2_options(mut options: OptionList, compat: Option<&str>) -> Result<Create
         create.cluster_bits = bytes.ilog2();
     }
     if let Some(text) = options.take("refcount_bits") {
-        let order = text
-            .parse::<u32>()
-            .ok()
-            .filter(|bits| bits.is_power_of_two())
-            .map(u32::ilog2);
-        let order = order.filter(|order| *order <= 6);
-        create.refcount_order =
-            order.ok_or_else(|| no_such("refcount_bits", &text, "1, 2, 4, 8, 16, 32 and 64"))?;
+        create.refcount_order = refcount_order(&text)?;
     }
-    match options.take("compression_type").as_deref() {
-        None | Some("zlib") => {}
-        Some("zstd") => create.compression = CompressionType::Zstd,
-        Some(other) => return Err(no_such("compression_type", other, "zlib and zstd")),
+    if let Some(text) = options.take("compression_type") {
+        create.compression = compression(&text)?;
     }
     create.data_file = options.take("data_file").map(|name| DataFileReference {
         name: Some(name),
@@ -353,6 +359,77 @@ fn qcow2_options(mut options: OptionList, compat: Option<&str>) -> Result<Create
     }
     options.finish("qcow2", &REFUSED)?;
     Ok(create)
+}
+
+fn version(text: &str) -> Result<Version> {
+    match text {
+        "1.1" | "v3" => Ok(Version::V3),
+        "0.10" | "v2" => Ok(Version::V2),
+        other => Err(no_such("compat", other, "0.10 (or v2) and 1.1 (or v3)")),
+    }
+}
+
+/// log2 of a width of refcounts.
+fn refcount_order(text: &str) -> Result<u32> {
+    let bits = text.parse::<u32>().ok().filter(|bits| bits.is_power_of_two());
+    let order = bits.map(u32::ilog2).filter(|order| *order <= 6);
+    order.ok_or_else(|| no_such("refcount_bits", text, "1, 2, 4, 8, 16, 32 and 64"))
+}
+
+fn compression(text: &str) -> Result<CompressionType> {
+    match text {
+        "zlib" => Ok(CompressionType::Zlib),
+        "zstd" => Ok(CompressionType::Zstd),
+        other => Err(no_such("compression_type", other, "zlib and zstd")),
+    }
+}
+
+/// What `amend -o` says of a qcow2 image.
+#[derive(Clone, Debug)]
+pub(crate) struct Amended {
+    /// Everything but the backing file.
+    pub(crate) amendment: Amendment,
+    pub(crate) backing: Option<String>,
+    pub(crate) backing_format: Option<String>,
+}
+
+impl Amended {
+    pub(crate) const HELP: &str = AMEND_OPTIONS;
+
+    pub(crate) fn parse(mut options: OptionList) -> Result<Self> {
+        let backing = options.take("backing_file");
+        let backing_format = options.take("backing_fmt");
+        let amendment = Amendment {
+            version: options.take("compat").map(|text| version(&text)).transpose()?,
+            refcount_order: options
+                .take("refcount_bits")
+                .map(|text| refcount_order(&text))
+                .transpose()?,
+            compression: options
+                .take("compression_type")
+                .map(|text| compression(&text))
+                .transpose()?,
+            size: options
+                .take("size")
+                .map(|text| size::parse_disk(&text).map(size::whole_sectors))
+                .transpose()?,
+            lazy_refcounts: options.take_switch("lazy_refcounts")?,
+            data_file: options.take("data_file"),
+            data_file_raw: options.take_switch("data_file_raw")?,
+            backing: None,
+        };
+        if let Some(key) = options.untaken().filter(|key| ONLY_NEW.contains(key)) {
+            let message = format!("the option {key} can be chosen for new images only");
+            let hint = format!("copy it into one: imgtool convert -O qcow2 -o {key}=...");
+            return Err(Error::unsupported(message).with_hint(hint));
+        }
+        options.finish("qcow2", &REFUSED)?;
+        Ok(Self {
+            amendment,
+            backing,
+            backing_format,
+        })
+    }
 }
 
 /// What `--preallocation` and the option of that name mean.

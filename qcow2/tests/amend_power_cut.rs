@@ -431,6 +431,6 @@ fn interrupted_everywhere() {
             }
             stops += 1;
         }
-        assert!(stops > 20 && last == 1.0, "{stops} {last}");
+        assert!(stops > 20 && last >= 1.0, "{stops} {last}");
     }
 }

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod amend;
 mod bitmap;
 mod check;
 mod commit;
@@ -63,6 +64,7 @@ enum Command {
     Dd(dd::DdArgs),
     Measure(measure::MeasureArgs),
     Resize(resize::ResizeArgs),
+    Amend(amend::AmendArgs),
     Snapshot(Box<snapshot::SnapshotArgs>),
     Bitmap(bitmap::BitmapArgs),
     Partition(partition::PartitionArgs),
@@ -91,6 +93,10 @@ impl Cli {
                 return arguments.run();
             }
             Command::Dd(arguments) => {
+                drop(out);
+                return arguments.run();
+            }
+            Command::Amend(arguments) => {
                 drop(out);
                 return arguments.run();
             }
