@@ -16,6 +16,7 @@ fn every_command_helps() {
         "compare",
         "measure",
         "resize",
+        "amend",
         "commit",
         "rebase",
         "stream",
