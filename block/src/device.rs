@@ -248,6 +248,8 @@ pub trait Overlay: BlockDevice + Any {
     /// what lies below shows. A cluster that the end of the disk cuts off counts as whole; other parts of clusters stay
     /// as they are.
     ///
+    /// It is for what lies below in the same words already: dirty bitmaps do not take it down as a change of the disk.
+    ///
     /// # Errors
     /// `Unsupported` for a format without backing files; as [`BlockDevice::write_at`].
     fn unmap_to_backing(&self, offset: u64, len: u64) -> Result<()> {

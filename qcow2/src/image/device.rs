@@ -29,12 +29,23 @@ impl Image {
         self.writer.as_ref().map(|writer| writer.epoch.pin())
     }
 
-    /// Runs a change of the disk.
+    /// Runs a change of the disk, which bitmaps take down.
     fn change(
         &self,
         op: &str,
         offset: u64,
         len: u64,
+        change: impl FnOnce(&Writer) -> Result<()>,
+    ) -> Result<()> {
+        self.change_marked(op, offset, len, true, change)
+    }
+
+    fn change_marked(
+        &self,
+        op: &str,
+        offset: u64,
+        len: u64,
+        mark: bool,
         change: impl FnOnce(&Writer) -> Result<()>,
     ) -> Result<()> {
         let writer = self.writer(op)?;
@@ -45,7 +56,9 @@ impl Image {
         let bitmaps = self.begin_change(writer)?;
         self.check_bounds(op, offset, len)?;
         // Whatever comes of it: what fails may have changed some of the range.
-        bitmaps.mark(offset, len);
+        if mark {
+            bitmaps.mark(offset, len);
+        }
         change(writer).map_err(|error| error.with_path_of(self.storage.path()))
     }
 }
@@ -177,13 +190,14 @@ impl Overlay for Image {
         let writer = self.writer("change the backing file")?;
         let _bitmaps = writer.bitmaps_mut();
         let changed = self
-            .clear_autoclear(writer)
+            .check_backing(reference.as_ref())
+            .and_then(|()| self.clear_autoclear(writer))
             .and_then(|()| self.change_backing(reference));
         changed.map_err(|error| error.with_path_of(self.storage.path()))
     }
 
     fn unmap_to_backing(&self, offset: u64, len: u64) -> Result<()> {
-        self.change("unmap", offset, len, |writer| {
+        self.change_marked("unmap", offset, len, false, |writer| {
             self.unmap(writer, GuestOffset(offset), len)
         })
     }

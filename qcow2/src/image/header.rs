@@ -34,14 +34,20 @@ impl Image {
         self.storage.sync_data()
     }
 
+    /// Fails for a backing file that the image cannot name.
+    pub(super) fn check_backing(&self, reference: Option<&BackingReference>) -> Result<()> {
+        let wrong = match reference {
+            Some(reference) if reference.name.is_empty() => "the name of the backing file is empty",
+            Some(_) if self.raw_data => {
+                "its data file is raw and holds the whole disk: such an image cannot have a backing file"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::invalid(wrong))
+    }
+
     /// Has the image name another backing file, or none. Nobody else is writing.
     pub(super) fn change_backing(&self, reference: Option<BackingReference>) -> Result<()> {
-        if reference
-            .as_ref()
-            .is_some_and(|reference| reference.name.is_empty())
-        {
-            return Err(Error::invalid("the name of the backing file is empty"));
-        }
         // What hides the old backing file, or stands in for it, before the header that names the new one.
         self.write_back()?;
         self.update_header(|header| header.set_backing(reference))
