@@ -280,3 +280,23 @@ fn bitmaps_are_measured() {
         assert_eq!(lab.imgtool(&line), lab.qemu_img(&line));
     }
 }
+
+/// Bitmaps are of the disk as it is now, and asking for them does not switch off what else is looked at.
+#[test]
+fn bitmaps_are_not_copied_onto_something_else() {
+    let lab = lab();
+    lab.qemu_img("bitmap --add ours a");
+    lab.qemu_img("snapshot -c then ours");
+    for (line, says) in [
+        ("-l then -O qcow2 ours new", "--bitmaps and -l"),
+        ("-n -l then -O qcow2 ours theirs", "--bitmaps and -l"),
+        ("-c -O raw ours new", "compressed"),
+        ("-c -O qcow2 -o preallocation=full ours new", "preallocated"),
+        ("-c --level 20 -O qcow2 ours new", "no such level"),
+        ("-O raw ours new", "raw image cannot have bitmaps"),
+    ] {
+        lab.run(&format!("imgtool convert --bitmaps {line}")).fails(1, &[says]);
+        assert_eq!(lab.names(), ["ours", "theirs"], "{line}");
+        assert!(bitmaps(&lab, "theirs").is_null(), "{line}");
+    }
+}

@@ -118,7 +118,8 @@ pub(crate) struct ConvertArgs {
     /// the file system can share between both images is left to it
     #[arg(short = 'C', long = "copy-range-offloading")]
     copy_offloading: bool,
-    /// Copy the dirty bitmaps of the image too: names, granularity, whether they are enabled, and what is dirty
+    /// Copy the dirty bitmaps of the image too: names, granularity, whether they are enabled, and what is dirty. Not with
+    /// -l: they are of the disk as it is now
     #[arg(long)]
     bitmaps: bool,
     /// With --bitmaps: leave out those that are inconsistent, with a warning
@@ -264,7 +265,9 @@ impl ConvertArgs {
             () if self.bitmaps && self.files.iter().any(|file| streams::is_stream(file)) => {
                 "bitmaps cannot be copied from standard input or to standard output (--bitmaps)"
             }
-            () if self.bitmaps && !self.no_create => return bitmaps::check_new(image),
+            () if self.bitmaps && self.snapshot.is_some() => {
+                "bitmaps say what has changed on the disk up to now, not in a snapshot (--bitmaps and -l)"
+            }
             () if self.compress && image.format() == "raw" => "a raw image cannot be compressed",
             () if self.compress && image.is_preallocated() => {
                 "an image that is compressed cannot be preallocated"
@@ -289,6 +292,7 @@ impl ConvertArgs {
             {
                 "zlib has no such level: there are 1 to 12"
             }
+            () if self.bitmaps && !self.no_create => return bitmaps::check_new(image),
             () => return Ok(()),
         };
         Err(Error::invalid(wrong))
