@@ -1,15 +1,21 @@
-//! Finding layers of a chain by name, naming them, and finding who else is based on them.
+//! Finding layers of a chain by name, naming them, telling them apart, and finding who else depends on them.
 
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use block::chain::{self, Chain, Layer};
-use block::{Access, BackingReference, Error, FileId, FileOpener, Result, escape};
+use block::{Access, BackingReference, Error, FileId, FileOpener, Result, Storage, escape};
 use raw::HostOpener;
 
 use crate::images::{FORMATS, backing_path, directory_of};
 use crate::target::is_one_of;
+
+/// Other images, and snapshots, are named up to this many.
+const MOST_NAMED: usize = 3;
 
 /// The number of the layer below the active one that `name` means: as the image above stores it, or a file of that name.
 pub(crate) fn find(chain: &Chain, image: &Path, name: &str) -> Result<usize> {
@@ -71,43 +77,123 @@ fn relative(image: &Path, layer: &Layer) -> Result<String> {
     })
 }
 
-/// Images that are based on one of `layers` and are none of `chain`, as far as they lie in the directory of one of
-/// these. Only headers are read.
+/// Every file of a layer: its own, and the one with its data.
+pub(crate) fn files(layer: &Layer) -> impl Iterator<Item = &Arc<dyn Storage>> {
+    std::iter::once(&layer.storage).chain(&layer.data_file)
+}
+
+/// Whether a file of `image` is one of `layers` too.
+pub(crate) fn shares_a_file(image: &Layer, layers: &[Layer]) -> bool {
+    let same = |one: &Arc<dyn Storage>, other: &Arc<dyn Storage>| match (one.file_id(), other.file_id()) {
+        (Some(one), Some(other)) => one == other,
+        _ => one.path().is_some_and(|path| is_one_of(path, [other])),
+    };
+    layers
+        .iter()
+        .flat_map(files)
+        .any(|file| files(image).any(|own| same(own, file)))
+}
+
+/// What tells a layer from another: its files, its format, and what it names below.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    files: Vec<Option<FileId>>,
+    format: &'static str,
+    backing: Option<BackingReference>,
+}
+
+impl Identity {
+    pub(crate) fn of(layer: &Layer) -> Self {
+        Self {
+            files: files(layer).map(|file| file.file_id()).collect(),
+            format: layer.format,
+            backing: layer.device.backing_reference(),
+        }
+    }
+}
+
+/// Fails if one of `overlays` has internal snapshots: where such a one holds nothing, what lies below the image shows, and
+/// that is about to become something else.
+pub(crate) fn refuse_snapshots(overlays: &[Layer]) -> Result<()> {
+    for layer in overlays {
+        let device: &dyn Any = &*layer.device;
+        let Some(image) = device.downcast_ref::<qcow2::Image>() else {
+            continue;
+        };
+        let snapshots = image.snapshots()?;
+        if !snapshots.is_empty() {
+            let names = some_of(snapshots.iter().map(|snapshot| snapshot.name.as_str()));
+            let message = format!(
+                "it has internal snapshots, which would read something else afterwards, since they are based on \
+                 the same: {names}"
+            );
+            let hint = "copy them out with `imgtool snapshot export` and delete them first; if they are not needed \
+                        any more, go on with --force";
+            return Err(Error::invalid(message).with_path(&layer.path).with_hint(hint));
+        }
+    }
+    Ok(())
+}
+
+/// The first of `names`, and how many more there are.
+pub(crate) fn some_of<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(MOST_NAMED);
+    let named: Vec<_> = names.take(MOST_NAMED).map(escape).collect();
+    match more {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+/// Images that are based on one of `layers` and are none of `chain`, as far as they or links to them lie in the directory
+/// of one of these. Only headers are read.
 pub(crate) fn others_based_on(layers: &[Layer], chain: &[Layer]) -> Vec<PathBuf> {
     let id = |layer: &Layer| layer.storage.file_id();
     let bases: Vec<FileId> = layers.iter().filter_map(id).collect();
-    let known: Vec<FileId> = chain.iter().filter_map(id).collect();
+    let mut known: Vec<FileId> = chain.iter().filter_map(id).collect();
     let directories: BTreeSet<PathBuf> = chain
         .iter()
         .filter_map(|layer| fs::canonicalize(directory_of(&layer.path)).ok())
         .collect();
-    let mut others: Vec<PathBuf> = directories
+    let names: BTreeSet<PathBuf> = directories
         .iter()
         .filter_map(|directory| fs::read_dir(directory).ok())
         .flatten()
         .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
         .map(|entry| entry.path())
-        .filter(|path| based_on(path, &bases, &known))
+        // Asked before it is opened: a FIFO or a device may not take that well.
+        .filter(|path| fs::metadata(path).is_ok_and(|found| found.is_file()))
         .collect();
-    others.sort();
+    let mut others = Vec::new();
+    for path in names {
+        if let Some(id) = based_on(&path, &bases, &known) {
+            known.push(id);
+            others.push(path);
+        }
+    }
     others
 }
 
-/// Whether the image at `path` is none of `known` and names one of `bases`. What cannot be read is no image.
-fn based_on(path: &Path, bases: &[FileId], known: &[FileId]) -> bool {
+/// The file of the image at `path`, if it is none of `known` and names one of `bases`. What cannot be read is no image.
+fn based_on(path: &Path, bases: &[FileId], known: &[FileId]) -> Option<FileId> {
     let share = Access {
         write: false,
         force_share: true,
     };
-    let named = HostOpener::new().open(path, share).and_then(|storage| {
-        if storage.file_id().is_some_and(|id| known.contains(&id)) {
-            return Ok(None);
-        }
-        let format = chain::probe(&FORMATS, &*storage)?;
-        Ok(format.references(&*storage)?.backing)
-    });
-    let Ok(Some(reference)) = named else { return false };
-    let backing = HostOpener::new().open(&backing_path(path, &reference.name), share);
-    backing.is_ok_and(|storage| storage.file_id().is_some_and(|id| bases.contains(&id)))
+    let storage = HostOpener::new().open(path, share).ok()?;
+    let id = storage.file_id().filter(|id| !known.contains(id))?;
+    let format = chain::probe(&FORMATS, &*storage).ok()?;
+    let reference = format.references(&*storage).ok()?.backing?;
+    // What a link leads to is an image of its own place, too: names are looked up from there as well.
+    let places = [Some(path.to_owned()), fs::canonicalize(path).ok()];
+    let is_base = |place: PathBuf| {
+        let backing = backing_path(&place, &reference.name);
+        fs::metadata(backing).is_ok_and(|found| {
+            bases.contains(&FileId {
+                device: found.dev(),
+                inode: found.ino(),
+            })
+        })
+    };
+    places.into_iter().flatten().any(is_base).then_some(id)
 }

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use block::chain::{Chain, Layer};
-use block::{Access, Error, ErrorKind, Result, escape};
+use block::{Access, Error, ErrorKind, Result};
 use clap::Args;
 use ops::{CommitOptions, Control, Moved};
 use serde_json::json;
@@ -14,12 +14,10 @@ use super::Outcome;
 use super::convert::interrupted;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs};
 use crate::images::Opening;
+use crate::layers::Identity;
 use crate::output::{self, OutputFormat};
 use crate::watch::Watch;
 use crate::{interrupt, layers, size};
-
-/// Other images are named up to this many.
-const MOST_NAMED: usize = 3;
 
 /// Write what an image holds into what it is based on
 ///
@@ -27,6 +25,10 @@ const MOST_NAMED: usize = 3;
 /// it is any image further down, and the data of all images above that one goes there; they stay as they are, but those
 /// between the image and BASE make no sense any more, and what they read as is undefined. The image itself reads the same
 /// at every instant, whatever happens meanwhile; a run that was stopped is finished by another.
+///
+/// Others that are based on what is written to would change. So it is refused where the image, or one between it and the
+/// base, has internal snapshots, and where another image is based on what changes; such are looked for in the directories
+/// of the images of the chain, and cannot be found elsewhere.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool commit clone.qcow2
@@ -45,7 +47,8 @@ pub(crate) struct CommitArgs {
     /// Write so many bytes a second at most
     #[arg(short, long, value_name = "RATE")]
     rate_limit: Option<String>,
-    /// Go on although other images are based on what is written to: what they read as is undefined afterwards
+    /// Go on although other images, or internal snapshots of the images above BASE, are based on what is written to: what
+    /// they read as is undefined afterwards
     #[arg(long)]
     force: bool,
     /// How the page cache is used
@@ -70,7 +73,17 @@ pub(crate) struct CommitArgs {
     file: PathBuf,
 }
 
+/// A chain, and the layer of it that is to be written to.
+#[derive(Debug)]
+struct Looked {
+    number: usize,
+    path: PathBuf,
+    format: &'static str,
+    layers: Vec<Identity>,
+}
+
 /// The images to write to and to read from.
+#[derive(Debug)]
 struct Opened {
     base: Chain,
     above: Chain,
@@ -89,7 +102,7 @@ impl CommitArgs {
         if let Some(threads) = self.threads.threads.and_then(|n| usize::from(n).try_into().ok()) {
             options.threads = threads;
         }
-        let opened = self.open_images(options.empty)?;
+        let opened = self.open_images(&self.look()?, options.empty)?;
         let cancel = interrupt::watch()?;
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
@@ -114,7 +127,8 @@ impl CommitArgs {
         }
     }
 
-    fn open_images(&self, empty: bool) -> Result<Opened> {
+    /// Finds the image to write to.
+    fn look(&self) -> Result<Looked> {
         let whole = self.opening(false).chain(&self.file, self.format.as_deref())?;
         let number = match &self.base {
             Some(name) => layers::find(&whole, &self.file, name)?,
@@ -124,21 +138,39 @@ impl CommitArgs {
                 return Err(error);
             }
         };
-        let found = whole.layers()[number].clone();
-        if !self.force {
-            refuse_others(&found, whole.layers(), number)?;
-        }
-        // The locks for reading, before those for writing.
-        let (path, format, id) = (found.path.clone(), found.format, found.storage.file_id());
-        drop((whole, found));
-        let base = self.opening(true).chain(&path, Some(format))?;
-        if base.layers()[0].storage.file_id() != id {
-            let message = "it was replaced by another file meanwhile";
-            return Err(Error::new(ErrorKind::Denied, message).with_path(&path));
-        }
+        Ok(Looked {
+            number,
+            path: whole.layers()[number].path.clone(),
+            format: whole.layers()[number].format,
+            layers: whole.layers().iter().map(Identity::of).collect(),
+        })
+    }
+
+    /// Opens what was looked at, one part to write to. It cannot be locked for writing while it is for reading, so that
+    /// others had their chance in between: it must still be what it was.
+    fn open_images(&self, looked: &Looked, empty: bool) -> Result<Opened> {
+        let base = self.opening(true).chain(&looked.path, Some(looked.format))?;
         let above = self
             .opening(empty)
-            .part(&self.file, self.format.as_deref(), number - 1)?;
+            .part(&self.file, self.format.as_deref(), looked.number - 1)?;
+        let chain: Vec<Layer> = [above.layers(), base.layers()].concat();
+        let found: Vec<Identity> = chain.iter().map(Identity::of).collect();
+        if found != looked.layers {
+            let changed = found
+                .iter()
+                .zip(&looked.layers)
+                .position(|(now, then)| now != then);
+            let path = &chain[changed.unwrap_or(0)].path;
+            let message = "the chain changed at this image while it was being locked";
+            let error = Error::new(ErrorKind::Denied, message).with_path(path);
+            return Err(
+                error.with_hint("nothing was written; see who else works on these images, and try again")
+            );
+        }
+        if !self.force {
+            refuse_others(&base.layers()[0], &chain, looked.number)?;
+            layers::refuse_snapshots(above.layers())?;
+        }
         Ok(Opened { base, above })
     }
 
@@ -176,24 +208,79 @@ fn refuse_others(base: &Layer, chain: &[Layer], number: usize) -> Result<()> {
     if others.is_empty() {
         return Ok(());
     }
-    let names: Vec<String> = others
-        .iter()
-        .take(MOST_NAMED)
-        .map(|path| escape(&name_of(path)).into_owned())
-        .collect();
-    let more = match others.len() - names.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     };
+    let names: Vec<String> = others.iter().map(name).collect();
     let message = format!(
-        "other images are based on it, and would read something else afterwards: {}{more}",
-        names.join(", ")
+        "other images are based on it, and would read something else afterwards: {}",
+        layers::some_of(names.iter().map(String::as_str))
     );
     let hint = "if they are not needed any more, go on with --force";
     Err(Error::invalid(message).with_path(&base.path).with_hint(hint))
 }
 
-fn name_of(path: &Path) -> String {
-    path.file_name()
-        .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        commit: CommitArgs,
+    }
+
+    fn qemu_img(directory: &Path, line: &str) {
+        let mut command = Command::new("qemu-img");
+        let status = command.args(line.split(' ')).current_dir(directory).status();
+        assert!(status.unwrap().success(), "{line}");
+    }
+
+    fn commit(directory: &Path, base: &str) -> CommitArgs {
+        let top = directory.join("top");
+        let words = ["commit".as_ref(), "-b".as_ref(), base.as_ref(), top.as_os_str()];
+        Line::try_parse_from(words).unwrap().commit
+    }
+
+    /// While no lock is held, somebody replaces a file, or bases one on another.
+    #[test]
+    fn a_chain_that_changes_while_it_is_being_locked_is_refused() {
+        let steps: [(&str, fn(&Path)); 4] = [
+            ("base", |dir| {
+                fs::rename(dir.join("twin"), dir.join("base")).unwrap()
+            }),
+            ("mid", |dir| {
+                fs::copy(dir.join("mid"), dir.join("new")).unwrap();
+                fs::rename(dir.join("new"), dir.join("mid")).unwrap();
+            }),
+            ("mid", |dir| qemu_img(dir, "rebase -u -b twin -F qcow2 mid")),
+            ("top", |dir| qemu_img(dir, "rebase -u -b twin -F qcow2 top")),
+        ];
+        for (changed, step) in steps {
+            let dir = tempfile::tempdir().unwrap();
+            let dir = dir.path();
+            for line in [
+                "create -q -f qcow2 base 1M",
+                "create -q -f qcow2 twin 1M",
+                "create -q -f qcow2 -b base -F qcow2 mid",
+                "create -q -f qcow2 -b mid -F qcow2 top",
+            ] {
+                qemu_img(dir, line);
+            }
+            let commit = commit(dir, "base");
+            let looked = commit.look().unwrap();
+            commit.open_images(&looked, false).unwrap();
+            step(dir);
+            let error = commit.open_images(&looked, false).unwrap_err();
+            assert_eq!(error.path(), Some(&*dir.join(changed)), "{changed}: {error}");
+            assert!(error.to_string().contains("changed"), "{changed}: {error}");
+        }
+    }
 }

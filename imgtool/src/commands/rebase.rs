@@ -14,10 +14,10 @@ use super::convert::interrupted;
 use super::create::no_backing_format;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
 use crate::images::{Opening, backing_path};
-use crate::interrupt;
 use crate::output::{self, OutputFormat};
 use crate::target::is_one_of;
 use crate::watch::Watch;
+use crate::{interrupt, layers};
 
 /// Base an image on another backing file
 ///
@@ -25,6 +25,9 @@ use crate::watch::Watch;
 /// It does so at every instant, whatever happens meanwhile; a run that was stopped is finished by another. With -u nothing
 /// is read or written but the name, for a backing file that was moved or renamed: if the new one holds something else, so
 /// does the image.
+///
+/// Internal snapshots of the image are based on the backing file too, and nothing is written to them: with another one they
+/// would read something else. So an image that has any is left alone, unless the new backing file is the old one.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool rebase -b newbase.qcow2 -F qcow2 clone.qcow2
@@ -43,6 +46,9 @@ pub(crate) struct RebaseArgs {
     /// Only change the name, and trust that the new backing file holds the same
     #[arg(short = 'u', long)]
     r#unsafe: bool,
+    /// Go on although the image has internal snapshots: what they read as is undefined afterwards
+    #[arg(long)]
+    force: bool,
     /// Compress what is written to the image
     #[arg(short, long)]
     compress: bool,
@@ -133,18 +139,9 @@ impl RebaseArgs {
         }))
     }
 
-    /// The new backing file with all that it is based on.
-    fn new_chain(&self, reference: &BackingReference) -> Result<Chain> {
-        let file = backing_path(&self.file, &reference.name);
-        let chain = self.opening(false).chain(&file, reference.format.as_deref())?;
-        if is_one_of(&self.file, chain.layers().iter().map(|layer| &layer.storage)) {
-            return Err(closes_loop(&self.file, &file));
-        }
-        Ok(chain)
-    }
-
     /// Changes the name alone.
     fn rename(&self, reference: Option<BackingReference>) -> Result<()> {
+        let image = self.opening(true).detached(&self.file, self.format.as_deref())?;
         if let Some(reference) = &reference {
             let file = backing_path(&self.file, &reference.name);
             block::chain::format_named(
@@ -160,37 +157,46 @@ impl RebaseArgs {
                 ..self.opening(false)
             };
             let loops = match read.chain(&file, reference.format.as_deref()) {
-                Ok(chain) => is_one_of(&self.file, chain.layers().iter().map(|layer| &layer.storage)),
-                Err(_) => {
-                    std::fs::canonicalize(&file).ok() == std::fs::canonicalize(&self.file).ok()
-                        && file.exists()
-                }
+                Ok(chain) => layers::shares_a_file(&image.layers()[0], chain.layers()),
+                Err(_) => is_one_of(&file, image.layers().iter().flat_map(layers::files)),
             };
             if loops {
                 return Err(closes_loop(&self.file, &file));
             }
         }
-        let image = self.opening(true).detached(&self.file, self.format.as_deref())?;
+        let named = image.backing_reference();
+        if !self.force && !is_same_file(&self.file, named.as_ref(), reference.as_ref()) {
+            layers::refuse_snapshots(image.layers())?;
+        }
         image.set_backing_reference(reference)
     }
 
     /// Keeps what the image reads as.
     fn rebase(&self, reference: Option<BackingReference>) -> Result<Moved> {
-        let new = match &reference {
-            Some(reference) => Some(self.new_chain(reference)?),
-            None => None,
+        let file = reference
+            .as_ref()
+            .map(|reference| backing_path(&self.file, &reference.name));
+        let new = match (&reference, &file) {
+            (Some(reference), Some(file)) => {
+                Some(self.opening(false).chain(file, reference.format.as_deref())?)
+            }
+            _ => None,
         };
         let old = self.opening(true).chain(&self.file, self.format.as_deref());
-        let old = old.map_err(|error| {
-            // The image can be opened, and what it is based on cannot.
-            match self.opening(true).alone(&self.file, self.format.as_deref()) {
-                Ok(_) => error.with_hint("if the new backing file holds the same, -u changes the name alone"),
-                Err(_) => error,
-            }
-        })?;
+        let old = old.map_err(|error| self.explain(error, new.as_ref()))?;
+        if let Some(new) = &new
+            && layers::shares_a_file(&old.layers()[0], new.layers())
+        {
+            return Err(closes_loop(&self.file, &new.layers()[0].path));
+        }
+        let layer = new.as_ref().and_then(|new| same_layer(&old, new));
+        let same = layer == Some(1) || (new.is_none() && old.layers().len() == 1);
+        if !self.force && !same {
+            layers::refuse_snapshots(&old.layers()[..1])?;
+        }
         let new = new.zip(reference).map(|(new, reference)| NewBacking {
             reference,
-            layer: same_layer(&old, &new),
+            layer,
             device: new.device(),
         });
         let mut options = RebaseOptions {
@@ -209,6 +215,40 @@ impl RebaseArgs {
         let left = "the image reads as before, and another run finishes the job";
         moved.map_err(|error| interrupted(error, &self.file, left))
     }
+
+    /// Why the image cannot be opened over what it is based on.
+    fn explain(&self, error: Error, new: Option<&Chain>) -> Error {
+        let look = Opening {
+            access: Access {
+                write: false,
+                force_share: true,
+            },
+            ..self.opening(true)
+        };
+        let image = look.detached(&self.file, self.format.as_deref());
+        match (image, new) {
+            // The new one holds the lock.
+            (Ok(image), Some(new)) if layers::shares_a_file(&image.layers()[0], new.layers()) => {
+                closes_loop(&self.file, &new.layers()[0].path)
+            }
+            _ => match self.opening(true).alone(&self.file, self.format.as_deref()) {
+                // What it is based on cannot be opened.
+                Ok(_) => error.with_hint("if the new backing file holds the same, -u changes the name alone"),
+                Err(_) => error,
+            },
+        }
+    }
+}
+
+/// Whether two references of the image at `image` are to one file, if not under one name. One that does not state the
+/// format could not be opened: it is the other one, completed.
+fn is_same_file(image: &Path, old: Option<&BackingReference>, new: Option<&BackingReference>) -> bool {
+    let (Some(old), Some(new)) = (old, new) else {
+        return old.is_none() && new.is_none();
+    };
+    let real = |name: &str| std::fs::canonicalize(backing_path(image, name)).ok();
+    let same = old.name == new.name || real(&old.name).is_some_and(|old| real(&new.name) == Some(old));
+    same && (old.format.is_none() || old.format == new.format)
 }
 
 /// The number of the layer of `old` that `new` is.

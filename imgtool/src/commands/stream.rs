@@ -20,6 +20,9 @@ use crate::{interrupt, layers};
 /// What the images between this one and BASE hold is copied up, and the image is then based on BASE; without --base
 /// everything is copied, and it is based on nothing. The other images are not written to. The image reads the same at every
 /// instant, whatever happens meanwhile; a run that was stopped is finished by another.
+///
+/// Internal snapshots of the image are based on the same, and nothing is copied into them: over a shorter chain they would
+/// read something else. So an image that has any is left alone.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool stream clone.qcow2
@@ -32,6 +35,9 @@ pub(crate) struct StreamArgs {
     /// The image that FILE is to be based on, one of those that it is based on now
     #[arg(short, long, value_name = "BASE")]
     base: Option<String>,
+    /// Go on although the image has internal snapshots: what they read as is undefined afterwards
+    #[arg(long)]
+    force: bool,
     /// Compress what is copied
     #[arg(short, long)]
     compress: bool,
@@ -86,6 +92,12 @@ impl StreamArgs {
                 Some((number as u32, layers::reference(&chain, &self.file, number)?))
             }
         };
+        let number = base
+            .as_ref()
+            .map_or(chain.layers().len(), |(number, _)| *number as usize);
+        if !self.force && number > 1 {
+            layers::refuse_snapshots(&chain.layers()[..1])?;
+        }
         let reference = base.as_ref().map(|(_, reference)| reference.clone());
         let cancel = interrupt::watch()?;
         let watch = Watch::new(&self.watch);
