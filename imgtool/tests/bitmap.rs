@@ -295,7 +295,8 @@ fn bitmaps_are_not_copied_onto_something_else() {
         ("-c --level 20 -O qcow2 ours new", "no such level"),
         ("-O raw ours new", "raw image cannot have bitmaps"),
     ] {
-        lab.run(&format!("imgtool convert --bitmaps {line}")).fails(1, &[says]);
+        lab.run(&format!("imgtool convert --bitmaps {line}"))
+            .fails(1, &[says]);
         assert_eq!(lab.names(), ["ours", "theirs"], "{line}");
         assert!(bitmaps(&lab, "theirs").is_null(), "{line}");
     }

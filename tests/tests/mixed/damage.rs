@@ -13,7 +13,7 @@ pub(crate) fn harm(storage: &MemStorage, data_file: bool, rng: &mut Rng) -> Vec<
     let header = Header::read(storage).expect("a header");
     let cluster = header.geometry.cluster_size();
     let mut harmed = Vec::new();
-    for _ in 0..1 + rng.below(3) {
+    for _ in 0..=rng.below(3) {
         let table = header.refcount_table_offset.0;
         let l1 = header.l1_offset.0 + 8 * rng.below(u64::from(header.l1_entries.max(1)));
         match rng.below(4) {
