@@ -109,7 +109,7 @@ fn the_same_becomes_of_an_image() {
         ("cluster_size=64k", false),
         ("cluster_size=4k", true),
         ("cluster_size=512", false),
-        ("cluster_size=2M", true),
+        ("cluster_size=16k", true),
     ] {
         let lab = Lab::new();
         lab.raw("base", 4 << 20, 1);
