@@ -253,7 +253,7 @@ fn backing_files_change_as_with_rebase_u() {
     lab.imgtool("amend -o backing_file=base,backing_fmt=raw image");
     lab.qemu_img("snapshot -c one image");
     lab.run("imgtool amend -o backing_file=other,backing_fmt=raw image")
-        .fails(1, &["1 internal snapshots", "--force"]);
+        .fails(1, &["internal snapshots", "one", "--force"]);
     lab.run("imgtool amend -o backing_file= image")
         .fails(1, &["--force"]);
     lab.imgtool("amend --force -o backing_file=other,backing_fmt=raw image");

@@ -1,10 +1,12 @@
 //! `imgtool amend`: change what an image is, in place.
 
+use std::any::Any;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use block::chain::Chain;
+use block::chain::{Chain, Layer};
 use block::{Access, Backing, BackingReference, Error, Result, escape};
 use clap::Args;
 use ops::Progress;
@@ -12,10 +14,11 @@ use qcow2::{CompatibleFeatures, Header, Image, NewBacking, Version};
 use serde_json::json;
 
 use super::Outcome;
+use super::rebase::check_name;
 use crate::arguments::{CacheMode, OpenArgs, WatchArgs};
 use crate::failure::Failure;
 use crate::formats::Amended;
-use crate::images::{FORMATS, Opening, backing_path, qcow2_with};
+use crate::images::{FORMATS, Opening, backing_path};
 use crate::interrupt;
 use crate::option_list::OptionList;
 use crate::output::{self, OutputFormat};
@@ -89,12 +92,11 @@ impl AmendArgs {
         }
         let amended = Amended::parse(options).map_err(named)?;
         let changed = if let Some(name) = &amended.amendment.data_file {
-            let image = self.open_with_data_file(&path, name)?;
-            self.amend(&path, &image, amended)?
+            let layer = self.open_with_data_file(&path, name)?;
+            self.amend(&layer, amended)?
         } else {
             let chain = self.open_chain(&path, &amended)?;
-            let image = qcow2_with(&chain, "options that can be amended")?;
-            self.amend(&path, image, amended)?
+            self.amend(&chain.layers()[0], amended)?
         };
         if self.output == OutputFormat::Json {
             self.print(&path, changed)?;
@@ -132,7 +134,7 @@ impl AmendArgs {
     }
 
     /// The image with the file that it is to name for its data: the one that it names may be gone.
-    fn open_with_data_file(&self, path: &Path, name: &str) -> Result<Image> {
+    fn open_with_data_file(&self, path: &Path, name: &str) -> Result<Layer> {
         let opening = self.opening(Access::WRITE);
         let (storage, format) = opening.file(path, self.format.as_deref())?;
         if format != "qcow2" {
@@ -159,23 +161,37 @@ impl AmendArgs {
             })?;
             options.data_file = Some(data_file);
         }
-        Image::open(storage, options).map_err(|error| error.with_path(path))
+        let data_file = options.data_file.clone();
+        let image = Image::open(storage.clone(), options).map_err(|error| error.with_path(path))?;
+        Ok(Layer {
+            path: path.to_owned(),
+            format,
+            storage,
+            data_file,
+            device: Arc::new(image),
+        })
     }
 
-    fn amend(&self, path: &Path, image: &Image, amended: Amended) -> Result<bool> {
-        let named = |error: Error| error.with_path(path);
+    fn amend(&self, layer: &Layer, amended: Amended) -> Result<bool> {
+        let device: &dyn Any = &*layer.device;
+        let Some(image) = device.downcast_ref::<Image>() else {
+            return Err(not_amended(layer.format).with_path(&layer.path));
+        };
         let mut amendment = amended.amendment;
-        let old = image.header().backing();
-        let new = new_backing(path, old.as_ref(), amended.backing, amended.backing_format).map_err(named)?;
-        if let Some(new) = new {
-            self.check_backing(path, image, old.as_ref(), &new)
-                .map_err(named)?;
+        let old = layer.device.backing_reference();
+        let new = new_backing(old.as_ref(), amended.backing, amended.backing_format);
+        if let Some(new) = new.map_err(|error| error.with_path(&layer.path))? {
+            let reference = match &new {
+                NewBacking::Nothing => None,
+                NewBacking::File(reference) => Some(reference),
+            };
+            check_name(layer, reference, self.opening(Access::READ), self.force)?;
             amendment.backing = Some(new);
         }
         let cancel = interrupt::watch()?;
         let watch = Watch::new(&self.watch);
         // Bytes of the file stand for what is gone through, so that the bar shows something people know.
-        let total = block::Overlay::storage(image).len()?;
+        let total = layer.storage.len()?;
         let result = image.amend(&amendment, &mut |progress| {
             let done = (progress.fraction() * total as f64) as u64;
             watch.report(Progress { done, total });
@@ -187,51 +203,6 @@ impl AmendArgs {
         });
         watch.finish();
         result
-    }
-
-    /// Fails for a backing file that leads back to the image, and for one that changes what snapshots read as.
-    fn check_backing(
-        &self,
-        path: &Path,
-        image: &Image,
-        old: Option<&BackingReference>,
-        new: &NewBacking,
-    ) -> Result<()> {
-        let name = match new {
-            NewBacking::Nothing => None,
-            NewBacking::File(reference) => Some(&reference.name),
-        };
-        if let NewBacking::File(reference) = new {
-            let format = reference.format.as_deref().unwrap_or_default();
-            block::chain::format_named(&FORMATS, format)?;
-            // One that is not there, or not yet, is the user's business; one that can be opened must not lead back.
-            let share = Access {
-                write: false,
-                force_share: true,
-            };
-            let file = backing_path(path, &reference.name);
-            let own = [block::Overlay::storage(image)];
-            let loops = match self.opening(share).chain(&file, Some(format)) {
-                Ok(chain) => is_one_of(path, chain.layers().iter().map(|layer| &layer.storage)),
-                Err(_) => is_one_of(&file, own),
-            };
-            if loops {
-                return Err(Error::invalid(format!(
-                    "it cannot be based on {}, which is this image or based on it",
-                    escape(&file.to_string_lossy())
-                )));
-            }
-        }
-        let snapshots = image.snapshots()?;
-        if self.force || snapshots.is_empty() || old.map(|old| &old.name) == name {
-            return Ok(());
-        }
-        let message = format!(
-            "it has {} internal snapshots, which are based on the same backing file and would read something else",
-            snapshots.len()
-        );
-        Err(Error::invalid(message)
-            .with_hint("if the new backing file holds the same, or they do not matter, go on with --force"))
     }
 
     /// What the image is now.
@@ -265,7 +236,6 @@ impl AmendArgs {
 
 /// What the image is to be based on, if the options say anything about that.
 fn new_backing(
-    path: &Path,
     old: Option<&BackingReference>,
     name: Option<String>,
     format: Option<String>,
@@ -292,7 +262,7 @@ fn new_backing(
                 escape(&name)
             );
             let hint = "say which it is with backing_fmt=FORMAT";
-            return Err(Error::invalid(message).with_path(path).with_hint(hint));
+            return Err(Error::invalid(message).with_hint(hint));
         }
         (Some(name), format, _) => BackingReference { name, format },
     };

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use block::chain::Chain;
+use block::chain::{Chain, Layer};
 use block::{Access, BackingReference, Error, Result};
 use clap::Args;
 use ops::{Control, Moved, NewBacking, RebaseOptions};
@@ -142,32 +142,12 @@ impl RebaseArgs {
     /// Changes the name alone.
     fn rename(&self, reference: Option<BackingReference>) -> Result<()> {
         let image = self.opening(true).detached(&self.file, self.format.as_deref())?;
-        if let Some(reference) = &reference {
-            let file = backing_path(&self.file, &reference.name);
-            block::chain::format_named(
-                &crate::images::FORMATS,
-                reference.format.as_deref().unwrap_or_default(),
-            )?;
-            // One that is not there, or not yet, is the user's business; one that can be opened must not lead back.
-            let read = Opening {
-                access: Access {
-                    write: false,
-                    force_share: true,
-                },
-                ..self.opening(false)
-            };
-            let loops = match read.chain(&file, reference.format.as_deref()) {
-                Ok(chain) => layers::shares_a_file(&image.layers()[0], chain.layers()),
-                Err(_) => is_one_of(&file, image.layers().iter().flat_map(layers::files)),
-            };
-            if loops {
-                return Err(closes_loop(&self.file, &file));
-            }
-        }
-        let named = image.backing_reference();
-        if !self.force && !is_same_file(&self.file, named.as_ref(), reference.as_ref()) {
-            layers::refuse_snapshots(image.layers())?;
-        }
+        check_name(
+            &image.layers()[0],
+            reference.as_ref(),
+            self.opening(false),
+            self.force,
+        )?;
         image.set_backing_reference(reference)
     }
 
@@ -238,6 +218,41 @@ impl RebaseArgs {
             },
         }
     }
+}
+
+/// Fails for a backing file that leads back to `image`, which only its name is to change; and for another one than it has,
+/// if that has internal snapshots, unless that is forced.
+pub(super) fn check_name(
+    image: &Layer,
+    reference: Option<&BackingReference>,
+    opening: Opening,
+    force: bool,
+) -> Result<()> {
+    if let Some(reference) = reference {
+        let file = backing_path(&image.path, &reference.name);
+        let format = reference.format.as_deref().unwrap_or_default();
+        block::chain::format_named(&crate::images::FORMATS, format)?;
+        // One that is not there, or not yet, is the user's business; one that can be opened must not lead back.
+        let read = Opening {
+            access: Access {
+                write: false,
+                force_share: true,
+            },
+            ..opening
+        };
+        let loops = match read.chain(&file, Some(format)) {
+            Ok(chain) => layers::shares_a_file(image, chain.layers()),
+            Err(_) => is_one_of(&file, layers::files(image)),
+        };
+        if loops {
+            return Err(closes_loop(&image.path, &file));
+        }
+    }
+    let named = image.device.backing_reference();
+    if force || is_same_file(&image.path, named.as_ref(), reference) {
+        return Ok(());
+    }
+    layers::refuse_snapshots(std::slice::from_ref(image))
 }
 
 /// Whether two references of the image at `image` are to one file, if not under one name. One that does not state the
