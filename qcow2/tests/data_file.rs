@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use block::test_utils::Rng;
 use block::{
-    Access, Backing, BackingReference, BlockDevice, ErrorKind, ExtentState, MemStorage, Preallocation,
-    Resize, Storage, ZeroMode,
+    Access, Backing, BackingReference, BlockDevice, ErrorKind, ExtentState, MemStorage, Overlay,
+    Preallocation, Resize, Storage, ZeroMode,
 };
 use common::Bytes;
 use qcow2::{CreateOptions, Image, OpenOptions};
@@ -220,6 +220,24 @@ fn extents_lie_in_the_data_file() {
         data.read_exact_at(&mut there, 100_000).unwrap();
         assert_eq!(&there, b"hello");
     }
+}
+
+/// The rest of the disk is less than a subcluster, in the last cluster, whose other subclusters lie past its end.
+#[test]
+fn a_discard_of_the_last_bytes_of_a_raw_data_file_changes_nothing() {
+    let options = CreateOptions {
+        extended_l2: true,
+        ..image_options((64 << 10) + 1024, 16)
+    };
+    let (image, data) = common::create_with_data_file(&options, true);
+    let (image, data) = (Arc::new(image), Arc::new(data));
+    let disk = open(&image, &data, Access::WRITE).unwrap();
+    disk.write_at(&[7; 1024], 64 << 10).unwrap();
+    disk.discard_at((64 << 10) + 1, 1023).unwrap();
+    disk.unmap_to_backing((64 << 10) + 1, 1023).unwrap();
+    disk.close().unwrap();
+    assert_eq!(data.len().unwrap(), (64 << 10) + 1024);
+    assert!(data.to_vec()[64 << 10..] == [7; 1024]);
 }
 
 /// An image as QEMU made them before it mapped raw data files whole.

@@ -84,8 +84,11 @@ impl Image {
             return Ok(());
         }
         if self.raw_data {
-            let len = last.0.min(self.size()) - first.0;
-            return self.zero_in_raw_data(writer, first, len, ZeroMode::Unmap);
+            // A subcluster of the last cluster may begin past the end of the disk.
+            return match last.0.min(self.size()).checked_sub(first.0) {
+                None | Some(0) => Ok(()),
+                Some(len) => self.zero_in_raw_data(writer, first, len, ZeroMode::Unmap),
+            };
         }
         self.change_subclusters(writer, first, last, Becomes::Nothing)
     }

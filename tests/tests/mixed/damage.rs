@@ -17,10 +17,13 @@ pub(crate) fn harm(storage: &MemStorage, data_file: bool, rng: &mut Rng) -> Vec<
         let table = header.refcount_table_offset.0;
         let l1 = header.l1_offset.0 + 8 * rng.below(u64::from(header.l1_entries.max(1)));
         match rng.below(4) {
-            // The first block always is. What it counts past the end of the file, nobody looks at.
+            // The first block always is there. What it counts past the end of the file, no check looks at.
             0 => {
                 let counted = (storage.len().expect("memory") / cluster) << header.geometry.refcount_order;
-                let at = (word(storage, table) & OFFSET) + rng.below((counted / 8).clamp(1, cluster));
+                if counted < 8 {
+                    continue;
+                }
+                let at = (word(storage, table) & OFFSET) + rng.below((counted / 8).min(cluster));
                 let byte = rng.below(256) as u8;
                 storage.write_all_at(&[byte], at).expect("memory");
                 harmed.push(format!("refcounts at {at:#x}"));

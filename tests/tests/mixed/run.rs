@@ -479,7 +479,8 @@ impl Run {
     /// The file, closed, against the model: both checks, snapshots as we read them.
     fn judge_file(&self) {
         self.store();
-        self.lab.assert_clean("image");
+        let figures = self.lab.assert_same_check("image");
+        assert!(figures.is_clean(), "{figures:?} after {:#?}", self.done);
         for taken in &self.model.snapshots {
             let which = SnapshotSelector::name(&*taken.name);
             let snapshot = Image::open_snapshot(self.storage.clone(), &which, self.options(Access::READ));
