@@ -252,9 +252,10 @@ mod tests {
     /// While no lock is held, somebody replaces a file, or bases one on another.
     #[test]
     fn a_chain_that_changes_while_it_is_being_locked_is_refused() {
-        let steps: [(&str, fn(&Path)); 4] = [
+        type Step = fn(&Path);
+        let steps: [(&str, Step); 4] = [
             ("base", |dir| {
-                fs::rename(dir.join("twin"), dir.join("base")).unwrap()
+                fs::rename(dir.join("twin"), dir.join("base")).unwrap();
             }),
             ("mid", |dir| {
                 fs::copy(dir.join("mid"), dir.join("new")).unwrap();
