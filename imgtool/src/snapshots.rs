@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 
 use block::escape;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use qcow2::Snapshot;
 use serde_json::{Value, json as value};
 
@@ -10,14 +12,15 @@ use crate::output::human_size;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// The table of `qemu-img snapshot -l`, but with dates in UTC.
+/// The table of `qemu-img snapshot -l`; dates are in local time.
 pub(crate) fn print(out: &mut dyn Write, snapshots: &[Snapshot]) -> io::Result<()> {
     writeln!(out, "Snapshot list:")?;
-    let heads = ["ID", "TAG", "VM_SIZE", "DATE (UTC)", "VM_CLOCK", "ICOUNT"];
+    let heads = ["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"];
     print_row(out, heads.map(str::to_owned))?;
+    let zone = TimeZone::system();
     snapshots
         .iter()
-        .try_for_each(|snapshot| print_row(out, row(snapshot)))
+        .try_for_each(|snapshot| print_row(out, row(snapshot, &zone)))
 }
 
 /// The keys and values of `qemu-img info`.
@@ -37,7 +40,7 @@ pub(crate) fn json(snapshot: &Snapshot) -> Value {
     object
 }
 
-fn row(snapshot: &Snapshot) -> [String; 6] {
+fn row(snapshot: &Snapshot, zone: &TimeZone) -> [String; 6] {
     let clock = snapshot.vm_clock_nanoseconds / 1_000_000;
     let (ms, seconds) = (clock % 1000, clock / 1000);
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
@@ -45,7 +48,7 @@ fn row(snapshot: &Snapshot) -> [String; 6] {
         escape(&snapshot.id).into_owned(),
         escape(&snapshot.name).into_owned(),
         human_size(snapshot.vm_state_size),
-        date(snapshot.date_seconds.into()),
+        date(snapshot.date_seconds, zone),
         format!("{hours:04}:{minutes:02}:{:02}.{ms:03}", seconds % 60),
         snapshot
             .icount
@@ -61,41 +64,27 @@ fn print_row(out: &mut dyn Write, columns: [String; 6]) -> io::Result<()> {
     )
 }
 
-/// Seconds since the Epoch as a date and time of day, in UTC.
-fn date(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years that start in March, so that a leap day is the last of one, in cycles of 400 years.
-    let days = days + 719_468;
-    let (cycle, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month) = (
-        day - (153 * month + 2) / 5 + 1,
-        if month < 10 { month + 3 } else { month - 9 },
-    );
-    let year = cycle * 400 + year + u64::from(month <= 2);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!(
-        "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}",
-        second % 60
-    )
+/// Seconds since the Epoch as a date and time of day, as clocks in this time zone have it.
+fn date(seconds: u32, zone: &TimeZone) -> String {
+    let time = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(seconds.into());
+    zone.to_datetime(time).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::date;
+    use super::*;
 
     #[test]
     fn dates_are_those_of_the_calendar() {
-        for (seconds, text) in [
-            (0, "1970-01-01 00:00:00"),
-            (951_782_399, "2000-02-28 23:59:59"),
-            (951_782_400, "2000-02-29 00:00:00"),
-            (1_795_385_620, "2026-11-22 22:13:40"),
-            (u64::from(u32::MAX), "2106-02-07 06:28:15"),
+        let east = TimeZone::fixed(jiff::tz::offset(2));
+        for (seconds, utc, local) in [
+            (0, "1970-01-01 00:00:00", "1970-01-01 02:00:00"),
+            (951_782_399, "2000-02-28 23:59:59", "2000-02-29 01:59:59"),
+            (1_795_385_620, "2026-11-22 22:13:40", "2026-11-23 00:13:40"),
+            (u32::MAX, "2106-02-07 06:28:15", "2106-02-07 08:28:15"),
         ] {
-            assert_eq!(date(seconds), text);
+            assert_eq!(date(seconds, &TimeZone::UTC), utc);
+            assert_eq!(date(seconds, &east), local);
         }
     }
 }

@@ -97,17 +97,23 @@ fn snapshots_and_bitmaps_are_listed() {
     lab.qemu_img("bitmap --add image one");
     lab.qemu_img("bitmap --add -g 128k --disable image two");
     lab.assert_same_json("info --output json image");
-    // Times of day are in UTC here.
-    let theirs = lab
-        .command("qemu-img")
-        .env("TZ", "UTC")
-        .args(["info", "image"])
-        .output()
-        .unwrap();
-    let theirs = String::from_utf8(theirs.stdout)
-        .unwrap()
-        .replace("      DATE", "DATE (UTC)");
-    assert_eq!(lab.imgtool("info image"), theirs);
+    // Times of day are those of the place, in summer and in winter.
+    for zone in [
+        "",
+        "UTC",
+        "Asia/Kolkata",
+        "America/New_York",
+        "EST5EDT,M3.2.0,M11.1.0",
+        "XYZ-11:30",
+    ] {
+        let [ours, theirs] = ["imgtool", "qemu-img"].map(|program| {
+            let mut command = lab.command(program);
+            let output = command.env("TZ", zone).args(["info", "image"]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        });
+        assert_eq!(ours, theirs, "{zone}");
+    }
+    assert_eq!(lab.imgtool("info image"), lab.qemu_img("info image"));
 }
 
 #[test]
