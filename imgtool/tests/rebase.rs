@@ -125,12 +125,12 @@ fn refuses_what_makes_no_sense_and_changes_nothing() {
 fn a_killed_run_does_no_harm_and_a_second_one_finishes() {
     for line in ["rebase -b long -F raw top", "rebase -c -b short -F raw top"] {
         let lab = lab("qcow2", "cluster_size=4k");
-        kill_and_finish(&lab, line, "");
+        kill_and_finish(&lab, line, "-r 40k");
         assert_eq!(backing(&lab, "top").1, Some("raw".into()), "{line}");
     }
     for (base, line) in [(None, "stream top"), (Some("base"), "stream --base base top")] {
         let lab = lab("qcow2", "cluster_size=4k");
-        kill_and_finish(&lab, line, "-r 1M");
+        kill_and_finish(&lab, line, "-r 10k");
         assert_eq!(backing(&lab, "top").0.as_deref(), base, "{line}");
     }
 }

@@ -16,7 +16,6 @@ use block::chain::Chain;
 use block::{BlockDevice, Error, Extent, ExtentState, Overlay, Resize, Result, ZeroMode};
 
 use crate::moving::{Metered, Moved, Relabelled};
-use crate::throttle::Throttle;
 use crate::{Before, Control, ConvertOptions, convert};
 
 /// The piece of an overlay that is emptied between two looks at whether to stop, in bytes.
@@ -77,9 +76,10 @@ pub fn commit(
         _ => extent.depth,
     };
     let zero = |offset, len| base.zero_at(offset, len, ZeroMode::Unmap).map(|()| len);
-    let target = Metered::new(base, &zero, Throttle::new(options.rate), control);
+    let target = Metered::new(base, &zero);
     let copy = ConvertOptions {
         threads: options.threads,
+        rate: options.rate,
         before,
         ..ConvertOptions::new()
     };

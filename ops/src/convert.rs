@@ -27,7 +27,7 @@ mod stream;
 mod turnstile;
 mod walker;
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -35,6 +35,7 @@ use std::thread;
 use block::{BlockDevice, CompressedWrite, Error, Result, ZeroMode};
 
 use crate::buffer::Buffer;
+use crate::throttle::Throttle;
 use crate::{Control, Offload, is_zero};
 use stream::Stream;
 pub use stream::{Length, Sequential, receive};
@@ -96,6 +97,8 @@ pub struct ConvertOptions {
     pub in_order: bool,
     /// Deal with whole clusters of the target, each as data or as zeros. Compressed ones are in any case.
     pub whole_clusters: bool,
+    /// Bytes a second that are written at most: data, compressed where it is. What the host takes over does not count.
+    pub rate: Option<NonZeroU64>,
     /// What the target reads as before.
     pub before: Before,
     /// Whom to ask to have the host copy data that is the same in both files. Not together with `compress`. What the
@@ -112,6 +115,7 @@ impl ConvertOptions {
             compress: false,
             in_order: true,
             whole_clusters: false,
+            rate: None,
             before: Before::Zeros,
             offload: None,
         }
@@ -177,6 +181,7 @@ struct Copy<'a> {
     compressed: Option<&'a dyn CompressedWrite>,
     options: &'a ConvertOptions,
     control: &'a Control<'a>,
+    throttle: Throttle,
     in_order: bool,
     /// Bytes in a full chunk.
     chunk: u64,
@@ -225,6 +230,7 @@ impl<'a> Copy<'a> {
             compressed,
             options,
             control,
+            throttle: Throttle::new(options.rate),
             in_order: options.in_order || options.compress,
             chunk,
             cluster,
@@ -394,10 +400,12 @@ impl<'a> Copy<'a> {
                         .zero_at(range.start, range.end - range.start, ZeroMode::Unmap)?;
                 }
                 (Step::Write(range), Some(buffer), _) => {
+                    self.throttle.pass(range.end - range.start, self.control)?;
                     self.target
                         .write_at(&buffer[within(range, prepared.offset)], range.start)?;
                 }
                 (Step::Compressed(offset, bytes), _, Some(compressed)) => {
+                    self.throttle.pass(bytes.len() as u64, self.control)?;
                     compressed.write_compressed_at(bytes, *offset)?;
                 }
                 (Step::Write(_), None, _) | (Step::Compressed(..), _, None) => {

@@ -2,7 +2,8 @@
 //!
 //! [`convert`](convert()) copies one onto another, [`receive`] does so from a pipe, [`compare`](compare()) finds where two differ, [`data_units`] counts
 //! what a copy would take, and [`commit`], [`rebase`] and [`stream`] move data between the layers of a chain. [`Extents`] walks a disk run by run, [`SparseChain`] adds what the host knows to what an
-//! image says of itself, and [`Concat`] joins several disks into one; [`Offload`] has the host copy where it can.
+//! image says of itself, [`Salvaged`] reads what can be read of a damaged disk, and [`Concat`] joins several disks into one;
+//! [`Offload`] has the host copy where it can.
 //!
 //! Everything here asks a [`BlockDevice`](block::BlockDevice) what is where, moves no more than that, uses as many
 //! threads as it is given and memory that does not grow with the image. A job is watched and stopped through its
@@ -51,6 +52,7 @@ mod moving;
 mod offload;
 mod progress;
 mod rebase;
+mod salvage;
 #[cfg(test)]
 mod testing;
 mod throttle;
@@ -67,4 +69,5 @@ pub use moving::Moved;
 pub use offload::Offload;
 pub use progress::{Cancel, Control, Progress};
 pub use rebase::{NewBacking, RebaseOptions, rebase, stream};
+pub use salvage::{Lost, Salvaged};
 pub use zero::is_zero;

@@ -5,9 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::{BlockDevice, CompressedWrite, DeviceInfo, Error, Extent, Result, ZeroMode};
 
-use crate::Control;
-use crate::throttle::Throttle;
-
 /// What was written while data moved between layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
@@ -76,13 +73,11 @@ impl BlockDevice for Relabelled<'_> {
     }
 }
 
-/// A device to write to, that counts and keeps to a rate, and has its own way of making zeros.
+/// A device to write to, that counts, and has its own way of making zeros.
 pub(crate) struct Metered<'a> {
     device: &'a dyn BlockDevice,
     /// Makes so many bytes at an offset read as zeros, and gives the number of those that did not before.
     zero: &'a (dyn Fn(u64, u64) -> Result<u64> + Send + Sync),
-    throttle: Throttle,
-    control: &'a Control<'a>,
     data: AtomicU64,
     zeros: AtomicU64,
 }
@@ -91,14 +86,10 @@ impl<'a> Metered<'a> {
     pub(crate) fn new(
         device: &'a dyn BlockDevice,
         zero: &'a (dyn Fn(u64, u64) -> Result<u64> + Send + Sync),
-        throttle: Throttle,
-        control: &'a Control<'a>,
     ) -> Self {
         Self {
             device,
             zero,
-            throttle,
-            control,
             data: AtomicU64::new(0),
             zeros: AtomicU64::new(0),
         }
@@ -132,7 +123,6 @@ impl BlockDevice for Metered<'_> {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.throttle.pass(buf.len() as u64, self.control)?;
         self.device.write_at(buf, offset)?;
         self.data.fetch_add(buf.len() as u64, Ordering::Relaxed);
         Ok(())
@@ -167,7 +157,6 @@ impl CompressedWrite for Metered<'_> {
     }
 
     fn write_compressed_at(&self, compressed: &[u8], offset: u64) -> Result<()> {
-        self.throttle.pass(compressed.len() as u64, self.control)?;
         self.inner()?.write_compressed_at(compressed, offset)?;
         let cluster = self.info().cluster_size.unwrap_or_default();
         let len = cluster.min(self.size().saturating_sub(offset));

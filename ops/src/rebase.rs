@@ -24,7 +24,6 @@ use block::{BackingReference, BlockDevice, Error, Extent, ExtentState, Overlay, 
 use crate::convert::{IN_TARGET, split};
 use crate::extents::extent_at;
 use crate::moving::{Metered, Moved, Relabelled};
-use crate::throttle::Throttle;
 use crate::{Before, Control, ConvertOptions, convert, is_zero};
 
 /// Bytes of the new backing that are looked at at once.
@@ -88,10 +87,11 @@ pub fn rebase(
         Some(below) => state_zeros(overlay, below, offset..offset + len, control),
         None => Ok(0),
     };
-    let target = Metered::new(overlay, &zero, Throttle::new(options.rate), control);
+    let target = Metered::new(overlay, &zero);
     let copy = ConvertOptions {
         threads: options.threads,
         compress: options.compress,
+        rate: options.rate,
         // What differs in a part of a cluster takes all of it.
         whole_clusters: true,
         sparse: 1,

@@ -3,16 +3,20 @@
 mod bitmaps;
 mod streams;
 
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::chain::Chain;
-use block::{Access, Backing, BlockDevice, Error, ErrorKind, HostCopy, Result, SnapshotSelector, Storage};
+use block::{
+    Access, Backing, BlockDevice, Error, ErrorKind, HostCopy, Result, SnapshotSelector, Storage, escape,
+};
 use clap::Args;
-use ops::{Before, Cancel, Concat, Control, ConvertOptions, Offload, SparseChain};
+use ops::{Before, Cancel, Concat, Control, ConvertOptions, Lost, Offload, Salvaged, SparseChain};
 
 use super::Outcome;
+use super::commit::rate;
 use super::create::no_backing_format;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
 use crate::formats::{NewDevice, NewImage};
@@ -44,7 +48,8 @@ const SECTOR: u64 = 512;
   imgtool convert -l before-upgrade -O qcow2 disk.qcow2 old.qcow2
   imgtool convert -c -O qcow2 -o compression_type=zstd disk.raw small.qcow2
   imgtool convert -O qcow2 -B base.qcow2 -F qcow2 clone.qcow2 copy.qcow2
-  imgtool convert -n -O raw disk.qcow2 /dev/vg0/disk
+  imgtool convert -n -r 100M -O raw disk.qcow2 /dev/vg0/disk
+  imgtool convert --salvage -O qcow2 /dev/failing saved.qcow2
   imgtool convert -O raw disk.qcow2#name:root root.raw
   imgtool convert -n -O qcow2 root.raw disk.qcow2#2
   xz -dc disk.raw.xz | imgtool convert -O qcow2 - disk.qcow2
@@ -118,6 +123,13 @@ pub(crate) struct ConvertArgs {
     /// the file system can share between both images is left to it
     #[arg(short = 'C', long = "copy-range-offloading")]
     copy_offloading: bool,
+    /// Write so many bytes a second at most
+    #[arg(short, long, value_name = "RATE")]
+    rate_limit: Option<String>,
+    /// Go on where the images to copy cannot be read: what is lost is zeros in the copy, and a list of it is printed at the
+    /// end. Nothing is shared with them then
+    #[arg(long)]
+    salvage: bool,
     /// Copy the dirty bitmaps of the image too: names, granularity, whether they are enabled, and what is dirty. Not with
     /// -l: they are of the disk as it is now
     #[arg(long)]
@@ -144,25 +156,16 @@ pub(crate) struct ConvertArgs {
 /// Options of other tools that are refused by name.
 #[derive(Debug, Args)]
 struct Refused {
-    #[arg(short = 'r', long, hide = true, value_name = "RATE")]
-    rate_limit: Option<String>,
     #[arg(long, hide = true)]
     target_image_opts: bool,
-    #[arg(long, hide = true)]
-    salvage: bool,
 }
 
 impl Refused {
     fn check(&self) -> Result<()> {
-        let given = [
-            ("-r (rate limit)", self.rate_limit.is_some()),
-            ("--target-image-opts", self.target_image_opts),
-            ("--salvage", self.salvage),
-        ];
-        match given.iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(refused(option)),
-            None => Ok(()),
+        if self.target_image_opts {
+            return Err(refused("--target-image-opts"));
         }
+        Ok(())
     }
 }
 
@@ -172,6 +175,8 @@ struct Source {
     /// It is not the whole disk of one chain.
     is_part: bool,
     device: Arc<dyn BlockDevice>,
+    /// The same device, if it is to be read whatever happens.
+    salvaged: Option<Arc<Salvaged>>,
     /// Those that are copied too.
     bitmaps: CopiedBitmaps,
 }
@@ -261,6 +266,15 @@ impl ConvertArgs {
             () if self.copy_offloading && self.sparse_size.is_some() => {
                 "-C leaves copying to the host, and it does not look for zeros (-S)"
             }
+            () if self.copy_offloading && self.rate_limit.is_some() => {
+                "-C leaves copying to the host, and it keeps to no rate (-r)"
+            }
+            () if self.copy_offloading && self.salvage => {
+                "-C leaves copying to the host, and it does not go on where it cannot read (--salvage)"
+            }
+            () if self.salvage && sources.iter().any(|source| streams::is_stream(source)) => {
+                "--salvage is for images, and standard input cannot be read again"
+            }
             () if self.no_create && self.in_place => "-n writes in place anyway",
             () if self.bitmaps && self.files.iter().any(|file| streams::is_stream(file)) => {
                 "bitmaps cannot be copied from standard input or to standard output (--bitmaps)"
@@ -316,6 +330,7 @@ impl ConvertArgs {
             options.threads = threads;
         }
         options.compress = self.compress;
+        options.rate = self.rate_limit.as_deref().map(rate).transpose()?;
         options.in_order = !self.out_of_order;
         Ok(options)
     }
@@ -359,11 +374,15 @@ impl ConvertArgs {
             [only] => only.clone(),
             _ => Arc::new(Concat::new(devices)?),
         };
+        let salvaged = self.salvage.then(|| Arc::new(Salvaged::new(Arc::clone(&device))));
         let is_part = chains.len() > 1 || names.iter().any(|name| name.partition.is_some());
         Ok(Source {
             chains,
             is_part,
-            device,
+            device: salvaged
+                .as_ref()
+                .map_or(device, |salvaged| Arc::clone(salvaged) as _),
+            salvaged,
             bitmaps: CopiedBitmaps::default(),
         })
     }
@@ -520,7 +539,9 @@ impl ConvertArgs {
             (false, true) => return None,
         };
         match source.chains.as_slice() {
-            [chain] if self.sparse_size.is_none() && !source.is_part => Some(Offload::new(chain, how)),
+            [chain] if self.sparse_size.is_none() && !self.salvage && !source.is_part => {
+                Some(Offload::new(chain, how))
+            }
             _ => None,
         }
     }
@@ -537,6 +558,9 @@ impl ConvertArgs {
         let control = Control::new(cancel.clone(), &report);
         let result = ops::convert(&*source.device, target, copy, &control);
         watch.finish();
+        if let (Ok(()), Some(salvaged), false) = (&result, &source.salvaged, self.watch.quiet) {
+            tell_lost(&source.chains[0].layers()[0].path, &salvaged.lost());
+        }
         result
     }
 
@@ -570,6 +594,33 @@ fn before(source: &Source, backing: &Chain) -> Before {
         }
     }
     Before::Device(backing.device())
+}
+
+/// Lists what could not be read. With nobody left to read that there is nothing to be done about it.
+fn tell_lost(path: &Path, lost: &Lost) {
+    let path = path.to_string_lossy();
+    let warn = |text: String| {
+        let _ = writeln!(std::io::stderr(), "imgtool: warning: {}: {text}", escape(&path));
+    };
+    for (start, end) in &lost.runs {
+        let len = end - start;
+        warn(format!(
+            "{len} bytes at offset {start} cannot be read, and are zeros in the copy"
+        ));
+    }
+    if let Some(error) = &lost.error {
+        let places = match (lost.runs.len(), lost.incomplete) {
+            (_, true) => format!("in more than {} places", lost.runs.len()),
+            (1, _) => "in one place".to_owned(),
+            (places, _) => format!("in {places} places"),
+        };
+        let error = error.to_string();
+        warn(format!(
+            "{} bytes {places} are lost; the first error: {}",
+            lost.bytes,
+            escape(&error)
+        ));
+    }
 }
 
 /// Says what an interrupt has left behind.

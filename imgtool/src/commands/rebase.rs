@@ -10,6 +10,7 @@ use ops::{Control, Moved, NewBacking, RebaseOptions};
 use serde_json::json;
 
 use super::Outcome;
+use super::commit::rate;
 use super::convert::interrupted;
 use super::create::no_backing_format;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
@@ -52,6 +53,9 @@ pub(crate) struct RebaseArgs {
     /// Compress what is written to the image
     #[arg(short, long)]
     compress: bool,
+    /// Write so many bytes a second at most
+    #[arg(short, long, value_name = "RATE")]
+    rate_limit: Option<String>,
     /// How the page cache is used for the image and what it is based on
     #[arg(
         short = 't',
@@ -181,6 +185,7 @@ impl RebaseArgs {
         });
         let mut options = RebaseOptions {
             compress: self.compress,
+            rate: self.rate_limit.as_deref().map(rate).transpose()?,
             ..RebaseOptions::default()
         };
         if let Some(threads) = self.threads.threads.and_then(|n| usize::from(n).try_into().ok()) {

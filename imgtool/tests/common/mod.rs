@@ -3,8 +3,11 @@
 // Every test program uses some of it.
 #![allow(dead_code)]
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -246,16 +249,25 @@ pub(crate) fn assert_intact(lab: &Lab, what: &str) {
     }
 }
 
-/// Runs a slow job several times and kills it at another moment each time: `top` must stay what it is, and a last run
-/// must finish the job.
+/// Runs a job several times, at a rate at which it takes long, and kills it at another moment each time: `top` must stay
+/// what it is, and a last run must finish the job.
 pub(crate) fn kill_and_finish(lab: &Lab, line: &str, slowly: &str) {
     let words: Vec<&str> = line.split_whitespace().chain(slowly.split_whitespace()).collect();
-    for milliseconds in [30, 90, 200, 400, 650] {
-        let mut child = lab.command("imgtool").args(&words).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
-        // It may be over already.
-        let _ = child.kill();
-        child.wait().unwrap();
+    for milliseconds in [0, 60, 250, 700, 1300] {
+        let mut command = lab.command("imgtool");
+        command.args(&words).args(["--progress", "json"]);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        // What it says first is how far it has come.
+        let mut said = String::new();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        stderr.read_line(&mut said).unwrap();
+        let said: Value =
+            serde_json::from_str(&said).unwrap_or_else(|error| panic!("{line}: {said}: {error}"));
+        assert!(said["done"].as_u64() < said["total"].as_u64(), "{line}: {said}");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{line}: over before it was killed");
         assert_intact(lab, &format!("{line}, killed after {milliseconds} ms"));
     }
     lab.imgtool(line);
