@@ -89,7 +89,12 @@ pub(crate) fn usage(error: &clap::Error, command: Option<&OsStr>) -> u8 {
         let _ = error.print();
         return 0;
     }
-    let text = error.render().to_string();
+    let text = match error.kind() {
+        clap::error::ErrorKind::InvalidUtf8 => {
+            "error: an argument is not UTF-8, and only names of files may be anything else\n".to_owned()
+        }
+        _ => error.render().to_string(),
+    };
     // With nobody left to read it there is nothing to be done about that.
     let _ = write!(io::stderr(), "{}", text.replacen("error: ", "imgtool: ", 1));
     // 1 means that the images differ.

@@ -61,7 +61,7 @@ impl Opening {
         let opener = HostOpener::new().direct(self.direct).io(self.io);
         let storage = opener
             .open(path, self.access)
-            .map_err(|error| self.explain(error))?;
+            .map_err(|error| explain_missing(self.explain(error), path))?;
         let format = match format {
             Some(name) => chain::format_named(&FORMATS, name),
             None => chain::probe(&FORMATS, &*storage),

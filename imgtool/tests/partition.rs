@@ -167,6 +167,36 @@ fn an_overlay_takes_a_copy_of_a_part_of_its_own_backing() {
     assert_eq!(whole.code(), 0, "{}", whole.stdout());
 }
 
+/// The table is that of the snapshot, and so is the disk.
+#[test]
+fn a_partition_of_a_snapshot_is_copied() {
+    let lab = Lab::new();
+    partitioned(&lab);
+    lab.qemu_img("snapshot -c then disk");
+    lab.imgtool("partition create -q --force --seed 2 disk size=4M,type=linux,name=new");
+    lab.qemu_io("qcow2", "disk", &["write -q -P 77 1M 30M"]);
+    lab.qemu_img("convert -l then -O raw disk whole");
+    let whole = std::fs::read(lab.path("whole")).unwrap();
+    let root = &whole[(9 * MIB) as usize..(29 * MIB) as usize];
+    lab.imgtool("convert -l then disk#name:root out");
+    assert!(std::fs::read(lab.path("out")).unwrap() == root);
+    lab.imgtool("snapshot export -O qcow2 disk#2 then out");
+    lab.qemu_img("convert -O raw out out.raw");
+    assert!(std::fs::read(lab.path("out.raw")).unwrap() == root);
+    let missing = lab.run("imgtool convert -l then disk#name:new out");
+    missing.fails(1, &["no partition name:new", "root"]);
+    lab.imgtool("convert disk#name:new out");
+    assert_eq!(lab.path("out").metadata().unwrap().len(), 4 * MIB);
+    for line in [
+        "snapshot list disk#1",
+        "snapshot create disk#1 x",
+        "commit disk#1",
+    ] {
+        lab.run(&format!("imgtool {line}"))
+            .fails(1, &["disk#1", "name the image alone"]);
+    }
+}
+
 #[test]
 fn repair_and_grow() {
     let lab = Lab::new();
