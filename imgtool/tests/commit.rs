@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 
 use common::{Lab, assert_intact, chain, kill_and_finish};
 use serde_json::Value;
@@ -92,17 +93,21 @@ fn a_killed_run_does_no_harm_and_a_second_one_finishes() {
 fn an_interrupt_stops_it() {
     let lab = Lab::new();
     chain(&lab, "qcow2", "compat=1.1");
-    let child = lab
+    let mut child = lab
         .command("imgtool")
-        .args(["commit", "-r", "100k", "top"])
+        .args(["commit", "-r", "100k", "--progress", "json", "top"])
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    // Once it says how far it is, there is something to interrupt.
+    let mut said = String::new();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    lines.read_line(&mut said).unwrap();
+    assert!(said.starts_with('{'), "{said}");
     lab.run(&format!("kill -INT {}", child.id())).ok();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
-    let stderr = String::from_utf8(output.stderr).unwrap();
+    let mut stderr = String::new();
+    lines.read_to_string(&mut stderr).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(
         stderr.contains("interrupted; the image reads as before"),
         "{stderr}"

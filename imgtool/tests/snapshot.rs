@@ -2,12 +2,9 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
 use std::time::Duration;
 
-use common::Lab;
+use common::{Lab, killed_inside};
 use serde_json::Value;
 
 impl Lab {
@@ -194,21 +191,6 @@ fn a_name_that_is_not_utf_8_is_refused() {
     }
     assert!(lab.list("disk").is_empty());
     assert!(lab.qemu_img("info disk").contains("kept"));
-}
-
-/// Runs `imgtool` and kills it so long after it has said how far it is. Whether it was still at it.
-fn killed_inside(lab: &Lab, line: &str, delay: Duration) -> bool {
-    let mut command = lab.command("imgtool");
-    command.args(line.split(' ')).args(["--progress", "json"]);
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = String::new();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    stderr.read_line(&mut said).unwrap();
-    let said: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{line}: {said}: {error}"));
-    std::thread::sleep(delay);
-    let _ = child.kill();
-    let status = child.wait().unwrap();
-    status.signal() == Some(9) && said["done"].as_u64() < said["total"].as_u64()
 }
 
 /// Killed in the middle, the image is as before or as after, and a second run finishes the job.
