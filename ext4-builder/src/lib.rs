@@ -22,10 +22,15 @@
 mod bitmap;
 mod checksum;
 mod directory;
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod extent;
 mod geometry;
 mod group_descriptor;
+#[allow(dead_code)] // Until the builder of trees uses all of it.
 mod inode;
 mod superblock;
+#[allow(dead_code)] // Until the builder of trees uses all of it.
+mod time;
 
 use block::{Error, Result, Storage, ZeroMode};
 

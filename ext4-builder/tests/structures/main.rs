@@ -1,0 +1,20 @@
+//! Single structures, judged by filesystems that mke2fs, debugfs and the kernel wrote: the same values must give the
+//! same bytes; or they are put in the place of theirs, for e2fsck and the kernel to judge.
+//!
+//! The structures are private, so that their sources are compiled into this test. The kernel needs a loop mount,
+//! hence root, or sudo without a password.
+
+#![allow(dead_code)]
+
+#[path = "../../src/checksum.rs"]
+mod checksum;
+#[path = "../../src/extent.rs"]
+mod extent;
+#[path = "../../src/inode.rs"]
+mod inode;
+#[path = "../../src/time.rs"]
+mod time;
+
+mod extents;
+mod image;
+mod inodes;
