@@ -156,9 +156,23 @@ impl Image {
 
     /// Fails unless e2fsck is content. Its exit code is not: it only prints some of what it finds.
     pub(crate) fn assert_clean(&self, when: &str) {
+        self.assert_no_findings(when, |_| false);
+    }
+
+    /// The same after the kernel wrote: how it splits extent trees is not always as tight as e2fsck would like.
+    pub(crate) fn assert_clean_after_kernel(&self, when: &str) {
+        self.assert_no_findings(when, |line| {
+            line.contains(" extent tree (at level ") && line.contains("could be")
+        });
+    }
+
+    fn assert_no_findings(&self, when: &str, is_allowed: impl Fn(&str) -> bool) {
         let output = run(Command::new("e2fsck").arg("-fn").arg(&self.path));
         let text = String::from_utf8_lossy(&output.stdout);
-        let findings: Vec<&str> = text.lines().filter(|line| !is_good_news(line)).collect();
+        let findings: Vec<&str> = text
+            .lines()
+            .filter(|line| !is_good_news(line) && !is_allowed(line))
+            .collect();
         assert!(
             output.status.success() && findings.is_empty(),
             "{when}: {findings:#?}"
