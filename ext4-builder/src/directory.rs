@@ -3,50 +3,87 @@
 use byteorder::{ByteOrder, LittleEndian};
 
 use crate::checksum::Checksum;
-use crate::geometry::BLOCK_SIZE;
+use crate::inode::FileType;
 
-const TYPE_DIRECTORY: u8 = 2;
 /// An entry's bytes before its name.
 const ENTRY_HEADER: usize = 8;
 /// The tail looks like an unused entry of this length and type to those who don't know it.
 const TAIL_SIZE: usize = 12;
 const TAIL_TYPE: u8 = 0xDE;
 
-/// One block of the directory that `inode` is the checksum seed of, with subdirectories as (inode, name), `.` and
-/// `..` among them.
-///
-/// The names must fit, with 8 bytes each and rounded up to 4: what is written here is known beforehand.
-pub(crate) fn block(entries: &[(u32, &str)], inode: Checksum) -> [u8; BLOCK_SIZE as usize] {
-    let mut bytes = [0; BLOCK_SIZE as usize];
-    let end = bytes.len() - TAIL_SIZE;
-    let mut offset = 0;
-    for (index, &(number, name)) in entries.iter().enumerate() {
-        let is_last = index + 1 == entries.len();
-        let len = if is_last {
-            end - offset
-        } else {
-            (ENTRY_HEADER + name.len()).next_multiple_of(4)
-        };
-        put_entry(&mut bytes[offset..offset + len], number, TYPE_DIRECTORY, name);
-        offset += len;
-    }
-    if entries.is_empty() {
-        put_entry(&mut bytes[..end], 0, 0, "");
-    }
-    put_entry(&mut bytes[end..], 0, TAIL_TYPE, "");
-    let checksum = inode.with(&bytes[..end]);
-    LittleEndian::write_u32(&mut bytes[end + ENTRY_HEADER..], checksum.value());
-    bytes
+/// A name in a directory: 1 to 255 bytes, neither `/` nor NUL among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry<'a> {
+    pub(crate) inode: u32,
+    pub(crate) file_type: FileType,
+    pub(crate) name: &'a [u8],
 }
 
-/// An entry that takes all of `bytes`.
-fn put_entry(bytes: &mut [u8], inode: u32, file_type: u8, name: &str) {
-    let len = bytes.len() as u16;
+impl<'a> Entry<'a> {
+    /// An entry that names a directory.
+    pub(crate) fn directory(inode: u32, name: &'a [u8]) -> Self {
+        Self {
+            inode,
+            file_type: FileType::Directory,
+            name,
+        }
+    }
+
+    /// Bytes that the entry needs.
+    pub(crate) fn size(self) -> usize {
+        (ENTRY_HEADER + self.name.len()).next_multiple_of(4)
+    }
+}
+
+/// Bytes of a block that entries can take.
+pub(crate) fn room(block_size: usize, has_checksum: bool) -> usize {
+    block_size - if has_checksum { TAIL_SIZE } else { 0 }
+}
+
+/// Fills a block with entries, which must fit its [`room`]: the last reaches to its end, or to the tail, where
+/// `inode` is the seed for the checksum in it. Without entries the block is one unused entry.
+pub(crate) fn fill<'a>(
+    block: &mut [u8],
+    entries: impl IntoIterator<Item = Entry<'a>>,
+    inode: Option<Checksum>,
+) {
+    block.fill(0);
+    let end = room(block.len(), inode.is_some());
+    let mut last = 0;
+    let mut offset = 0;
+    for entry in entries {
+        let size = entry.size();
+        let room = &mut block[offset..offset + size];
+        put_entry(room, size, entry.inode, entry.file_type as u8, entry.name);
+        last = offset;
+        offset += size;
+    }
+    LittleEndian::write_u16(&mut block[last + 4..], (end - last) as u16);
+    if let Some(inode) = inode {
+        put_entry(&mut block[end..], TAIL_SIZE, 0, TAIL_TYPE, b"");
+        let checksum = inode.with(&block[..end]);
+        LittleEndian::write_u32(&mut block[end + ENTRY_HEADER..], checksum.value());
+    }
+}
+
+/// An entry of `len` bytes in all.
+pub(crate) fn put_entry(bytes: &mut [u8], len: usize, inode: u32, file_type: u8, name: &[u8]) {
     LittleEndian::write_u32(bytes, inode);
-    LittleEndian::write_u16(&mut bytes[4..], len);
+    LittleEndian::write_u16(&mut bytes[4..], len as u16);
     bytes[6] = name.len() as u8;
     bytes[7] = file_type;
-    bytes[ENTRY_HEADER..ENTRY_HEADER + name.len()].copy_from_slice(name.as_bytes());
+    bytes[ENTRY_HEADER..ENTRY_HEADER + name.len()].copy_from_slice(name);
+}
+
+/// A block of 4 KiB of the directory that `inode` is the checksum seed of, with subdirectories as (inode, name), `.`
+/// and `..` among them.
+pub(crate) fn block(entries: &[(u32, &str)], inode: Checksum) -> [u8; 4096] {
+    let mut bytes = [0; 4096];
+    let entries = entries
+        .iter()
+        .map(|&(number, name)| Entry::directory(number, name.as_bytes()));
+    fill(&mut bytes, entries, Some(inode));
+    bytes
 }
 
 #[cfg(test)]
@@ -82,5 +119,19 @@ mod tests {
     fn an_empty_block_is_one_unused_entry() {
         let found = walk(&block(&[], Checksum::START));
         assert_eq!(found, [(0, 4084, 0, String::new()), (0, 12, 0xDE, String::new())]);
+    }
+
+    #[test]
+    fn without_a_checksum_the_last_entry_reaches_to_the_end() {
+        let mut bytes = [0; 1024];
+        fill(
+            &mut bytes,
+            [Entry::directory(5, b"abcd"), Entry::directory(6, b"abcde")],
+            None,
+        );
+        assert_eq!(
+            walk(&bytes),
+            [(5, 12, 2, "abcd".into()), (6, 1012, 2, "abcde".into())]
+        );
     }
 }

@@ -21,11 +21,16 @@
 
 mod bitmap;
 mod checksum;
+#[allow(dead_code)] // Until the builder of trees uses all of it.
 mod directory;
 #[allow(dead_code)] // Until the builder of trees uses it.
 mod extent;
 mod geometry;
 mod group_descriptor;
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod hash;
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod htree;
 #[allow(dead_code)] // Until the builder of trees uses all of it.
 mod inode;
 mod superblock;

@@ -8,13 +8,20 @@
 
 #[path = "../../src/checksum.rs"]
 mod checksum;
+#[path = "../../src/directory.rs"]
+mod directory;
 #[path = "../../src/extent.rs"]
 mod extent;
+#[path = "../../src/hash.rs"]
+mod hash;
+#[path = "../../src/htree.rs"]
+mod htree;
 #[path = "../../src/inode.rs"]
 mod inode;
 #[path = "../../src/time.rs"]
 mod time;
 
+mod directories;
 mod extents;
 mod image;
 mod inodes;
