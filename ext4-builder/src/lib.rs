@@ -19,6 +19,8 @@
 //! # Ok::<(), block::Error>(())
 //! ```
 
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod acl;
 mod bitmap;
 mod checksum;
 #[allow(dead_code)] // Until the builder of trees uses all of it.
@@ -36,6 +38,8 @@ mod inode;
 mod superblock;
 #[allow(dead_code)] // Until the builder of trees uses all of it.
 mod time;
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod xattr;
 
 use block::{Error, Result, Storage, ZeroMode};
 

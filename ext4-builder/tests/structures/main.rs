@@ -6,6 +6,8 @@
 
 #![allow(dead_code)]
 
+#[path = "../../src/acl.rs"]
+mod acl;
 #[path = "../../src/checksum.rs"]
 mod checksum;
 #[path = "../../src/directory.rs"]
@@ -20,8 +22,11 @@ mod htree;
 mod inode;
 #[path = "../../src/time.rs"]
 mod time;
+#[path = "../../src/xattr.rs"]
+mod xattr;
 
 mod directories;
 mod extents;
 mod image;
 mod inodes;
+mod xattrs;

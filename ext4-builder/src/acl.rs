@@ -1,0 +1,140 @@
+//! Access control lists ("POSIX ACLs"): programs hand them over in one form, ext4 stores another, which leaves out
+//! the ids that mean nothing.
+
+use block::{Error, Result};
+use byteorder::{ByteOrder, LittleEndian};
+
+/// Names of the attributes that hold lists.
+pub(crate) const ACCESS: &[u8] = b"system.posix_acl_access";
+pub(crate) const DEFAULT: &[u8] = b"system.posix_acl_default";
+
+/// Version of the form that system calls, tar archives and getxattr use, and of the one on disk.
+const SYSCALL_VERSION: u32 = 2;
+const DISK_VERSION: u32 = 1;
+
+/// Bytes of the version, and of an entry in the form of system calls: tag, permissions, id.
+const HEADER_SIZE: usize = 4;
+const ENTRY_SIZE: usize = 8;
+
+/// What an entry is for, in the order that lists have to have.
+const USER_OBJ: u16 = 0x01;
+const USER: u16 = 0x02;
+const GROUP_OBJ: u16 = 0x04;
+const GROUP: u16 = 0x08;
+const MASK: u16 = 0x10;
+const OTHER: u16 = 0x20;
+
+/// The list as it is on disk; `None` for an empty one, which is none at all.
+///
+/// # Errors
+/// `InvalidInput` for what the kernel would refuse: another version, an entry cut off, unknown or twice or out of
+/// order, one of the three that every list has missing, or named users without a mask.
+pub(crate) fn to_disk(syscall: &[u8]) -> Result<Option<Vec<u8>>> {
+    let Some((version, entries)) = syscall.split_at_checked(HEADER_SIZE) else {
+        return Err(refused("it is shorter than its version"));
+    };
+    let version = LittleEndian::read_u32(version);
+    if version != SYSCALL_VERSION {
+        return Err(refused(&format!(
+            "its version is {version}, not {SYSCALL_VERSION}"
+        )));
+    }
+    if !entries.len().is_multiple_of(ENTRY_SIZE) {
+        return Err(refused(&format!(
+            "an entry is cut off after {} bytes",
+            syscall.len()
+        )));
+    }
+    if entries.is_empty() {
+        return Ok(None);
+    }
+
+    let mut disk = Vec::with_capacity(syscall.len());
+    disk.extend(DISK_VERSION.to_le_bytes());
+    let mut seen = 0;
+    for entry in entries.chunks_exact(ENTRY_SIZE) {
+        let tag = LittleEndian::read_u16(entry);
+        let permissions = LittleEndian::read_u16(&entry[2..]);
+        let id = LittleEndian::read_u32(&entry[4..]);
+        let is_named = tag == USER || tag == GROUP;
+        // Tags are bits in ascending order; only named ones may come again.
+        let in_order = tag > highest(seen) || (is_named && tag == highest(seen));
+        if !tag.is_power_of_two() || tag > OTHER || !in_order {
+            return Err(refused(&format!(
+                "an entry with the tag {tag:#x} is out of place"
+            )));
+        }
+        if permissions > 7 {
+            return Err(refused(&format!("permissions are {permissions:#o}")));
+        }
+        if is_named && id == u32::MAX {
+            return Err(refused("a named user or group has no id"));
+        }
+        disk.extend(&entry[..if is_named { ENTRY_SIZE } else { 4 }]);
+        seen |= tag;
+    }
+    let needed = USER_OBJ | GROUP_OBJ | OTHER;
+    if seen & needed != needed {
+        return Err(refused("the entry of owner, group or others is missing"));
+    }
+    if seen & (USER | GROUP) != 0 && seen & MASK == 0 {
+        return Err(refused("it names users or groups, and has no mask"));
+    }
+    Ok(Some(disk))
+}
+
+fn highest(tags: u16) -> u16 {
+    tags.checked_ilog2().map_or(0, |bit| 1 << bit)
+}
+
+fn refused(why: &str) -> Error {
+    Error::invalid(format!("an access control list cannot be stored: {why}"))
+        .with_hint("set it anew with setfacl where it comes from, or leave it out")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+        let mut bytes = 2u32.to_le_bytes().to_vec();
+        for (tag, permissions, id) in entries {
+            bytes.extend(tag.to_le_bytes());
+            bytes.extend(permissions.to_le_bytes());
+            bytes.extend(id.to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn an_empty_list_is_none() {
+        assert_eq!(to_disk(&list(&[])).unwrap(), None);
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_refused() {
+        const NONE: u32 = u32::MAX;
+        let [user_obj, group_obj, other] = [(USER_OBJ, 7, NONE), (GROUP_OBJ, 5, NONE), (OTHER, 0, NONE)];
+        let named = (USER, 7, 1000);
+        let mask = (MASK, 7, NONE);
+        assert!(to_disk(&list(&[user_obj, named, named, group_obj, mask, other])).is_ok());
+        for bad in [
+            &[user_obj, group_obj][..],
+            &[group_obj, other],
+            &[user_obj, user_obj, group_obj, other],
+            &[group_obj, user_obj, other],
+            &[user_obj, named, group_obj, other],
+            &[user_obj, group_obj, named, mask, other],
+            &[user_obj, (USER, 7, NONE), group_obj, mask, other],
+            &[user_obj, group_obj, (OTHER, 8, NONE)],
+            &[user_obj, group_obj, (0x40, 1, NONE), other],
+            &[user_obj, group_obj, (0, 1, NONE), other],
+            &[user_obj, (3, 1, NONE), group_obj, other],
+        ] {
+            assert!(to_disk(&list(bad)).is_err(), "{bad:?}");
+        }
+        for bad in [&b""[..], b"\x02\0\0", b"\x01\0\0\0", b"\x02\0\0\0\x01\0\x07"] {
+            assert!(to_disk(bad).is_err(), "{bad:?}");
+        }
+    }
+}
