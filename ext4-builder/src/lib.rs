@@ -35,6 +35,12 @@ mod hash;
 mod htree;
 #[allow(dead_code)] // Until the builder of trees uses all of it.
 mod inode;
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod journal;
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod orphan_file;
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod resize_inode;
 mod superblock;
 #[allow(dead_code)] // Until the builder of trees uses all of it.
 mod time;

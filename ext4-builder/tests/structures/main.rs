@@ -20,6 +20,12 @@ mod hash;
 mod htree;
 #[path = "../../src/inode.rs"]
 mod inode;
+#[path = "../../src/journal.rs"]
+mod journal;
+#[path = "../../src/orphan_file.rs"]
+mod orphan_file;
+#[path = "../../src/resize_inode.rs"]
+mod resize_inode;
 #[path = "../../src/time.rs"]
 mod time;
 #[path = "../../src/xattr.rs"]
@@ -29,4 +35,5 @@ mod directories;
 mod extents;
 mod image;
 mod inodes;
+mod special_inodes;
 mod xattrs;
