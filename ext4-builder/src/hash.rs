@@ -43,7 +43,7 @@ fn words(rest: &[u8]) -> [u32; 8] {
     for (word, bytes) in words.iter_mut().zip(rest.chunks(4)) {
         for &byte in bytes {
             // Sign extension reaches into the bytes before.
-            let signed = i32::from(byte as i8) as u32;
+            let signed = i32::from(byte.cast_signed()) as u32;
             *word = (*word << 8).wrapping_add(signed);
         }
     }

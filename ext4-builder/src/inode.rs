@@ -232,7 +232,7 @@ impl DirectoryInode {
     pub(crate) fn to_bytes(&self, number: u32, filesystem: Checksum) -> [u8; INODE_SIZE] {
         let size = u64::from(self.blocks) * 4096;
         let time = Time {
-            secs: self.time as i64,
+            secs: self.time.cast_signed(),
             nanos: 0,
         };
         let mut inode = Inode {

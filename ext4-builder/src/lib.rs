@@ -33,6 +33,8 @@ mod group_descriptor;
 mod hash;
 #[allow(dead_code)] // Until the builder of trees uses it.
 mod htree;
+#[allow(dead_code)] // Until the builder of trees uses it.
+mod inline_data;
 #[allow(dead_code)] // Until the builder of trees uses all of it.
 mod inode;
 #[allow(dead_code)] // Until the builder of trees uses it.

@@ -128,6 +128,14 @@ impl Xattr {
     }
 }
 
+/// Whether an inode's `room` holds all of these attributes.
+pub(crate) fn fits_inode<'a>(xattrs: impl IntoIterator<Item = &'a Xattr>, room: usize) -> bool {
+    let sizes = xattrs
+        .into_iter()
+        .map(|xattr| xattr.entry_size() + xattr.value_size());
+    INODE_HEADER + END + sizes.sum::<usize>() <= room
+}
+
 /// Where a set's attributes go. Numbers are places in the sorted set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -189,9 +197,10 @@ impl Plan {
     /// Bytes that an attribute takes in inode or block.
     fn size(&self, place: usize) -> usize {
         let xattr = &self.set[place];
-        match self.large.contains(&place) {
-            true => xattr.entry_size(),
-            false => xattr.entry_size() + xattr.value_size(),
+        if self.large.contains(&place) {
+            xattr.entry_size()
+        } else {
+            xattr.entry_size() + xattr.value_size()
         }
     }
 
@@ -288,7 +297,7 @@ pub(crate) fn value_inode(
     sectors: u64,
 ) -> Inode {
     let seconds = |field: u32| Time {
-        secs: i64::from(field as i32),
+        secs: i64::from(field.cast_signed()),
         nanos: 0,
     };
     Inode {
@@ -375,7 +384,7 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{name:?}");
             assert!(error.hint().is_some());
         }
-        assert!(Xattr::new(b"user.x", &[0; MAX_VALUE + 1]).is_err());
+        assert!(Xattr::new(b"user.x", &vec![0; MAX_VALUE + 1]).is_err());
     }
 
     #[test]

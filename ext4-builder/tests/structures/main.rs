@@ -18,6 +18,8 @@ mod extent;
 mod hash;
 #[path = "../../src/htree.rs"]
 mod htree;
+#[path = "../../src/inline_data.rs"]
+mod inline_data;
 #[path = "../../src/inode.rs"]
 mod inode;
 #[path = "../../src/journal.rs"]
@@ -34,6 +36,7 @@ mod xattr;
 mod directories;
 mod extents;
 mod image;
+mod inline;
 mod inodes;
 mod special_inodes;
 mod xattrs;
