@@ -49,9 +49,23 @@ impl Checksum {
     }
 }
 
+/// CRC-16 (the polynomial of ARC), which is all that filesystems without CRC-32C have; goes on from `register`.
+pub(crate) fn crc16(register: u16, bytes: &[u8]) -> u16 {
+    bytes.iter().fold(register, |register, &byte| {
+        (0..8).fold(register ^ u16::from(byte), |register, _| {
+            (register >> 1) ^ (if register & 1 == 1 { 0xA001 } else { 0 })
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crc_16_is_that_of_arc() {
+        assert_eq!(crc16(0, b"123456789"), 0xBB3D);
+    }
 
     #[test]
     fn is_crc_32c_without_the_last_inversion() {

@@ -75,17 +75,6 @@ pub(crate) fn put_entry(bytes: &mut [u8], len: usize, inode: u32, file_type: u8,
     bytes[ENTRY_HEADER..ENTRY_HEADER + name.len()].copy_from_slice(name);
 }
 
-/// A block of 4 KiB of the directory that `inode` is the checksum seed of, with subdirectories as (inode, name), `.`
-/// and `..` among them.
-pub(crate) fn block(entries: &[(u32, &str)], inode: Checksum) -> [u8; 4096] {
-    let mut bytes = [0; 4096];
-    let entries = entries
-        .iter()
-        .map(|&(number, name)| Entry::directory(number, name.as_bytes()));
-    fill(&mut bytes, entries, Some(inode));
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,7 +94,10 @@ mod tests {
 
     #[test]
     fn the_last_entry_reaches_to_the_tail() {
-        let bytes = block(&[(2, "."), (2, ".."), (11, "lost+found")], Checksum::START);
+        let names = [(2, "."), (2, ".."), (11, "lost+found")];
+        let entries = names.map(|(number, name)| Entry::directory(number, name.as_bytes()));
+        let mut bytes = [0; 4096];
+        fill(&mut bytes, entries, Some(Checksum::START));
         let found = walk(&bytes);
         let dots = [(2, 12, 2, ".".into()), (2, 12, 2, "..".into())];
         assert_eq!(found[..2], dots);
@@ -117,7 +109,9 @@ mod tests {
 
     #[test]
     fn an_empty_block_is_one_unused_entry() {
-        let found = walk(&block(&[], Checksum::START));
+        let mut bytes = [0xFF; 4096];
+        fill(&mut bytes, [], Some(Checksum::START));
+        let found = walk(&bytes);
         assert_eq!(found, [(0, 4084, 0, String::new()), (0, 12, 0xDE, String::new())]);
     }
 

@@ -84,8 +84,8 @@ pub(crate) fn tree(
     inode: Option<Checksum>,
     mut write: impl FnMut(&[u8]) -> Result<u64>,
 ) -> Result<[u8; MAP_SIZE]> {
-    if extents.len() <= INLINE_ENTRIES {
-        return Ok(root(0, extents.iter().map(|extent| extent.to_bytes())));
+    if let Some(map) = inline(extents) {
+        return Ok(map);
     }
     let mut writer = Level {
         block_size,
@@ -99,6 +99,12 @@ pub(crate) fn tree(
         entries = writer.write(depth, &entries, |index| (index.logical, index.to_bytes()))?;
     }
     Ok(root(depth + 1, entries.iter().map(Index::to_bytes)))
+}
+
+/// The map of a file with extents that all fit the inode.
+pub(crate) fn inline(extents: &[Extent]) -> Option<[u8; MAP_SIZE]> {
+    let fit = extents.len() <= INLINE_ENTRIES;
+    fit.then(|| root(0, extents.iter().map(|extent| extent.to_bytes())))
 }
 
 /// Blocks that the tree of so many extents takes outside the inode.

@@ -1,172 +1,80 @@
-//! Where things are ("Layout" and "Block Groups"): the disk in groups of 128 MiB, each with its own metadata.
+//! Where groups are ("Layout" and "Block Groups"): the disk in groups of as many blocks as a block has bits.
 //!
-//! A group starts with what it keeps for the whole filesystem, a copy of the superblock and the table of group
-//! descriptors, where it has one (`sparse_super`: group 0, 1 and the powers of 3, 5 and 7). Then follow its block
-//! bitmap, its inode bitmap, and its part of the inode table. All the rest is for data.
-
-use block::{Error, Result};
+//! The first blocks of group 0, 1 and the powers of 3, 5 and 7 (`sparse_super`) are taken by a copy of the superblock and
+//! of the group descriptors. These are the only places that the format fixes; `flex_bg` lets everything else lie
+//! anywhere.
 
 use crate::group_descriptor::DESCRIPTOR_SIZE;
-use crate::inode::{FIRST_FREE_INODE, INODE_SIZE};
+use crate::inode::INODE_SIZE;
 
-/// Bytes in a filesystem block.
-pub const BLOCK_SIZE: u64 = 4096;
+/// Groups whose bitmaps and inode tables lie together (`flex_bg`), as mke2fs has it.
+pub(crate) const FLEX_GROUPS: u32 = 16;
 
-/// Blocks in a group, as many as a block has bits.
-pub(crate) const BLOCKS_PER_GROUP: u32 = BLOCK_SIZE as u32 * 8;
-
-/// The smallest disk: 1 MiB.
-pub const MIN_SIZE: u64 = 1 << 20;
-
-/// The largest disk: 16 TiB, where block numbers outgrow 32 bits.
-pub const MAX_SIZE: u64 = 1 << 44;
-
-/// Inodes in a block of the inode table; a group's part of it is whole blocks.
-const INODES_PER_BLOCK: u32 = (BLOCK_SIZE / INODE_SIZE as u64) as u32;
-
-/// As many as the inode bitmap has bits.
-const MAX_INODES_PER_GROUP: u32 = BLOCKS_PER_GROUP;
-
-/// A last group with less room for data than this is left off: its metadata would be most of it.
-const MIN_DATA_BLOCKS: u32 = 64;
-
-/// How a filesystem is laid out on its disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    blocks: u64,
-    groups: u32,
-    inodes_per_group: u32,
+/// The format's arithmetic for one block size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    block_size: u32,
 }
 
 impl Geometry {
-    /// The layout for a disk of `size` bytes with one inode for every `bytes_per_inode`.
-    ///
-    /// # Errors
-    /// `InvalidInput` for a size outside [`MIN_SIZE`]..=[`MAX_SIZE`], and where there is no room for the inodes.
-    pub(crate) fn new(size: u64, bytes_per_inode: u64) -> Result<Self> {
-        if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
-            return Err(
-                Error::invalid(format!("cannot make an ext4 filesystem of {size} bytes"))
-                    .with_hint("choose a size from 1 MiB to 16 TiB"),
-            );
-        }
-        if bytes_per_inode < BLOCK_SIZE / 4 {
-            return Err(
-                Error::invalid(format!("one inode for every {bytes_per_inode} bytes is too many"))
-                    .with_hint("choose 1024 bytes per inode or more"),
-            );
-        }
-        let blocks = size / BLOCK_SIZE;
-        let groups = blocks.div_ceil(u64::from(BLOCKS_PER_GROUP)) as u32;
-        let inodes = (size / bytes_per_inode).max(u64::from(FIRST_FREE_INODE));
-        // The number of all inodes must fit 32 bits.
-        let limit = MAX_INODES_PER_GROUP.min(u32::MAX / groups);
-        let inodes_per_group = inodes
-            .div_ceil(u64::from(groups))
-            .next_multiple_of(u64::from(INODES_PER_BLOCK))
-            .min(u64::from(limit - limit % INODES_PER_BLOCK)) as u32;
-        let whole = Self {
-            blocks,
-            groups,
-            inodes_per_group,
-        };
-        whole.without_stub(bytes_per_inode)
+    pub(crate) fn new(block_size: u32) -> Self {
+        Self { block_size }
     }
 
-    /// The same without a last group that is too short to be of use.
-    fn without_stub(mut self, bytes_per_inode: u64) -> Result<Self> {
-        let last = self.groups - 1;
-        if self.blocks_in(last) >= self.overhead(last) + MIN_DATA_BLOCKS {
-            return Ok(self);
-        }
-        if last == 0 {
-            return Err(Error::invalid(format!(
-                "one inode for every {bytes_per_inode} bytes leaves no room for data on {} blocks",
-                self.blocks
-            ))
-            .with_hint("choose more bytes per inode"));
-        }
-        self.blocks = first_block(last);
-        self.groups = last;
-        Ok(self)
+    pub(crate) fn block_size(self) -> u64 {
+        u64::from(self.block_size)
     }
 
-    /// Blocks in the filesystem; the last few of the disk may be left over.
-    pub fn blocks(&self) -> u64 {
-        self.blocks
+    /// Whole blocks that `bytes` reach into.
+    pub(crate) fn blocks_of(self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.block_size())
     }
 
-    /// Block groups in the filesystem.
-    pub fn groups(&self) -> u32 {
-        self.groups
+    /// As many as a block of bitmap has bits.
+    pub(crate) fn blocks_per_group(self) -> u32 {
+        self.block_size * 8
     }
 
-    /// Inodes in the filesystem, the reserved ones included.
-    pub fn inodes(&self) -> u32 {
-        self.groups * self.inodes_per_group
+    /// As many as the inode bitmap has bits.
+    pub(crate) fn max_inodes_per_group(self) -> u32 {
+        self.block_size * 8
     }
 
-    /// Inodes in each group.
-    pub(crate) fn inodes_per_group(&self) -> u32 {
-        self.inodes_per_group
+    /// Where group 0 starts: the block that has byte 1024 in it.
+    pub(crate) fn first_data_block(self) -> u64 {
+        u64::from(self.block_size == 1024)
     }
 
-    /// Blocks in a group: fewer in the last.
-    pub(crate) fn blocks_in(&self, group: u32) -> u32 {
-        (self.blocks - first_block(group)).min(u64::from(BLOCKS_PER_GROUP)) as u32
+    /// A group's first block.
+    pub(crate) fn first_block(self, group: u32) -> u64 {
+        self.first_data_block() + u64::from(group) * u64::from(self.blocks_per_group())
     }
 
-    /// Blocks that the table of group descriptors takes.
-    pub(crate) fn descriptor_blocks(&self) -> u32 {
-        (self.groups * DESCRIPTOR_SIZE as u32).div_ceil(BLOCK_SIZE as u32)
+    /// Groups of a filesystem of `blocks`.
+    pub(crate) fn groups(self, blocks: u64) -> u32 {
+        let groups = (blocks - self.first_data_block()).div_ceil(u64::from(self.blocks_per_group()));
+        u32::try_from(groups).unwrap_or(u32::MAX)
     }
 
-    /// The block of a group's block bitmap.
-    pub(crate) fn block_bitmap(&self, group: u32) -> u64 {
-        let copies = if has_superblock(group) {
-            1 + self.descriptor_blocks()
-        } else {
-            0
-        };
-        first_block(group) + u64::from(copies)
+    /// Descriptors in a block.
+    pub(crate) fn descriptors_per_block(self) -> u32 {
+        self.block_size / DESCRIPTOR_SIZE as u32
     }
 
-    /// The block of a group's inode bitmap.
-    pub(crate) fn inode_bitmap(&self, group: u32) -> u64 {
-        self.block_bitmap(group) + 1
+    /// Blocks of the table of all descriptors.
+    pub(crate) fn descriptor_blocks(self, groups: u32) -> u32 {
+        groups.div_ceil(self.descriptors_per_block())
     }
 
-    /// The first block of a group's part of the inode table.
-    pub(crate) fn inode_table(&self, group: u32) -> u64 {
-        self.inode_bitmap(group) + 1
+    /// Inodes in a block of the inode table.
+    pub(crate) fn inodes_per_block(self) -> u32 {
+        self.block_size / INODE_SIZE as u32
     }
 
-    /// Blocks in a group's part of the inode table.
-    pub(crate) fn inode_table_blocks(&self) -> u32 {
-        self.inodes_per_group / INODES_PER_BLOCK
+    /// What the number of inodes in a group is a multiple of: whole blocks of the table, whole bytes of the bitmap.
+    pub(crate) fn inodes_granule(self) -> u32 {
+        self.inodes_per_block().max(8)
     }
-
-    /// The first block of a group that is free for data.
-    pub(crate) fn first_data_block(&self, group: u32) -> u64 {
-        self.inode_table(group) + u64::from(self.inode_table_blocks())
-    }
-
-    /// Blocks of a group that hold its metadata.
-    pub(crate) fn overhead(&self, group: u32) -> u32 {
-        (self.first_data_block(group) - first_block(group)) as u32
-    }
-
-    /// Blocks of all groups that hold metadata.
-    pub(crate) fn total_overhead(&self) -> u64 {
-        (0..self.groups)
-            .map(|group| u64::from(self.overhead(group)))
-            .sum()
-    }
-}
-
-/// A group's first block.
-pub(crate) fn first_block(group: u32) -> u64 {
-    u64::from(group) * u64::from(BLOCKS_PER_GROUP)
 }
 
 /// Whether a group has a copy of the superblock and the descriptors; group 0's are the ones in use.
@@ -181,45 +89,28 @@ pub(crate) fn has_superblock(group: u32) -> bool {
     group <= 1 || [3, 5, 7].into_iter().any(is_power_of)
 }
 
+/// The groups below `groups` that have a copy.
+pub(crate) fn groups_with_superblock(groups: u32) -> impl Iterator<Item = u32> {
+    (0..groups).filter(|&group| has_superblock(group))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn copies_of_the_superblock_are_in_groups_0_1_and_powers_of_3_5_7() {
-        let copies: Vec<u32> = (0..130).filter(|&group| has_superblock(group)).collect();
+        let copies: Vec<u32> = groups_with_superblock(130).collect();
         assert_eq!(copies, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125]);
     }
 
     #[test]
-    fn a_last_group_of_metadata_alone_is_left_off() {
-        let one_group = u64::from(BLOCKS_PER_GROUP) * BLOCK_SIZE;
-        let geometry = Geometry::new(one_group + 10 * BLOCK_SIZE, 16384).unwrap();
-        assert_eq!(
-            (geometry.groups(), geometry.blocks()),
-            (1, u64::from(BLOCKS_PER_GROUP))
-        );
-    }
-
-    #[test]
-    fn the_number_of_inodes_fits_32_bits_on_the_largest_disk() {
-        let geometry = Geometry::new(MAX_SIZE, 1024).unwrap();
-        assert_eq!(geometry.groups(), 1 << 17);
-        assert_eq!(geometry.inodes(), u32::MAX / (1 << 17) / 16 * 16 * (1 << 17));
-    }
-
-    #[test]
-    fn sizes_and_inodes_that_cannot_be_are_refused() {
-        for (size, bytes_per_inode) in [
-            (0, 16384),
-            (MIN_SIZE - 1, 16384),
-            (MAX_SIZE + 1, 16384),
-            (MIN_SIZE, 1023),
-            (MIN_SIZE, 0),
-        ] {
-            let error = Geometry::new(size, bytes_per_inode).unwrap_err();
-            assert_eq!(error.kind(), block::ErrorKind::InvalidInput);
-            assert!(error.hint().is_some());
-        }
+    fn group_0_of_small_blocks_starts_behind_the_boot_block() {
+        let small = Geometry::new(1024);
+        assert_eq!((small.first_block(0), small.first_block(2)), (1, 16385));
+        assert_eq!((small.groups(8193), small.groups(8194)), (1, 2));
+        let large = Geometry::new(4096);
+        assert_eq!((large.first_block(0), large.first_block(2)), (0, 65536));
+        assert_eq!((large.groups(32768), large.groups(32769)), (1, 2));
     }
 }

@@ -216,57 +216,6 @@ pub(crate) fn device(major: u32, minor: u32) -> Option<[u8; MAP_SIZE]> {
     Some(map)
 }
 
-/// A directory whose blocks of 4 KiB lie side by side.
-#[derive(Debug)]
-pub(crate) struct DirectoryInode {
-    pub(crate) permissions: u16,
-    pub(crate) links: u16,
-    pub(crate) first_block: u64,
-    pub(crate) blocks: u16,
-    /// Seconds since 1970, at most [`MAX_TIME`](crate::MAX_TIME).
-    pub(crate) time: u64,
-}
-
-impl DirectoryInode {
-    /// Inode `number` as it is on disk.
-    pub(crate) fn to_bytes(&self, number: u32, filesystem: Checksum) -> [u8; INODE_SIZE] {
-        let size = u64::from(self.blocks) * 4096;
-        let time = Time {
-            secs: self.time.cast_signed(),
-            nanos: 0,
-        };
-        let mut inode = Inode {
-            mode: FileType::Directory.mode() | self.permissions,
-            size,
-            sectors: size / 512,
-            links: self.links,
-            flags: FLAG_EXTENTS,
-            accessed: time,
-            changed: time,
-            modified: time,
-            created: time,
-            ..Inode::default()
-        };
-        self.put_extent(&mut inode.map);
-        inode.to_bytes(number, Some(filesystem))
-    }
-
-    /// The root of the extent tree ("Extent Tree"): a header and one extent.
-    fn put_extent(&self, bytes: &mut [u8]) {
-        LittleEndian::write_u16(&mut bytes[0..], 0xF30A);
-        LittleEndian::write_u16(&mut bytes[2..], 1);
-        LittleEndian::write_u16(&mut bytes[4..], 4);
-        LittleEndian::write_u16(&mut bytes[16..], self.blocks);
-        LittleEndian::write_u16(&mut bytes[18..], (self.first_block >> 32) as u16);
-        LittleEndian::write_u32(&mut bytes[20..], self.first_block as u32);
-    }
-}
-
-/// Reserved inode `number`, which nothing uses: zeros, under a checksum.
-pub(crate) fn reserved(number: u32, filesystem: Checksum) -> [u8; INODE_SIZE] {
-    Inode::default().to_bytes(number, Some(filesystem))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,29 +3,29 @@
 
 /// A point in time, counted from 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Time {
+pub struct Time {
     /// Seconds, negative before 1970.
-    pub(crate) secs: i64,
+    pub secs: i64,
     /// Nanoseconds on top of them, less than 1,000,000,000.
-    pub(crate) nanos: u32,
+    pub nanos: u32,
 }
 
 impl Time {
     /// The first time that an inode can say, in December 1901.
-    pub(crate) const MIN: Self = Self {
+    pub const MIN: Self = Self {
         secs: i32::MIN as i64,
         nanos: 0,
     };
 
     /// The last time that an inode can say, in May 2446.
-    pub(crate) const MAX: Self = Self {
+    pub const MAX: Self = Self {
         secs: 0x3_7FFF_FFFF,
         nanos: 999_999_999,
     };
 
     /// This time, or the nearest that an inode can say.
     #[must_use]
-    pub(crate) fn clamped(self) -> Self {
+    pub fn clamped(self) -> Self {
         self.clamp(Self::MIN, Self::MAX)
     }
 
@@ -35,6 +35,14 @@ impl Time {
         let low = self.secs as i32;
         let epoch = (self.secs - i64::from(low)) >> 32;
         (low as u32, self.nanos << 2 | epoch as u32 & 3)
+    }
+
+    /// The time that [`fields`](Self::fields) say.
+    pub(crate) fn of_fields((low, extra): (u32, u32)) -> Self {
+        Self {
+            secs: i64::from(low as i32) + (i64::from(extra & 3) << 32),
+            nanos: extra >> 2,
+        }
     }
 }
 
@@ -57,7 +65,9 @@ mod tests {
             (0x1_8000_0000, 0x8000_0000, 2), // 2174-02-25
             (0x3_7FFF_FFFF, 0x7FFF_FFFF, 3), // 2446-05-10
         ] {
-            assert_eq!(Time { secs, nanos: 5 }.fields(), (low, 5 << 2 | epoch), "{secs}");
+            let time = Time { secs, nanos: 5 };
+            assert_eq!(time.fields(), (low, 5 << 2 | epoch), "{secs}");
+            assert_eq!(Time::of_fields(time.fields()), time);
         }
     }
 

@@ -3,15 +3,15 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use block::test_utils::{Fault, FaultStorage, Recorder};
+use block::test_utils::{Fault, FaultStorage, IoOp, Recorder};
 use block::{MemStorage, Storage};
-use ext4_builder::Parameters;
+use ext4_builder::{Builder, Metadata, Options, Size};
 
 const MIB: u64 = 1 << 20;
 
-fn made(parameters: &Parameters) -> MemStorage {
+fn made(options: &Options) -> MemStorage {
     let storage = MemStorage::new();
-    ext4_builder::format(&storage, parameters).expect("format");
+    ext4_builder::format(&storage, options.clone()).expect("format");
     storage
 }
 
@@ -23,11 +23,11 @@ fn has_superblock(disk: &[u8]) -> bool {
 
 #[test]
 fn a_power_cut_leaves_the_old_filesystem_or_none_or_the_new() {
-    let before = made(&Parameters::new(2 * MIB, [1; 16]));
-    let after = Parameters::new(2 * MIB, [2; 16]);
+    let before = made(&Options::new(Size::Given(2 * MIB), [1; 16]));
+    let after = Options::new(Size::Given(2 * MIB), [2; 16]);
     let (old, new) = (before.to_vec(), made(&after).to_vec());
     let recorder = Recorder::new();
-    ext4_builder::format(&*recorder.storage(before), &after).expect("format");
+    ext4_builder::format(&*recorder.storage(before), after.clone()).expect("format");
 
     let states = recorder.crash_states();
     let mut seen = [0; 3];
@@ -54,26 +54,48 @@ fn a_power_cut_leaves_the_old_filesystem_or_none_or_the_new() {
     );
 }
 
+/// Makes a filesystem with a tree.
+fn build(storage: &dyn Storage, options: &Options) -> block::Result<()> {
+    let mut builder = Builder::new(storage, options.clone())?;
+    let metadata = Metadata::default();
+    let directory = builder.directory(builder.root(), b"directory", &metadata)?;
+    for name in 0..100_u8 {
+        let (_, placement) = builder.file(directory, &[b'a', name + 128], &metadata, 5000, &[10..5000])?;
+        placement.write(storage, &[1; 4990], 10)?;
+    }
+    builder.remove(directory, b"a\x80");
+    builder.symlink(directory, b"link", &metadata, &[b'x'; 100])?;
+    builder.finish().map(|_| ())
+}
+
 #[test]
 fn an_io_error_is_passed_on_and_leaves_no_filesystem() {
-    let parameters = Parameters::new(2 * MIB, [2; 16]);
-    let clean = FaultStorage::new(Arc::new(MemStorage::new()));
-    ext4_builder::format(&clean, &parameters).expect("format");
-    let all = clean.calls(&block::test_utils::IoOp::ALL);
-    assert!(all > 10, "{all}");
+    let before = made(&Options::new(Size::Given(2 * MIB), [1; 16])).to_vec();
+    for size in [Size::Given(2 * MIB), Size::Shrink] {
+        for old in [&before[..], &[]] {
+            let options = Options::new(size, [2; 16]);
+            let disk = || {
+                let disk = MemStorage::new();
+                disk.write_all_at(old, 0).expect("write");
+                Arc::new(disk)
+            };
+            let clean = FaultStorage::new(disk());
+            build(&clean, &options).expect("build");
+            let all = clean.calls(&IoOp::ALL);
+            assert!(all > 100, "{all}");
 
-    for nth in 1..=all {
-        let disk = Arc::new(MemStorage::new());
-        let storage = FaultStorage::new(disk.clone());
-        storage.inject(Fault::nth(nth, ErrorKind::StorageFull));
-        let error = ext4_builder::format(&storage, &parameters).expect_err("the fault is passed on");
-        assert_eq!(error.kind(), block::ErrorKind::NoSpace, "call {nth}");
-        // The very last call is the sync of the superblock: then nobody can say.
-        let disk = if disk.len().expect("len") < 2048 {
-            vec![0; 2048]
-        } else {
-            disk.to_vec()
-        };
-        assert!(nth == all || !has_superblock(&disk), "call {nth}");
+            for nth in 1..=all {
+                let disk = disk();
+                let storage = FaultStorage::new(disk.clone());
+                storage.inject(Fault::nth(nth, ErrorKind::StorageFull));
+                let error = build(&storage, &options).expect_err("the fault is passed on");
+                assert_eq!(error.kind(), block::ErrorKind::NoSpace, "call {nth}");
+                let mut disk = disk.to_vec();
+                disk.resize(disk.len().max(2048), 0);
+                // The very last call is the sync of the superblock: then nobody can say.
+                let is_old = disk == old;
+                assert!(nth == all || is_old || !has_superblock(&disk), "call {nth}");
+            }
+        }
     }
 }

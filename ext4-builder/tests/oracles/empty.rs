@@ -1,124 +1,15 @@
-//! Filesystems made here, judged by the e2fsprogs tools and by the kernel.
-//!
-//! The kernel's judgement needs a loop mount, hence root, or sudo without a password.
+//! Empty filesystems.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use block::{MemStorage, Storage};
-use ext4_builder::Parameters;
+use ext4_builder::{Inodes, Options, Size, Time};
 use proptest::prelude::*;
-use tempfile::TempDir;
 
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-const UUID: [u8; 16] = *b"\x12\x34\x56\x78\x9a\xbc\xde\xf0\x0f\xed\xcb\xa9\x87\x65\x43\x21";
+use crate::image::{GIB, Image, MIB, given, lose_primary_superblock, run, succeed};
 
-/// A filesystem in a sparse file, in a directory of its own.
-struct Image {
-    dir: TempDir,
-    path: PathBuf,
-}
-
-impl Image {
-    fn new(parameters: &Parameters) -> Self {
-        let storage = MemStorage::new();
-        ext4_builder::format(&storage, parameters).expect("format");
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("disk");
-        copy_sparse(&storage, &File::create(&path).expect("create"));
-        Self { dir, path }
-    }
-
-    fn of_size(size: u64) -> Self {
-        Self::new(&Parameters::new(size, UUID))
-    }
-
-    /// Fails unless e2fsck is content. Its exit code is not: it only prints some of what it finds.
-    fn assert_clean(&self, when: &str) {
-        let output = run(Command::new("e2fsck").arg("-fn").arg(&self.path));
-        let text = String::from_utf8_lossy(&output.stdout);
-        let findings: Vec<&str> = text.lines().filter(|line| !is_good_news(line)).collect();
-        assert!(
-            output.status.success() && findings.is_empty(),
-            "{when}: {findings:#?}"
-        );
-    }
-
-    /// What dumpe2fs says of a field of the superblock.
-    fn field(&self, name: &str) -> String {
-        let output = succeed(Command::new("dumpe2fs").arg("-h").arg(&self.path));
-        let line = output
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.unwrap_or_else(|| panic!("no {name:?} in {output}"))
-            .trim()
-            .to_owned()
-    }
-
-    /// Runs a shell script with the filesystem mounted read-write at `$1`.
-    fn mounted(&self, script: &str) -> String {
-        let mount_point = self.dir.path().join("mnt");
-        fs::create_dir_all(&mount_point).expect("mount point");
-        let script =
-            format!("set -e; mount -t ext4 -o loop \"$2\" \"$1\"; trap 'umount \"$1\"' EXIT; {script}");
-        let root = run(Command::new("id").arg("-u")).stdout == b"0\n";
-        let mut command = Command::new(if root { "sh" } else { "sudo" });
-        if !root {
-            command.args(["-n", "sh"]);
-        }
-        succeed(
-            command
-                .args(["-c", &script, "sh"])
-                .arg(&mount_point)
-                .arg(&self.path),
-        )
-    }
-}
-
-fn is_good_news(line: &str) -> bool {
-    let summary = line.contains(" files (") && line.contains("% non-contiguous), ");
-    line.is_empty() || line.starts_with("Pass ") || summary
-}
-
-fn copy_sparse(storage: &MemStorage, file: &File) {
-    let len = storage.len().expect("len");
-    file.set_len(len).expect("set_len");
-    let mut offset = 0;
-    while offset < len {
-        let extent = storage.host_extent(offset, len - offset).expect("extent");
-        if extent.data {
-            let mut bytes = vec![0; extent.len as usize];
-            storage.read_exact_at(&mut bytes, offset).expect("read");
-            file.write_all_at(&bytes, offset).expect("write");
-        }
-        offset += extent.len;
-    }
-}
-
-fn run(command: &mut Command) -> Output {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").expect("PATH"));
-    command
-        .env("PATH", path)
-        .envs([("LC_ALL", "C"), ("TZ", "UTC")])
-        .output()
-        .unwrap_or_else(|error| {
-            panic!("{command:?}: {error} (scripts/setup.sh test installs what is missing)")
-        })
-}
-
-fn succeed(command: &mut Command) -> String {
-    let output = run(command);
-    assert!(output.status.success(), "{command:?}: {output:#?}");
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-/// Zeroes the superblock in use and the first descriptors.
-fn lose_primary_superblock(path: &Path) {
-    let file = File::options().write(true).open(path).expect("open");
-    file.write_all_at(&[0; 8192], 0).expect("write");
+fn seconds(secs: i64) -> Time {
+    Time { secs, nanos: 0 }
 }
 
 #[test]
@@ -149,11 +40,11 @@ fn e2fsck_finds_nothing_wrong_with_many_or_few_inodes() {
         (GIB, u64::MAX),
         (3 * GIB, 1024),
     ] {
-        let parameters = Parameters {
-            bytes_per_inode,
-            ..Parameters::new(size, UUID)
+        let options = Options {
+            inodes: Inodes::BytesPerInode(bytes_per_inode),
+            ..given(size)
         };
-        Image::new(&parameters).assert_clean(&format!("{size} bytes, an inode for {bytes_per_inode}"));
+        Image::new(&options).assert_clean(&format!("{size} bytes, an inode for {bytes_per_inode}"));
     }
 }
 
@@ -167,13 +58,13 @@ fn e2fsck_counts_no_more_files_than_there_are_on_a_terabyte() {
 
 #[test]
 fn dumpe2fs_shows_what_was_asked_for() {
-    let image = Image::new(&Parameters {
+    let image = Image::new(&Options {
         label: "sixteen bytes ok".into(),
-        time: 1_700_000_000,
-        bytes_per_inode: 8192,
+        time: seconds(1_700_000_000),
+        inodes: Inodes::BytesPerInode(8192),
         reserved_percent: 2,
         hash_seed: [0xAB; 16],
-        ..Parameters::new(512 * MIB, UUID)
+        ..given(512 * MIB)
     });
     image.assert_clean("with every parameter set");
     for (name, value) in [
@@ -193,7 +84,7 @@ fn dumpe2fs_shows_what_was_asked_for() {
         ("Checksum type", "crc32c"),
         (
             "Filesystem features",
-            "ext_attr dir_index filetype extent 64bit sparse_super large_file huge_file dir_nlink extra_isize metadata_csum",
+            "ext_attr dir_index filetype extent 64bit flex_bg metadata_csum_seed sparse_super large_file huge_file dir_nlink extra_isize metadata_csum",
         ),
     ] {
         assert_eq!(image.field(name), value, "{name}");
@@ -220,10 +111,10 @@ fn the_kernel_writes_to_it_and_e2fsck_is_content_afterwards() {
 
 #[test]
 fn the_kernel_reads_times_past_2038() {
-    for time in [1 << 31, 1 << 33, ext4_builder::MAX_TIME] {
-        let image = Image::new(&Parameters {
-            time,
-            ..Parameters::new(8 * MIB, UUID)
+    for time in [1 << 31, 1 << 33, Time::MAX.secs] {
+        let image = Image::new(&Options {
+            time: seconds(time),
+            ..given(8 * MIB)
         });
         let times = image.mounted("stat -c '%X %Y %Z %W' \"$1/lost+found\"");
         assert_eq!(times.trim(), [time.to_string().as_str(); 4].join(" "));
@@ -252,10 +143,7 @@ fn statfs_counts_the_blocks_that_are_not_metadata() {
     assert_eq!(image.field("Free blocks"), free);
     // What the superblock says itself, which kernels may take over instead of counting.
     let overhead: u64 = image.field("Overhead clusters").parse().unwrap();
-    assert_eq!(
-        blocks.parse::<u64>().unwrap() + overhead,
-        GIB / ext4_builder::BLOCK_SIZE
-    );
+    assert_eq!(blocks.parse::<u64>().unwrap() + overhead, GIB / 4096);
 }
 
 #[test]
@@ -287,11 +175,8 @@ fn old_contents_of_the_disk_do_not_show_through() {
     for offset in (0..size).step_by(ones.len()) {
         storage.write_all_at(&ones, offset).expect("write");
     }
-    ext4_builder::format(&storage, &Parameters::new(size, UUID)).expect("format");
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let path = dir.path().join("disk");
-    copy_sparse(&storage, &File::create(&path).expect("create"));
-    let image = Image { dir, path };
+    ext4_builder::format(&storage, given(size)).expect("format");
+    let image = Image::of(&storage);
     image.assert_clean("on a disk full of ones");
     image.mounted("cd \"$1\"; seq 5000 | xargs touch; cd /");
     image.assert_clean("after inodes were taken there");
@@ -301,7 +186,7 @@ fn old_contents_of_the_disk_do_not_show_through() {
 fn the_same_parameters_make_the_same_bytes() {
     let bytes = || {
         let storage = MemStorage::new();
-        ext4_builder::format(&storage, &Parameters::new(4 * MIB, UUID)).expect("format");
+        ext4_builder::format(&storage, given(4 * MIB)).expect("format");
         storage.to_vec()
     };
     assert_eq!(bytes(), bytes());
@@ -309,39 +194,39 @@ fn the_same_parameters_make_the_same_bytes() {
 
 #[test]
 fn parameters_that_cannot_be_are_refused_before_anything_is_written() {
-    let good = Parameters::new(4 * MIB, UUID);
+    let good = given(4 * MIB);
     for bad in [
-        Parameters {
-            size: MIB - 1,
+        Options {
+            size: Size::Given(8 << 10),
             ..good.clone()
         },
-        Parameters {
-            size: u64::MAX,
+        Options {
+            size: Size::Given(u64::MAX),
             ..good.clone()
         },
-        Parameters {
+        Options {
             label: "seventeen bytes..".into(),
             ..good.clone()
         },
-        Parameters {
+        Options {
             label: "a\0b".into(),
             ..good.clone()
         },
-        Parameters {
-            time: ext4_builder::MAX_TIME + 1,
+        Options {
+            time: seconds(Time::MAX.secs + 1),
             ..good.clone()
         },
-        Parameters {
-            bytes_per_inode: 0,
+        Options {
+            inodes: Inodes::BytesPerInode(0),
             ..good.clone()
         },
-        Parameters {
+        Options {
             reserved_percent: 51,
             ..good.clone()
         },
     ] {
         let storage = MemStorage::new();
-        let error = ext4_builder::format(&storage, &bad).expect_err("refused");
+        let error = ext4_builder::format(&storage, bad).expect_err("refused");
         assert_eq!(error.kind(), block::ErrorKind::InvalidInput, "{error}");
         assert!(error.hint().is_some(), "{error}");
         assert_eq!(storage.len().expect("len"), 0);
@@ -356,7 +241,7 @@ proptest! {
         size in prop_oneof![MIB..40 * MIB, 100 * MIB..3 * GIB],
         bytes_per_inode in 2048u64..200_000,
     ) {
-        let parameters = Parameters { bytes_per_inode, ..Parameters::new(size, UUID) };
-        Image::new(&parameters).assert_clean(&format!("{parameters:?}"));
+        let options = Options { inodes: Inodes::BytesPerInode(bytes_per_inode), ..given(size) };
+        Image::new(&options).assert_clean(&format!("{options:?}"));
     }
 }

@@ -1,0 +1,508 @@
+//! The builder: a tree that grows as entries come, and whose data is placed as it comes.
+
+use std::ops::Range;
+
+use block::{Error, ErrorKind, Result, Storage};
+
+use crate::allocator::{Allocator, Cursor, Run};
+use crate::checksum::Checksum;
+use crate::disk::Disk;
+use crate::extent::Extent;
+use crate::features::Features;
+use crate::geometry::Geometry;
+use crate::group_descriptor::Seal;
+use crate::inode::{FileType, MAX_LINKS};
+use crate::options::{Options, Size};
+use crate::placement::{PlacedRun, Placement};
+use crate::time::Time;
+use crate::tree::{Content, Record, Tree};
+use crate::{Metadata, Node, Special, Summary, layout};
+
+/// The directory that is always there.
+pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
+
+/// Bytes of the longest target of a symlink.
+const MAX_TARGET: usize = 4095;
+
+/// Makes one filesystem on a storage.
+///
+/// Entries may come in any order in which directories come before what is in them. Data is placed when a file comes, and is
+/// for the caller to write; all metadata is written by [`finish`](Self::finish), and the superblock last. Until then the
+/// storage holds no filesystem, also when a builder is dropped.
+///
+/// Of two entries by one name, the last wins.
+#[derive(Debug)]
+pub struct Builder<'s> {
+    pub(crate) disk: Disk<'s>,
+    pub(crate) options: Options,
+    pub(crate) geometry: Geometry,
+    pub(crate) features: Features,
+    pub(crate) seal: Seal,
+    pub(crate) descriptor_room: u32,
+    pub(crate) allocator: Allocator,
+    pub(crate) tree: Tree,
+    /// Runs of files that have more than one, or start with a hole.
+    pub(crate) runs: Vec<Vec<Extent>>,
+}
+
+impl<'s> Builder<'s> {
+    /// Starts a filesystem of a root directory and `lost+found`. What the storage held is lost, though not all of it is
+    /// overwritten.
+    ///
+    /// # Errors
+    /// `InvalidInput` for options that cannot be, before anything is written; `Io`, `NoSpace`, and `Unsupported` for a
+    /// storage that is too short for a given size and cannot grow.
+    pub fn new(storage: &'s dyn Storage, options: Options) -> Result<Self> {
+        options.validate()?;
+        let geometry = Geometry::new(options.block_size);
+        let given = match options.size {
+            Size::Given(size) => Some(size),
+            Size::Fit(_) | Size::Shrink => None,
+        };
+        let descriptor_room = layout::descriptor_room(&options, geometry)?;
+        let features = Features::of(options.compat);
+        let seal = if features.metadata_checksums {
+            Seal::Crc32c(Checksum::of_filesystem(&options.uuid))
+        } else {
+            Seal::Crc16(options.uuid)
+        };
+        let cursor = Cursor::new(geometry, 1 + descriptor_room);
+        let end = given.map_or(u64::MAX, |size| size / geometry.block_size());
+        let root = Metadata {
+            permissions: 0o755,
+            ..Metadata::at(options.time)
+        };
+        let mut builder = Self {
+            disk: Disk::new(storage, geometry.block_size(), given)?,
+            geometry,
+            features,
+            seal,
+            descriptor_room,
+            allocator: Allocator::new(cursor, end),
+            tree: Tree::new(record(&options, &root, FileType::Directory)),
+            runs: Vec::new(),
+            options,
+        };
+        let lost_and_found = Metadata {
+            permissions: 0o700,
+            ..root
+        };
+        builder.directory(builder.root(), LOST_AND_FOUND, &lost_and_found)?;
+        if let Some(size) = given {
+            builder.check_size(size)?;
+            builder.disk.grow(size)?;
+        }
+        builder.disk.erase()?;
+        Ok(builder)
+    }
+
+    /// Refuses a given size that cannot hold even what there is now.
+    fn check_size(&self, size: u64) -> Result<()> {
+        if size / self.geometry.block_size() > self.allocator.cursor().next() {
+            return Ok(());
+        }
+        let message = format!("cannot make an ext4 filesystem of {size} bytes");
+        Err(Error::invalid(message).with_hint("choose a size of 1 MiB or more"))
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> Node {
+        Node(0)
+    }
+
+    /// What a directory has by a name.
+    pub fn lookup(&self, directory: Node, name: &[u8]) -> Option<Node> {
+        self.tree.lookup(directory, name)
+    }
+
+    /// What is in a directory, in no certain order.
+    pub fn entries(&self, directory: Node) -> impl Iterator<Item = (&[u8], Node)> {
+        self.tree.entries(directory)
+    }
+
+    /// Whether a node is a directory.
+    pub fn is_directory(&self, node: Node) -> bool {
+        self.tree.record(node).is_directory()
+    }
+
+    /// Puts a directory into another. One that is there by that name keeps what is in it, and gets this metadata.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name, metadata or a parent that cannot be.
+    pub fn directory(&mut self, parent: Node, name: &[u8], metadata: &Metadata) -> Result<Node> {
+        self.check_place(parent, name, FileType::Directory)?;
+        if let Some(node) = self.tree.lookup(parent, name)
+            && self.is_directory(node)
+        {
+            self.set_metadata(node, metadata)?;
+            return Ok(node);
+        }
+        let record = self.record(metadata, FileType::Directory)?;
+        self.put(parent, name, record)
+    }
+
+    /// Puts a file of `size` bytes into a directory, and says where its data goes. `data` are the ranges that hold
+    /// any, in order; all others read as zeros and take no room.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name, metadata, a parent, a size or ranges that cannot be; `NoSpace` when a given size is
+    /// used up; `Io` where blocks that are not all data had to be zeroed.
+    pub fn file(
+        &mut self,
+        parent: Node,
+        name: &[u8],
+        metadata: &Metadata,
+        size: u64,
+        data: &[Range<u64>],
+    ) -> Result<(Node, Placement)> {
+        self.check_place(parent, name, FileType::Regular)?;
+        let block_size = self.geometry.block_size();
+        let most = u64::from(u32::MAX) * block_size;
+        if size > most {
+            let message = format!(
+                "{:?}: a file of {size} bytes is larger than the {most} that ext4 can hold",
+                String::from_utf8_lossy(name)
+            );
+            return Err(Error::invalid(message).with_hint("blocks of 4096 bytes allow for the most"));
+        }
+        let blocks = self.data_blocks(size, data)?;
+        let record = self.record(metadata, FileType::Regular)?;
+        let (extents, placement) = self.place(size, data, &blocks)?;
+        let content = match extents[..] {
+            [] => Content::Empty,
+            [only] if only.logical == 0 => Content::Run {
+                start: only.physical,
+                blocks: only.len,
+            },
+            _ => {
+                self.runs.push(extents);
+                Content::Runs(self.runs.len() as u32 - 1)
+            }
+        };
+        let record = Record {
+            content,
+            size,
+            ..record
+        };
+        Ok((self.put(parent, name, record)?, placement))
+    }
+
+    /// Puts a symlink into a directory.
+    ///
+    /// # Errors
+    /// As for [`directory`](Self::directory); `InvalidInput` for a target that is empty or too long too.
+    pub fn symlink(&mut self, parent: Node, name: &[u8], metadata: &Metadata, target: &[u8]) -> Result<Node> {
+        self.check_place(parent, name, FileType::Symlink)?;
+        let most = MAX_TARGET.min(self.options.block_size as usize - 1);
+        if target.is_empty() || target.len() > most || target.contains(&0) {
+            let message = format!(
+                "{:?}: a symlink cannot point to {} bytes of {:?}",
+                String::from_utf8_lossy(name),
+                target.len(),
+                String::from_utf8_lossy(&target[..target.len().min(40)])
+            );
+            let hint = format!("targets have 1 to {most} bytes here, no NUL among them");
+            return Err(Error::invalid(message).with_hint(hint));
+        }
+        let record = Record {
+            size: target.len() as u64,
+            content: Content::Symlink {
+                target: self.tree.put_target(target)?,
+            },
+            ..self.record(metadata, FileType::Symlink)?
+        };
+        self.put(parent, name, record)
+    }
+
+    /// Puts a device, fifo or socket into a directory.
+    ///
+    /// # Errors
+    /// As for [`directory`](Self::directory); `InvalidInput` for a device number that cannot be too.
+    pub fn special(
+        &mut self,
+        parent: Node,
+        name: &[u8],
+        metadata: &Metadata,
+        special: Special,
+    ) -> Result<Node> {
+        let (file_type, content) = match special {
+            Special::Fifo => (FileType::Fifo, Content::Empty),
+            Special::Socket => (FileType::Socket, Content::Empty),
+            Special::CharacterDevice { major, minor } => {
+                (FileType::CharacterDevice, Content::Device { major, minor })
+            }
+            Special::BlockDevice { major, minor } => {
+                (FileType::BlockDevice, Content::Device { major, minor })
+            }
+        };
+        if let Content::Device { major, minor } = content
+            && (major >= 1 << 12 || minor >= 1 << 20)
+        {
+            let message = format!("there is no device {major}:{minor}");
+            return Err(Error::invalid(message).with_hint("majors end at 4095, minors at 1048575"));
+        }
+        self.check_place(parent, name, file_type)?;
+        let record = Record {
+            content,
+            ..self.record(metadata, file_type)?
+        };
+        self.put(parent, name, record)
+    }
+
+    /// Gives a node that is no directory another name.
+    ///
+    /// # Errors
+    /// As for [`directory`](Self::directory); `InvalidInput` for a directory, and for more than 65,000 names, too.
+    pub fn hard_link(&mut self, parent: Node, name: &[u8], node: Node) -> Result<()> {
+        let Record { file_type, links, .. } = *self.tree.record(node);
+        self.check_place(parent, name, file_type)?;
+        let refuse = |what: &str| {
+            let name = String::from_utf8_lossy(name);
+            Err(Error::invalid(format!("{name:?} cannot be a link: {what}")))
+        };
+        if file_type == FileType::Directory {
+            return refuse("directories have one name only");
+        }
+        if links == 0 {
+            return refuse("what it names was removed");
+        }
+        if self.tree.lookup(parent, name) == Some(node) {
+            return Ok(());
+        }
+        if links >= MAX_LINKS {
+            return refuse("a file has 65,000 names at most");
+        }
+        self.unlink(parent, name);
+        self.tree.link(parent, name, node)
+    }
+
+    /// Removes what a directory has by a name, with all that is in it. Returns whether there was anything.
+    /// `lost+found` is only emptied.
+    pub fn remove(&mut self, parent: Node, name: &[u8]) -> bool {
+        match self.tree.lookup(parent, name) {
+            Some(node) if parent == self.root() && name == LOST_AND_FOUND => self.clear(node),
+            Some(_) => self.unlink(parent, name),
+            None => return false,
+        }
+        true
+    }
+
+    /// Removes everything that is in a directory.
+    pub fn clear(&mut self, directory: Node) {
+        let (allocator, runs) = (&mut self.allocator, &mut self.runs);
+        self.tree
+            .clear(directory, |record| release(allocator, runs, record));
+    }
+
+    /// Replaces a node's metadata.
+    ///
+    /// # Errors
+    /// `InvalidInput` for metadata that cannot be.
+    pub fn set_metadata(&mut self, node: Node, metadata: &Metadata) -> Result<()> {
+        let old = *self.tree.record(node);
+        let new = self.record(metadata, old.file_type)?;
+        *self.tree.record_mut(node) = Record {
+            times: new.times,
+            uid: new.uid,
+            gid: new.gid,
+            permissions: new.permissions,
+            ..old
+        };
+        Ok(())
+    }
+
+    /// Says that all data of files placed so far is written, or never will be: blocks of those that were replaced or
+    /// removed since can be used again.
+    pub fn settle(&mut self) {
+        self.allocator.settle();
+    }
+
+    /// Writes all metadata, and the superblock when everything else is durable. Data must be written before.
+    ///
+    /// # Errors
+    /// `NoSpace` where a given size is too small, with the size that would do; `Io`. The storage then holds no
+    /// filesystem, unless it is the very last sync that failed.
+    pub fn finish(self) -> Result<Summary> {
+        crate::finish::finish(self)
+    }
+
+    /// An inode of this metadata, and nothing else yet.
+    fn record(&mut self, metadata: &Metadata, file_type: FileType) -> Result<Record> {
+        Ok(record(&self.options, metadata, file_type))
+    }
+
+    fn check_place(&self, parent: Node, name: &[u8], file_type: FileType) -> Result<()> {
+        let refuse = |message: String| Err(Error::invalid(message));
+        let shown = String::from_utf8_lossy(name);
+        if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+            return refuse(format!("{shown:?} cannot be a name in a directory"));
+        }
+        if name.len() > 255 {
+            let message = format!("{shown:?} has {} bytes; a name has 255 at most", name.len());
+            return refuse(message);
+        }
+        let record = self.tree.record(parent);
+        if !record.is_directory() || record.links == 0 {
+            return refuse(format!("{shown:?} is to be put in what is no directory"));
+        }
+        if parent == self.root() && name == LOST_AND_FOUND && file_type != FileType::Directory {
+            return refuse("lost+found must be a directory: repairs put files there".into());
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, parent: Node, name: &[u8], record: Record) -> Result<Node> {
+        let node = self.tree.add(record)?;
+        self.unlink(parent, name);
+        self.tree.link(parent, name, node)?;
+        Ok(node)
+    }
+
+    fn unlink(&mut self, parent: Node, name: &[u8]) {
+        let (allocator, runs) = (&mut self.allocator, &mut self.runs);
+        self.tree
+            .unlink(parent, name, |record| release(allocator, runs, record));
+    }
+
+    /// The blocks of a file that ranges of its bytes are in.
+    fn data_blocks(&self, size: u64, data: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+        let block_size = self.geometry.block_size();
+        let mut blocks: Vec<Range<u64>> = Vec::new();
+        let mut last = 0;
+        for range in data {
+            if range.start < last || range.end < range.start || range.end > size {
+                let message = format!("data at {range:?} is out of order or past the end at {size}");
+                return Err(Error::invalid(message));
+            }
+            last = range.end;
+            if range.is_empty() {
+                continue;
+            }
+            let (start, end) = (range.start / block_size, range.end.div_ceil(block_size));
+            match blocks.last_mut() {
+                Some(before) if before.end >= start => before.end = end,
+                _ => blocks.push(start..end),
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// Allocates a file's blocks, and zeroes what the data leaves of them.
+    fn place(
+        &mut self,
+        size: u64,
+        data: &[Range<u64>],
+        blocks: &[Range<u64>],
+    ) -> Result<(Vec<Extent>, Placement)> {
+        let block_size = self.geometry.block_size();
+        let fresh = self.allocator.cursor().next();
+        let count = blocks.iter().map(|range| range.end - range.start).sum();
+        let placed = self.allocator.allocate(count).map_err(|error| self.full(error))?;
+        let mut pieces = placed.into_iter();
+        let mut piece = 0..0;
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut placement = Placement::default();
+        for range in blocks {
+            let mut start = range.start;
+            while start < range.end {
+                if piece.is_empty() {
+                    piece = pieces.next().unwrap_or(piece);
+                }
+                let len = (piece.end - piece.start).min(range.end - start);
+                let run = piece.start..piece.start + len;
+                piece.start += len;
+                placement.runs.push(PlacedRun {
+                    file_offset: start * block_size,
+                    storage_offset: self.disk.offset(run.start),
+                    len: (len * block_size).min(size - start * block_size),
+                });
+                push_extent(&mut extents, start, &run);
+                start += len;
+            }
+        }
+        for byte in edges(data, block_size) {
+            for (offset, _) in placement.places(byte..byte + 1) {
+                let block = offset / block_size;
+                if block < fresh || !self.disk.is_zeroed() {
+                    self.disk.write(block, &vec![0; block_size as usize])?;
+                }
+            }
+        }
+        Ok((extents, placement))
+    }
+
+    /// Makes of an error for lack of blocks one that says what is full.
+    fn full(&self, error: Error) -> Error {
+        match (error.kind(), self.options.size) {
+            (ErrorKind::NoSpace, Size::Given(size)) => Error::new(
+                ErrorKind::NoSpace,
+                format!("the tree does not fit on a filesystem of {size} bytes"),
+            )
+            .with_hint("choose a larger size"),
+            _ => error,
+        }
+    }
+}
+
+/// The first byte of each block that data starts or ends in without filling it.
+fn edges(data: &[Range<u64>], block_size: u64) -> impl Iterator<Item = u64> {
+    data.iter()
+        .filter(|range| !range.is_empty())
+        .flat_map(|range| [range.start, range.end])
+        .filter(move |edge| !edge.is_multiple_of(block_size))
+        .map(move |edge| edge / block_size * block_size)
+}
+
+pub(crate) fn push_extent(extents: &mut Vec<Extent>, logical: u64, run: &Run) {
+    let len = (run.end - run.start) as u32;
+    match extents.last_mut() {
+        Some(last)
+            if u64::from(last.logical) + u64::from(last.len) == logical
+                && last.physical + u64::from(last.len) == run.start =>
+        {
+            last.len += len;
+        }
+        _ => extents.push(Extent {
+            logical: logical as u32,
+            physical: run.start,
+            len,
+            unwritten: false,
+        }),
+    }
+}
+
+/// Gives back the blocks of what is removed.
+fn release(allocator: &mut Allocator, runs: &mut [Vec<Extent>], record: &Record) {
+    match record.content {
+        Content::Run { start, blocks } => allocator.release(start..start + u64::from(blocks)),
+        Content::Runs(index) => {
+            for extent in std::mem::take(&mut runs[index as usize]) {
+                allocator.release(extent.physical..extent.physical + u64::from(extent.len));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn record(options: &Options, metadata: &Metadata, file_type: FileType) -> Record {
+    let fields = |time: Time| {
+        let time = options.clamp.map_or(time, |clamp| time.min(clamp));
+        time.clamped().fields()
+    };
+    Record {
+        times: [
+            fields(metadata.accessed),
+            fields(metadata.changed),
+            fields(metadata.modified),
+            fields(metadata.created),
+        ],
+        content: Content::Empty,
+        size: 0,
+        uid: metadata.uid,
+        gid: metadata.gid,
+        links: 0,
+        number: 0,
+        permissions: metadata.permissions & 0o7777,
+        file_type,
+    }
+}

@@ -1,0 +1,187 @@
+//! The storage in blocks.
+
+use block::{Result, Storage, ZeroMode};
+
+use crate::allocator::Run;
+use crate::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
+
+/// Bytes at the start of a storage in which most formats have what they are known by.
+const SUPERBLOCKS: u64 = 64 << 10;
+
+/// Where a filesystem is written to.
+#[derive(Debug)]
+pub(crate) struct Disk<'s> {
+    storage: &'s dyn Storage,
+    block_size: u64,
+    /// Whether all that was never written reads as zeros.
+    zeroed: bool,
+}
+
+impl<'s> Disk<'s> {
+    /// Looks at the storage, whose first `size` bytes are to be written, or all.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn new(storage: &'s dyn Storage, block_size: u64, size: Option<u64>) -> Result<Self> {
+        let len = storage.len()?;
+        let len = size.map_or(len, |size| size.min(len));
+        let zeroed = len == 0 || {
+            let start = storage.host_extent(0, len)?;
+            !start.data && start.len >= len
+        };
+        Ok(Self {
+            storage,
+            block_size,
+            zeroed,
+        })
+    }
+
+    /// Removes what would be taken for a filesystem, so that a half-made one is not taken for that.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn erase(&self) -> Result<()> {
+        if self.zeroed {
+            return Ok(());
+        }
+        let len = SUPERBLOCKS.min(self.storage.len()?);
+        // An ext4 filesystem's own first: none of the others may go while it is there.
+        let own = (SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64).min(len);
+        self.storage.zero(0, own, ZeroMode::Unmap)?;
+        self.storage.sync_data()?;
+        self.storage.zero(0, len, ZeroMode::Unmap)
+    }
+
+    /// Makes the storage at least this long.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`, `Unsupported`.
+    pub(crate) fn grow(&self, size: u64) -> Result<()> {
+        if self.storage.len()? < size {
+            self.storage.set_len(size)?;
+        }
+        Ok(())
+    }
+
+    /// Where a block is in the storage.
+    pub(crate) fn offset(&self, block: u64) -> u64 {
+        block * self.block_size
+    }
+
+    /// Writes `bytes` from the start of a block. More than a block goes on in the next; of a short one, the rest
+    /// is zeroed.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn write(&self, block: u64, bytes: &[u8]) -> Result<()> {
+        let mut bytes = std::borrow::Cow::Borrowed(bytes);
+        let whole = bytes.len().next_multiple_of(self.block_size as usize);
+        if bytes.len() < whole {
+            bytes.to_mut().resize(whole, 0);
+        }
+        self.storage.write_all_at(&bytes, self.offset(block))
+    }
+
+    /// Writes bytes where they are on the disk.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.storage.write_all_at(bytes, offset)
+    }
+
+    /// Makes blocks that were never written read as zeros.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn zero_new(&self, run: Run) -> Result<()> {
+        if self.zeroed { Ok(()) } else { self.zero(run) }
+    }
+
+    /// Makes blocks read as zeros.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn zero(&self, run: Run) -> Result<()> {
+        let len = (run.end - run.start) * self.block_size;
+        if len == 0 {
+            return Ok(());
+        }
+        self.storage.zero(self.offset(run.start), len, ZeroMode::Unmap)
+    }
+
+    /// Whether all that was never written reads as zeros.
+    pub(crate) fn is_zeroed(&self) -> bool {
+        self.zeroed
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.storage.sync_data()
+    }
+}
+
+/// Writes blocks that come one after the other in large pieces.
+#[derive(Debug)]
+pub(crate) struct BlockWriter<'a, 's> {
+    disk: &'a Disk<'s>,
+    /// Where `bytes` begin.
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a, 's> BlockWriter<'a, 's> {
+    /// Bytes that are gathered at most.
+    const PIECE: usize = 1 << 20;
+
+    pub(crate) fn new(disk: &'a Disk<'s>) -> Self {
+        Self {
+            disk,
+            start: 0,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// Writes whole blocks from `block` on, now or later.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn write(&mut self, block: u64, bytes: &[u8]) -> Result<()> {
+        let end = self.start + self.bytes.len() as u64 / self.disk.block_size;
+        if block != end || self.bytes.len() >= Self::PIECE {
+            self.flush()?;
+            self.start = block;
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Writes one file's blocks over its runs.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn write_runs(&mut self, runs: &[Run], mut bytes: &[u8]) -> Result<()> {
+        for run in runs {
+            let len = ((run.end - run.start) * self.disk.block_size) as usize;
+            let (these, others) = bytes.split_at(len.min(bytes.len()));
+            self.write(run.start, these)?;
+            bytes = others;
+        }
+        Ok(())
+    }
+
+    /// Writes all that came so far.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        if !self.bytes.is_empty() {
+            self.disk.write(self.start, &self.bytes)?;
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+}

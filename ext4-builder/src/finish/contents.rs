@@ -1,0 +1,307 @@
+//! What belongs to single inodes: numbers, blocks of directories, extent trees, targets of symlinks.
+
+use block::{Error, Result};
+
+use crate::Node;
+use crate::allocator::{Allocator, Run};
+use crate::builder::{Builder, push_extent};
+use crate::checksum::Checksum;
+use crate::directory::{Entry, fill};
+use crate::disk::BlockWriter;
+use crate::extent::{self, Extent, MAX_LEN};
+use crate::htree::{Directory, Plan};
+use crate::inode::{
+    self, FIRST_FREE_INODE, FLAG_EXTENTS, FLAG_INDEX, FileType, INODE_SIZE, Inode, MAP_SIZE, ROOT_INODE,
+};
+use crate::time::Time;
+use crate::tree::{Content, Record, Tree};
+
+/// Bytes of `lost+found`, allocated in advance: whoever repairs a filesystem puts files there, and had better not have
+/// to allocate.
+const LOST_AND_FOUND_SIZE: usize = 16 << 10;
+
+/// Extents that the inode itself has room for.
+const INLINE_EXTENTS: u32 = 4;
+
+/// What an inode says of its contents, where that was not known when it came.
+#[derive(Clone, Copy, Debug)]
+struct Mapped {
+    map: [u8; MAP_SIZE],
+    flags: u32,
+    /// Blocks of data and of the map.
+    blocks: u64,
+}
+
+/// All contents that are placed.
+#[derive(Debug)]
+pub(super) struct Contents {
+    /// Inodes in use; their numbers have no gaps.
+    pub(super) inodes: u32,
+    /// Whether there are directories with three levels of index.
+    pub(super) large_directories: bool,
+    mapped: Vec<Mapped>,
+}
+
+impl Contents {
+    /// Gives every inode its number, and every one its blocks.
+    pub(super) fn place(builder: &mut Builder<'_>) -> Result<Self> {
+        let nodes: Vec<Node> = builder.tree.nodes().collect();
+        let mut next = FIRST_FREE_INODE;
+        for &node in &nodes {
+            let number = if node == builder.root() {
+                ROOT_INODE
+            } else {
+                next += 1;
+                next - 1
+            };
+            builder.tree.record_mut(node).number = number;
+        }
+        let mut placing = Placing {
+            writer: BlockWriter::new(&builder.disk),
+            allocator: &mut builder.allocator,
+            runs: &mut builder.runs,
+            block_size: builder.options.block_size as usize,
+            hash_seed: builder.options.hash_seed,
+            allows_large_directories: builder.features.large_directory,
+            large_directories: false,
+            seed: builder.seal.seed(),
+            mapped: Vec::new(),
+        };
+        for &node in &nodes {
+            let (content, size) = placing.place(&builder.tree, node)?;
+            let record = builder.tree.record_mut(node);
+            (record.content, record.size) = (content, size);
+        }
+        placing.writer.flush()?;
+        Ok(Self {
+            inodes: next - 1,
+            mapped: placing.mapped,
+            large_directories: placing.large_directories,
+        })
+    }
+
+    /// Whether an inode is a directory, and its bytes, for all that are in use, in order of their numbers.
+    pub(super) fn inodes(&self, builder: &Builder<'_>) -> impl Iterator<Item = (bool, [u8; INODE_SIZE])> {
+        let seed = builder.seal.seed();
+        let reserved = (1..FIRST_FREE_INODE).map(move |number| match number {
+            ROOT_INODE => (true, self.inode(builder, builder.root()).to_bytes(number, seed)),
+            _ => (false, Inode::default().to_bytes(number, seed)),
+        });
+        let others = builder.tree.nodes().skip(1).map(move |node| {
+            let record = builder.tree.record(node);
+            let bytes = self.inode(builder, node).to_bytes(record.number, seed);
+            (record.is_directory(), bytes)
+        });
+        reserved.chain(others)
+    }
+
+    /// The inode of a node of the tree.
+    fn inode(&self, builder: &Builder<'_>, node: Node) -> Inode {
+        let record = builder.tree.record(node);
+        let [accessed, changed, modified, created] = record.times.map(Time::of_fields);
+        let (map, flags, blocks) = self.map(builder, record);
+        Inode {
+            mode: record.file_type.mode() | record.permissions,
+            uid: record.uid,
+            gid: record.gid,
+            size: record.size,
+            sectors: blocks * builder.geometry.block_size() / 512,
+            links: links(record),
+            flags,
+            accessed,
+            changed,
+            modified,
+            created,
+            map,
+            ..Inode::default()
+        }
+    }
+
+    /// The inode's map, its flags, and the blocks that contents and map take.
+    fn map(&self, builder: &Builder<'_>, record: &Record) -> ([u8; MAP_SIZE], u32, u64) {
+        let tree = |extents: &[Extent]| extent::inline(extents).unwrap_or([0; MAP_SIZE]);
+        match record.content {
+            Content::Mapped(index) => {
+                let mapped = &self.mapped[index as usize];
+                (mapped.map, mapped.flags, mapped.blocks)
+            }
+            Content::Run { start, blocks } => {
+                let run = single(start, blocks);
+                let map = if blocks <= MAX_LEN {
+                    tree(&[run])
+                } else {
+                    tree(&run.pieces().collect::<Vec<_>>())
+                };
+                (map, FLAG_EXTENTS, blocks.into())
+            }
+            Content::Device { major, minor } => (inode::device(major, minor).unwrap_or([0; MAP_SIZE]), 0, 0),
+            Content::Symlink { target } => {
+                let map = inode::fast_symlink(builder.tree.target(target));
+                (map.unwrap_or([0; MAP_SIZE]), 0, 0)
+            }
+            _ if record.file_type == FileType::Regular => (tree(&[]), FLAG_EXTENTS, 0),
+            _ => ([0; MAP_SIZE], 0, 0),
+        }
+    }
+}
+
+/// The links that an inode says: names, for a directory its `.` and all `..` below.
+fn links(record: &Record) -> u16 {
+    if record.is_directory() {
+        inode::directory_links(record.links - 1)
+    } else {
+        record.links as u16
+    }
+}
+
+fn too_many_entries(count: usize) -> Error {
+    Error::unsupported(format!("a directory of {count} entries is larger than its index can be"))
+        .with_hint("choose blocks of 4096 bytes, and no profile for kernels before 4.13")
+}
+
+/// A file's only extent.
+fn single(start: u64, blocks: u32) -> Extent {
+    Extent {
+        logical: 0,
+        physical: start,
+        len: blocks,
+        unwritten: false,
+    }
+}
+
+/// Places contents one after the other.
+struct Placing<'a, 's> {
+    writer: BlockWriter<'a, 's>,
+    allocator: &'a mut Allocator,
+    runs: &'a mut Vec<Vec<Extent>>,
+    block_size: usize,
+    hash_seed: [u8; 16],
+    allows_large_directories: bool,
+    /// Whether there are any.
+    large_directories: bool,
+    seed: Option<Checksum>,
+    mapped: Vec<Mapped>,
+}
+
+impl Placing<'_, '_> {
+    /// Returns what the inode is to hold, and its size.
+    fn place(&mut self, tree: &Tree, node: Node) -> Result<(Content, u64)> {
+        let record = tree.record(node);
+        match record.content {
+            Content::Directory { .. } => self.directory(tree, node),
+            Content::Runs(index) => {
+                let extents = std::mem::take(&mut self.runs[index as usize]);
+                Ok((self.map(record.number, &extents, 0)?, record.size))
+            }
+            Content::Run { start, blocks } if blocks > MAX_LEN * INLINE_EXTENTS => {
+                let extents = [single(start, blocks)];
+                Ok((self.map(record.number, &extents, 0)?, record.size))
+            }
+            Content::Symlink { target } => {
+                let block = inode::symlink_block(tree.target(target), self.block_size);
+                match block {
+                    Some(bytes) if inode::fast_symlink(tree.target(target)).is_none() => {
+                        Ok((self.symlink(record.number, &bytes)?, record.size))
+                    }
+                    _ => Ok((record.content, record.size)),
+                }
+            }
+            content => Ok((content, record.size)),
+        }
+    }
+
+    fn directory(&mut self, tree: &Tree, node: Node) -> Result<(Content, u64)> {
+        let record = tree.record(node);
+        let parent = match record.content {
+            Content::Directory { parent, .. } => tree.record(Node(parent)).number,
+            _ => ROOT_INODE,
+        };
+        let entries: Vec<(&[u8], Node)> = tree.entries(node).collect();
+        let entry = |index: u32| {
+            let (name, node) = entries[index as usize];
+            let record = tree.record(node);
+            Entry {
+                inode: record.number,
+                file_type: record.file_type,
+                name,
+            }
+        };
+        let seed = self.seed.map(|seed| seed.of_inode(record.number, 0));
+        let directory = Directory {
+            number: record.number,
+            parent,
+            inode: seed,
+            block_size: self.block_size,
+            hash_seed: self.hash_seed,
+        };
+        let plan = Plan::new(directory, entries.len() as u32, entry)
+            .filter(|plan| self.allows_large_directories || !plan.needs_large_dir())
+            .ok_or_else(|| too_many_entries(entries.len()))?;
+        self.large_directories |= plan.needs_large_dir();
+        let mut least = 1;
+        if record.number == FIRST_FREE_INODE && !plan.is_indexed() {
+            least = LOST_AND_FOUND_SIZE.div_ceil(self.block_size) as u32;
+        }
+        let count = plan.blocks().max(least);
+        let runs = self.allocator.allocate(count.into())?;
+        let mut places = runs.iter().cloned().flatten();
+        let writer = &mut self.writer;
+        let mut write = |bytes: &[u8]| {
+            // There are as many places as blocks.
+            places.next().map_or(Ok(()), |block| writer.write(block, bytes))
+        };
+        plan.write(entry, &mut write)?;
+        if count > plan.blocks() {
+            let mut empty = vec![0; self.block_size];
+            fill(&mut empty, [], seed);
+            (plan.blocks()..count).try_for_each(|_| write(&empty))?;
+        }
+        let flags = if plan.is_indexed() { FLAG_INDEX } else { 0 };
+        let content = self.content(record.number, &runs, flags)?;
+        Ok((content, u64::from(count) * self.block_size as u64))
+    }
+
+    /// Gives the block of a long symlink's target a place.
+    fn symlink(&mut self, number: u32, target: &[u8]) -> Result<Content> {
+        let run = self.allocator.allocate(1)?;
+        self.writer.write_runs(&run, target)?;
+        self.content(number, &run, 0)
+    }
+
+    /// What an inode holds whose contents are all of these runs.
+    fn content(&mut self, number: u32, runs: &[Run], flags: u32) -> Result<Content> {
+        if let ([run], 0) = (runs, flags) {
+            return Ok(Content::Run {
+                start: run.start,
+                blocks: (run.end - run.start) as u32,
+            });
+        }
+        let mut extents = Vec::new();
+        let mut logical = 0;
+        for run in runs {
+            push_extent(&mut extents, logical, run);
+            logical += run.end - run.start;
+        }
+        self.map(number, &extents, flags)
+    }
+
+    /// Makes the extent tree of runs.
+    fn map(&mut self, number: u32, runs: &[Extent], flags: u32) -> Result<Content> {
+        let extents: Vec<Extent> = runs.iter().flat_map(|run| run.pieces()).collect();
+        let mut blocks = runs.iter().map(|run| u64::from(run.len)).sum();
+        let seed = self.seed.map(|seed| seed.of_inode(number, 0));
+        let (allocator, writer) = (&mut *self.allocator, &mut self.writer);
+        let map = extent::tree(&extents, self.block_size, seed, |bytes| {
+            let block = allocator.allocate_block()?;
+            writer.write(block, bytes)?;
+            blocks += 1;
+            Ok(block)
+        })?;
+        self.mapped.push(Mapped {
+            map,
+            flags: FLAG_EXTENTS | flags,
+            blocks,
+        });
+        Ok(Content::Mapped(self.mapped.len() as u32 - 1))
+    }
+}

@@ -1,0 +1,65 @@
+//! Writes the metadata of a finished tree.
+//!
+//! Everything has its place before anything that says so is written: first what belongs to single files (`contents`: directory
+//! blocks, extent trees, extended attributes), as its amount is known only when it is made; then the layout is worked
+//! out ([`layout::solve`]), and the groups get their inode tables and bitmaps (`groups`). All that and the
+//! copies of the superblock is durable before the superblock itself is written.
+
+mod contents;
+mod groups;
+
+use block::Result;
+
+use crate::Summary;
+use crate::builder::Builder;
+use crate::layout::{self, Demand};
+use crate::superblock::{SUPERBLOCK_OFFSET, Superblock};
+use contents::Contents;
+
+/// Writes all that is left, and the superblock last.
+pub(crate) fn finish(mut builder: Builder<'_>) -> Result<Summary> {
+    builder.settle();
+    let contents = Contents::place(&mut builder)?;
+    builder.settle();
+    let layout = layout::solve(&Demand {
+        options: &builder.options,
+        geometry: builder.geometry,
+        descriptor_room: builder.descriptor_room,
+        cursor: builder.allocator.cursor(),
+        free: builder.allocator.free().map(|run| run.end - run.start).sum(),
+        inodes: contents.inodes + 1,
+        orphan_file: builder.features.orphan_file,
+    })?;
+    builder.features.ea_inode = false;
+    builder.features.large_directory = contents.large_directories;
+    builder.features.journal = !layout.journal.is_empty();
+    builder.features.orphan_file = !layout.orphan_file.is_empty();
+    builder.features.resize_inode = layout.resize_block.is_some();
+    builder.disk.grow(layout.blocks * builder.geometry.block_size())?;
+    let groups = groups::write(&builder, &contents, &layout)?;
+    let superblock = Superblock {
+        options: &builder.options,
+        geometry: builder.geometry,
+        features: builder.features,
+        layout: &layout,
+        free_blocks: groups.free_blocks,
+        free_inodes: groups.free_inodes,
+        seed: builder.seal.seed(),
+        journal: None,
+        orphan_file_inode: None,
+    };
+    groups::write_copies(&builder, &layout, &groups.descriptors, &superblock)?;
+    builder.disk.sync()?;
+    builder
+        .disk
+        .write_at(SUPERBLOCK_OFFSET, &superblock.to_bytes(0))?;
+    builder.disk.sync()?;
+    Ok(Summary {
+        block_size: builder.options.block_size,
+        blocks: layout.blocks,
+        free_blocks: groups.free_blocks,
+        inodes: layout.groups.len() as u32 * layout.inodes_per_group,
+        free_inodes: groups.free_inodes,
+        journal_blocks: layout.journal.iter().map(|run| run.end - run.start).sum(),
+    })
+}

@@ -1,0 +1,7 @@
+//! Filesystems made here, judged by the e2fsprogs tools and by the kernel.
+//!
+//! The kernel's judgement needs a loop mount, hence root, or sudo without a password.
+
+mod empty;
+mod image;
+mod trees;
