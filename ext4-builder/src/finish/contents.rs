@@ -155,8 +155,10 @@ fn links(record: &Record) -> u16 {
 }
 
 fn too_many_entries(count: usize) -> Error {
-    Error::unsupported(format!("a directory of {count} entries is larger than its index can be"))
-        .with_hint("choose blocks of 4096 bytes, and no profile for kernels before 4.13")
+    Error::unsupported(format!(
+        "a directory of {count} entries is larger than its index can be"
+    ))
+    .with_hint("choose blocks of 4096 bytes, and no profile for kernels before 4.13")
 }
 
 /// A file's only extent.
