@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use block::{Error, ErrorKind, Result};
 
-use crate::geometry::{Geometry, has_superblock};
+use crate::geometry::{Geometry, next_with_superblock};
 
 /// Blocks side by side.
 pub(crate) type Run = Range<u64>;
@@ -80,9 +80,7 @@ impl Cursor {
     fn room(&mut self) -> u64 {
         if self.next == self.geometry.first_block(self.copy) {
             self.next += u64::from(self.copy_blocks);
-            self.copy = (self.copy + 1..)
-                .find(|&group| has_superblock(group))
-                .unwrap_or(u32::MAX);
+            self.copy = next_with_superblock(self.copy);
         }
         self.geometry.first_block(self.copy) - self.next
     }
@@ -210,6 +208,7 @@ impl Allocator {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // Runs are ranges, and there may be one.
 mod tests {
     use super::*;
 
@@ -220,11 +219,11 @@ mod tests {
     #[test]
     fn steps_over_the_copies() {
         let mut allocator = allocator(10, u64::MAX);
-        let runs = allocator.allocate(32768 * 4).unwrap();
-        assert_eq!(runs, [10..32768, 32778..98304, 98314..131102]);
+        let runs = allocator.allocate(32_768 * 4).unwrap();
+        assert_eq!(runs, [10..32_768, 32_778..98_304, 98_314..131_102]);
         let mut cursor = Cursor::new(Geometry::new(4096), 10);
-        cursor.move_to(32768 * 3 + 4);
-        assert_eq!(cursor.next(), 32768 * 3 + 10);
+        cursor.move_to(32_768 * 3 + 4);
+        assert_eq!(cursor.next(), 32_768 * 3 + 10);
         cursor.take(7);
         let mut skipped = Vec::new();
         assert_eq!(cursor.take_contiguous(65_520, &mut skipped), 163_850..229_370);

@@ -137,7 +137,7 @@ impl<'s> Builder<'s> {
             self.set_metadata(node, metadata)?;
             return Ok(node);
         }
-        let record = self.record(metadata, FileType::Directory)?;
+        let record = self.record(metadata, FileType::Directory);
         self.put(parent, name, record)
     }
 
@@ -166,7 +166,7 @@ impl<'s> Builder<'s> {
             return Err(Error::invalid(message).with_hint("blocks of 4096 bytes allow for the most"));
         }
         let blocks = self.data_blocks(size, data)?;
-        let record = self.record(metadata, FileType::Regular)?;
+        let record = self.record(metadata, FileType::Regular);
         let (extents, placement) = self.place(size, data, &blocks)?;
         let content = match extents[..] {
             [] => Content::Empty,
@@ -209,7 +209,7 @@ impl<'s> Builder<'s> {
             content: Content::Symlink {
                 target: self.tree.put_target(target)?,
             },
-            ..self.record(metadata, FileType::Symlink)?
+            ..self.record(metadata, FileType::Symlink)
         };
         self.put(parent, name, record)
     }
@@ -244,7 +244,7 @@ impl<'s> Builder<'s> {
         self.check_place(parent, name, file_type)?;
         let record = Record {
             content,
-            ..self.record(metadata, file_type)?
+            ..self.record(metadata, file_type)
         };
         self.put(parent, name, record)
     }
@@ -300,7 +300,7 @@ impl<'s> Builder<'s> {
     /// `InvalidInput` for metadata that cannot be.
     pub fn set_metadata(&mut self, node: Node, metadata: &Metadata) -> Result<()> {
         let old = *self.tree.record(node);
-        let new = self.record(metadata, old.file_type)?;
+        let new = self.record(metadata, old.file_type);
         *self.tree.record_mut(node) = Record {
             times: new.times,
             uid: new.uid,
@@ -327,8 +327,8 @@ impl<'s> Builder<'s> {
     }
 
     /// An inode of this metadata, and nothing else yet.
-    fn record(&mut self, metadata: &Metadata, file_type: FileType) -> Result<Record> {
-        Ok(record(&self.options, metadata, file_type))
+    fn record(&self, metadata: &Metadata, file_type: FileType) -> Record {
+        record(&self.options, metadata, file_type)
     }
 
     fn check_place(&self, parent: Node, name: &[u8], file_type: FileType) -> Result<()> {

@@ -89,6 +89,14 @@ pub(crate) fn has_superblock(group: u32) -> bool {
     group <= 1 || [3, 5, 7].into_iter().any(is_power_of)
 }
 
+/// The first group after `group` that has a copy.
+pub(crate) fn next_with_superblock(group: u32) -> u32 {
+    // The powers of 3 alone leave none out for longer than this.
+    (group + 1..=group.saturating_mul(3).max(1))
+        .find(|&group| has_superblock(group))
+        .unwrap_or(u32::MAX)
+}
+
 /// The groups below `groups` that have a copy.
 pub(crate) fn groups_with_superblock(groups: u32) -> impl Iterator<Item = u32> {
     (0..groups).filter(|&group| has_superblock(group))

@@ -8,8 +8,11 @@
 use block::{Error, ErrorKind, Result};
 
 use crate::allocator::{Cursor, Run};
+use crate::builder::push_extent;
+use crate::extent::{self, Extent};
 use crate::geometry::{FLEX_GROUPS, Geometry, groups_with_superblock, has_superblock};
 use crate::options::{Free, Inodes, Journal, Options, Size};
+use crate::{journal, orphan_file};
 
 /// A last group with less room for data than this is left off a given size: its metadata would be most of it.
 const MIN_DATA_BLOCKS: u64 = 50;
@@ -39,6 +42,48 @@ pub(crate) struct GroupPlace {
     pub(crate) inode_table: u64,
 }
 
+/// How many blocks the filesystem's own files have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct OwnFiles {
+    journal: u64,
+    orphan_file: u64,
+}
+
+/// Where one of them is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OwnFile {
+    pub(crate) extents: Vec<Extent>,
+    /// Blocks of the extent tree.
+    pub(crate) tree: Vec<u64>,
+}
+
+impl OwnFile {
+    fn take(cursor: &mut Cursor, blocks: u64, geometry: Geometry) -> Self {
+        let mut runs = Vec::new();
+        let mut logical = 0;
+        for run in cursor.take_all(blocks) {
+            push_extent(&mut runs, logical, &run);
+            logical += run.end - run.start;
+        }
+        let extents: Vec<Extent> = runs.into_iter().flat_map(Extent::pieces).collect();
+        let tree = extent::tree_blocks(extents.len(), geometry.block_size() as usize);
+        let tree = cursor.take_all(tree).into_iter().flatten().collect();
+        Self { extents, tree }
+    }
+
+    /// Blocks of its contents.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.extents.iter().map(|extent| u64::from(extent.len)).sum()
+    }
+
+    /// The blocks of its contents, in order.
+    pub(crate) fn places(&self) -> impl Iterator<Item = u64> {
+        self.extents
+            .iter()
+            .flat_map(|extent| extent.physical..extent.physical + u64::from(extent.len))
+    }
+}
+
 /// A whole filesystem's places.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Layout {
@@ -51,8 +96,9 @@ pub(crate) struct Layout {
     pub(crate) descriptor_blocks: u32,
     pub(crate) reserved_descriptor_blocks: u32,
     pub(crate) groups: Vec<GroupPlace>,
-    pub(crate) journal: Vec<Run>,
-    pub(crate) orphan_file: Vec<Run>,
+    /// Without blocks where there is none.
+    pub(crate) journal: OwnFile,
+    pub(crate) orphan_file: OwnFile,
     /// Blocks below `end` that were too few for an inode table.
     pub(crate) skipped: Vec<Run>,
     /// The resize inode's own block, where there is one.
@@ -70,7 +116,7 @@ impl Layout {
         geometry.first_data_block()
             + groups * (2 + u64::from(self.table_blocks))
             + self.copies() * u64::from(self.copy_blocks())
-            + self.journal.iter().map(|run| run.end - run.start).sum::<u64>()
+            + self.journal.blocks()
     }
 
     /// Blocks of each copy of superblock and descriptors.
@@ -143,8 +189,7 @@ impl Demand<'_> {
                 blocks = last;
                 continue;
             }
-            let journal = self.journal_blocks(blocks);
-            let layout = self.place(groups, inodes_per_group, journal);
+            let layout = self.place(groups, inodes_per_group, self.own_files(blocks));
             if layout.blocks <= blocks {
                 return Ok(Layout { blocks, ..layout });
             }
@@ -179,11 +224,11 @@ impl Demand<'_> {
         let mut groups = geometry
             .groups(self.cursor.next().max(geometry.first_data_block() + 1))
             .max(self.least_inodes().div_ceil(u64::from(most_per_group)) as u32);
-        let mut journal = 0;
+        let mut own = OwnFiles::default();
         loop {
             let nominal = geometry.first_block(groups);
             let inodes_per_group = self.inodes_per_group(groups, nominal)?;
-            let mut layout = self.place(groups, inodes_per_group, journal);
+            let mut layout = self.place(groups, inodes_per_group, own);
             let wanted = match free {
                 Free::Bytes(bytes) => layout.used + geometry.blocks_of(bytes),
                 Free::Percent(percent) => (layout.used * 100).div_ceil(100 - u64::from(percent)),
@@ -197,12 +242,13 @@ impl Demand<'_> {
             };
             let least = geometry.first_block(last) + u64::from(copy) + 1;
             layout.blocks = wanted.max(layout.blocks).max(least);
-            let (more, larger) = (geometry.groups(layout.blocks), self.journal_blocks(layout.blocks));
-            if more <= groups && larger <= journal {
+            let (more, larger) = (geometry.groups(layout.blocks), self.own_files(layout.blocks));
+            if more <= groups && larger.journal <= own.journal && larger.orphan_file <= own.orphan_file {
                 return self.check_descriptors(layout);
             }
             groups = groups.max(more);
-            journal = journal.max(larger);
+            own.journal = own.journal.max(larger.journal);
+            own.orphan_file = own.orphan_file.max(larger.orphan_file);
         }
     }
 
@@ -253,30 +299,45 @@ impl Demand<'_> {
         Ok(wanted(self.least_inodes().max(by_size)).min(most) as u32)
     }
 
-    fn journal_blocks(&self, blocks: u64) -> u64 {
-        match self.options.journal {
-            Journal::Default => 0 * blocks,
+    /// As mke2fs has it, there is an orphan file only where there is a journal.
+    fn own_files(&self, blocks: u64) -> OwnFiles {
+        let journal = match self.options.journal {
+            Journal::Default => journal::default_blocks(blocks).map_or(0, u64::from),
             Journal::Bytes(bytes) => bytes / self.geometry.block_size(),
             Journal::None => 0,
+        };
+        let orphan_file = if self.orphan_file && journal > 0 {
+            orphan_file::default_blocks(blocks).into()
+        } else {
+            0
+        };
+        OwnFiles { journal, orphan_file }
+    }
+
+    /// Blocks to keep behind the descriptors, which the resize inode can lead to.
+    fn reserved_descriptor_blocks(&self, groups: u32, descriptor_blocks: u32) -> u32 {
+        if self.geometry.first_block(groups) > u32::MAX.into() {
+            return 0;
         }
+        self.descriptor_room
+            .saturating_sub(descriptor_blocks)
+            .min(self.geometry.block_size() as u32 / 4)
     }
 
     /// Places everything for so many groups; the layout is as short as that allows.
-    fn place(&self, groups: u32, inodes_per_group: u32, journal: u64) -> Layout {
+    fn place(&self, groups: u32, inodes_per_group: u32, own: OwnFiles) -> Layout {
         let geometry = self.geometry;
         let mut cursor = self.cursor;
         let descriptor_blocks = geometry.descriptor_blocks(groups);
-        let reserved = 0 * self
-            .descriptor_room
-            .saturating_sub(descriptor_blocks)
-            .min(geometry.block_size() as u32 / 4);
+        let reserved = self.reserved_descriptor_blocks(groups, descriptor_blocks);
         let mut layout = Layout {
             inodes_per_group,
             table_blocks: inodes_per_group / geometry.inodes_per_block(),
             descriptor_blocks,
             reserved_descriptor_blocks: reserved,
             groups: Vec::with_capacity(groups as usize),
-            journal: cursor.take_all(journal),
+            journal: OwnFile::take(&mut cursor, own.journal, geometry),
+            orphan_file: OwnFile::take(&mut cursor, own.orphan_file, geometry),
             ..Layout::default()
         };
         if reserved > 0 {

@@ -30,29 +30,22 @@ mod builder;
 mod checksum;
 mod directory;
 mod disk;
-#[allow(dead_code)] // Until all of it is used.
 mod extent;
 mod features;
 mod finish;
 mod geometry;
 mod group_descriptor;
-#[allow(dead_code)] // Until all of it is used.
 mod hash;
-#[allow(dead_code)] // Until all of it is used.
 mod htree;
 #[allow(dead_code)] // Until all of it is used.
 mod inline_data;
-#[allow(dead_code)] // Until all of it is used.
 mod inode;
-#[allow(dead_code)] // Until all of it is used.
 mod journal;
 mod layout;
 mod metadata;
 mod options;
-#[allow(dead_code)] // Until all of it is used.
 mod orphan_file;
 mod placement;
-#[allow(dead_code)] // Until all of it is used.
 mod resize_inode;
 mod superblock;
 mod time;

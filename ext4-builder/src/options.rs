@@ -142,12 +142,9 @@ impl Options {
             }
             _ => {}
         }
-        match self.inodes {
-            Inodes::BytesPerInode(bytes @ ..1024) => {
-                let message = format!("one inode for every {bytes} bytes is too many");
-                return refuse(message, "choose 1024 bytes per inode or more");
-            }
-            _ => {}
+        if let Inodes::BytesPerInode(bytes @ ..1024) = self.inodes {
+            let message = format!("one inode for every {bytes} bytes is too many");
+            return refuse(message, "choose 1024 bytes per inode or more");
         }
         if let Journal::Bytes(bytes) = self.journal {
             let block_size = u64::from(self.block_size);

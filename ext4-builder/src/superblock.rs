@@ -6,7 +6,8 @@ use crate::checksum::Checksum;
 use crate::features::Features;
 use crate::geometry::{FLEX_GROUPS, Geometry};
 use crate::group_descriptor::DESCRIPTOR_SIZE;
-use crate::inode::{EXTRA_SIZE, FIRST_FREE_INODE, INODE_SIZE, MAP_SIZE};
+use crate::inode::{EXTRA_SIZE, FIRST_FREE_INODE, INODE_SIZE};
+use crate::journal::{self, JOURNAL_INODE};
 use crate::layout::Layout;
 use crate::options::Options;
 use crate::time::Time;
@@ -17,9 +18,6 @@ pub(crate) const SUPERBLOCK_OFFSET: u64 = 1024;
 /// Bytes in the superblock.
 pub(crate) const SUPERBLOCK_SIZE: usize = 1024;
 
-/// Number of the journal's inode.
-pub(crate) const JOURNAL_INODE: u32 = 8;
-
 const MAGIC: u16 = 0xEF53;
 const STATE_CLEAN: u16 = 1;
 const ERRORS_CONTINUE: u16 = 1;
@@ -29,7 +27,6 @@ const HASH_HALF_MD4: u8 = 1;
 const FLAG_SIGNED_HASH: u32 = 1;
 const DEFAULT_MOUNT_USER_XATTR_AND_ACL: u32 = 0x4 | 0x8;
 const CHECKSUM_CRC32C: u8 = 1;
-const JOURNAL_BACKUP_OF_BLOCKS: u8 = 1;
 
 /// What a superblock says.
 #[derive(Debug)]
@@ -43,7 +40,7 @@ pub(crate) struct Superblock<'a> {
     /// The filesystem's seed, where there are checksums.
     pub(crate) seed: Option<Checksum>,
     /// The map and the size of the journal's inode, should that be lost.
-    pub(crate) journal: Option<([u8; MAP_SIZE], u64)>,
+    pub(crate) journal: Option<[u8; journal::BACKUP_SIZE]>,
     pub(crate) orphan_file_inode: Option<u32>,
 }
 
@@ -108,12 +105,10 @@ impl Superblock<'_> {
     }
 
     fn put_journal(&self, put: &mut Fields<'_>) {
-        if let Some((map, size)) = &self.journal {
+        if let Some(backup) = &self.journal {
             put.u32(0xE0, JOURNAL_INODE);
-            put.u8(0xFD, JOURNAL_BACKUP_OF_BLOCKS);
-            put.bytes(0x10C, map);
-            put.u32(0x10C + MAP_SIZE, (size >> 32) as u32);
-            put.u32(0x10C + MAP_SIZE + 4, *size as u32);
+            put.u8(0xFD, journal::BACKUP_TYPE);
+            put.bytes(0x10C, backup);
         }
         if let Some(inode) = self.orphan_file_inode {
             put.u32(0x280, inode);

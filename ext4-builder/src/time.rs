@@ -40,7 +40,7 @@ impl Time {
     /// The time that [`fields`](Self::fields) say.
     pub(crate) fn of_fields((low, extra): (u32, u32)) -> Self {
         Self {
-            secs: i64::from(low as i32) + (i64::from(extra & 3) << 32),
+            secs: i64::from(low.cast_signed()) + (i64::from(extra & 3) << 32),
             nanos: extra >> 2,
         }
     }

@@ -59,8 +59,15 @@ fn build(storage: &dyn Storage, options: &Options) -> block::Result<()> {
     let mut builder = Builder::new(storage, options.clone())?;
     let metadata = Metadata::default();
     let directory = builder.directory(builder.root(), b"directory", &metadata)?;
+    let data = 10..5000;
     for name in 0..100_u8 {
-        let (_, placement) = builder.file(directory, &[b'a', name + 128], &metadata, 5000, &[10..5000])?;
+        let (_, placement) = builder.file(
+            directory,
+            &[b'a', name + 128],
+            &metadata,
+            5000,
+            std::slice::from_ref(&data),
+        )?;
         placement.write(storage, &[1; 4990], 10)?;
     }
     builder.remove(directory, b"a\x80");

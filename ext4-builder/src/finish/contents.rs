@@ -2,6 +2,7 @@
 
 use block::{Error, Result};
 
+use super::own_files::OwnFiles;
 use crate::Node;
 use crate::allocator::{Allocator, Run};
 use crate::builder::{Builder, push_extent};
@@ -81,18 +82,26 @@ impl Contents {
     }
 
     /// Whether an inode is a directory, and its bytes, for all that are in use, in order of their numbers.
-    pub(super) fn inodes(&self, builder: &Builder<'_>) -> impl Iterator<Item = (bool, [u8; INODE_SIZE])> {
+    pub(super) fn inodes(
+        &self,
+        builder: &Builder<'_>,
+        own_files: &OwnFiles,
+    ) -> impl Iterator<Item = (bool, [u8; INODE_SIZE])> {
         let seed = builder.seal.seed();
         let reserved = (1..FIRST_FREE_INODE).map(move |number| match number {
             ROOT_INODE => (true, self.inode(builder, builder.root()).to_bytes(number, seed)),
-            _ => (false, Inode::default().to_bytes(number, seed)),
+            _ => (false, own_files.inode(number).to_bytes(number, seed)),
         });
         let others = builder.tree.nodes().skip(1).map(move |node| {
             let record = builder.tree.record(node);
             let bytes = self.inode(builder, node).to_bytes(record.number, seed);
             (record.is_directory(), bytes)
         });
-        reserved.chain(others)
+        let orphan_file = own_files.orphan_file_number().map(|number| {
+            let bytes = own_files.inode(number).to_bytes(number, seed);
+            (false, bytes)
+        });
+        reserved.chain(others).chain(orphan_file)
     }
 
     /// The inode of a node of the tree.

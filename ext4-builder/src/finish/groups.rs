@@ -3,6 +3,7 @@
 use block::Result;
 
 use super::contents::Contents;
+use super::own_files::OwnFiles;
 use crate::allocator::Run;
 use crate::bitmap::Bitmap;
 use crate::builder::Builder;
@@ -22,9 +23,14 @@ pub(super) struct Groups {
 }
 
 /// Writes inode tables and bitmaps, and makes the table of descriptors.
-pub(super) fn write(builder: &Builder<'_>, contents: &Contents, layout: &Layout) -> Result<Groups> {
+pub(super) fn write(
+    builder: &Builder<'_>,
+    contents: &Contents,
+    own_files: &OwnFiles,
+    layout: &Layout,
+) -> Result<Groups> {
     let geometry = builder.geometry;
-    let directories = write_inodes(builder, contents, layout)?;
+    let directories = write_inodes(builder, contents, own_files, layout)?;
     let used = used_runs(builder, layout);
     let mut used = &used[..];
     let mut groups = Groups {
@@ -91,12 +97,17 @@ pub(super) fn write(builder: &Builder<'_>, contents: &Contents, layout: &Layout)
 }
 
 /// Writes all inode tables. Returns the number of directories in each group that has inodes.
-fn write_inodes(builder: &Builder<'_>, contents: &Contents, layout: &Layout) -> Result<Vec<u32>> {
+fn write_inodes(
+    builder: &Builder<'_>,
+    contents: &Contents,
+    own_files: &OwnFiles,
+    layout: &Layout,
+) -> Result<Vec<u32>> {
     let per_group = layout.inodes_per_group as usize;
     let block_size = builder.geometry.block_size();
     let mut directories = Vec::new();
     let mut table = Vec::with_capacity(per_group * INODE_SIZE);
-    let mut inodes = contents.inodes(builder).peekable();
+    let mut inodes = contents.inodes(builder, own_files).peekable();
     for place in &layout.groups {
         table.clear();
         let mut count = 0;

@@ -2,11 +2,12 @@
 //!
 //! Everything has its place before anything that says so is written: first what belongs to single files (`contents`: directory
 //! blocks, extent trees, extended attributes), as its amount is known only when it is made; then the layout is worked
-//! out ([`layout::solve`]), and the groups get their inode tables and bitmaps (`groups`). All that and the
+//! out ([`layout::solve`]), the filesystem's own files are written (`own_files`), and the groups get their inode tables and bitmaps (`groups`). All that and the
 //! copies of the superblock is durable before the superblock itself is written.
 
 mod contents;
 mod groups;
+mod own_files;
 
 use block::Result;
 
@@ -15,11 +16,12 @@ use crate::builder::Builder;
 use crate::layout::{self, Demand};
 use crate::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use contents::Contents;
+use own_files::OwnFiles;
 
 /// Writes all that is left, and the superblock last.
 pub(crate) fn finish(mut builder: Builder<'_>) -> Result<Summary> {
     builder.settle();
-    let contents = Contents::place(&mut builder)?;
+    let mut contents = Contents::place(&mut builder)?;
     builder.settle();
     let layout = layout::solve(&Demand {
         options: &builder.options,
@@ -27,16 +29,17 @@ pub(crate) fn finish(mut builder: Builder<'_>) -> Result<Summary> {
         descriptor_room: builder.descriptor_room,
         cursor: builder.allocator.cursor(),
         free: builder.allocator.free().map(|run| run.end - run.start).sum(),
-        inodes: contents.inodes + 1,
+        inodes: contents.inodes + 1, // the orphan file's
         orphan_file: builder.features.orphan_file,
     })?;
     builder.features.ea_inode = false;
     builder.features.large_directory = contents.large_directories;
-    builder.features.journal = !layout.journal.is_empty();
-    builder.features.orphan_file = !layout.orphan_file.is_empty();
+    builder.features.journal = layout.journal.blocks() > 0;
+    builder.features.orphan_file = layout.orphan_file.blocks() > 0;
     builder.features.resize_inode = layout.resize_block.is_some();
     builder.disk.grow(layout.blocks * builder.geometry.block_size())?;
-    let groups = groups::write(&builder, &contents, &layout)?;
+    let own_files = OwnFiles::write(&builder, &mut contents, &layout)?;
+    let groups = groups::write(&builder, &contents, &own_files, &layout)?;
     let superblock = Superblock {
         options: &builder.options,
         geometry: builder.geometry,
@@ -45,8 +48,8 @@ pub(crate) fn finish(mut builder: Builder<'_>) -> Result<Summary> {
         free_blocks: groups.free_blocks,
         free_inodes: groups.free_inodes,
         seed: builder.seal.seed(),
-        journal: None,
-        orphan_file_inode: None,
+        journal: own_files.journal_backup(),
+        orphan_file_inode: own_files.orphan_file_number(),
     };
     groups::write_copies(&builder, &layout, &groups.descriptors, &superblock)?;
     builder.disk.sync()?;
@@ -60,6 +63,6 @@ pub(crate) fn finish(mut builder: Builder<'_>) -> Result<Summary> {
         free_blocks: groups.free_blocks,
         inodes: layout.groups.len() as u32 * layout.inodes_per_group,
         free_inodes: groups.free_inodes,
-        journal_blocks: layout.journal.iter().map(|run| run.end - run.start).sum(),
+        journal_blocks: layout.journal.blocks(),
     })
 }

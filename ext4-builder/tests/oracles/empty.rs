@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use block::{MemStorage, Storage};
-use ext4_builder::{Inodes, Options, Size, Time};
+use ext4_builder::{Inodes, Journal, Options, Size, Time};
 use proptest::prelude::*;
 
 use crate::image::{GIB, Image, MIB, given, lose_primary_superblock, run, succeed};
@@ -77,14 +77,16 @@ fn dumpe2fs_shows_what_was_asked_for() {
         ("Block size", "4096"),
         ("Inode count", "65536"),
         ("Inodes per group", "16384"),
-        ("Free inodes", "65525"),
+        ("Free inodes", "65524"),
         ("Inode size", "256"),
         ("Group descriptor size", "64"),
         ("Directory Hash Seed", "abababab-abab-abab-abab-abababababab"),
         ("Checksum type", "crc32c"),
+        ("Total journal size", "16M"),
+        ("Journal features", "(none)"),
         (
             "Filesystem features",
-            "ext_attr dir_index filetype extent 64bit flex_bg metadata_csum_seed sparse_super large_file huge_file dir_nlink extra_isize metadata_csum",
+            "has_journal ext_attr resize_inode dir_index orphan_file filetype extent 64bit flex_bg metadata_csum_seed sparse_super large_file huge_file dir_nlink extra_isize metadata_csum",
         ),
     ] {
         assert_eq!(image.field(name), value, "{name}");
@@ -138,8 +140,11 @@ fn statfs_counts_the_blocks_that_are_not_metadata() {
     let image = Image::of_size(GIB);
     let output = image.mounted("stat -f -c '%b %f' \"$1\"");
     let (blocks, free) = output.trim().split_once(' ').expect("two numbers");
-    // All that is not metadata is free but for the two directories.
-    assert_eq!(blocks.parse::<u64>().unwrap(), free.parse::<u64>().unwrap() + 5);
+    // All that is not metadata is free but for the two directories, the orphan file, and the resize inode's block.
+    assert_eq!(
+        blocks.parse::<u64>().unwrap(),
+        free.parse::<u64>().unwrap() + 5 + 64 + 1
+    );
     assert_eq!(image.field("Free blocks"), free);
     // What the superblock says itself, which kernels may take over instead of counting.
     let overhead: u64 = image.field("Overhead clusters").parse().unwrap();
@@ -164,6 +169,21 @@ fn resize2fs_makes_it_larger_and_smaller() {
     for size in ["1000M", "90M"] {
         succeed(Command::new("resize2fs").arg("-f").arg(&image.path).arg(size));
         image.assert_clean(size);
+    }
+}
+
+#[test]
+fn journals_are_as_large_as_is_asked_for() {
+    for (block_size, blocks) in [(1024, 1024), (1024, 600_000), (4096, 200_000)] {
+        let image = Image::new(&Options {
+            block_size,
+            journal: Journal::Bytes(blocks * u64::from(block_size)),
+            ..given(GIB)
+        });
+        image.assert_clean("with a journal of its own size");
+        assert_eq!(image.field("Total journal blocks"), blocks.to_string());
+        image.mounted("cd \"$1\"; seq 1000 | xargs mkdir; sync; cd /");
+        image.assert_clean("after the journal was in use");
     }
 }
 

@@ -21,7 +21,6 @@ fn metadata(seed: i64) -> Metadata {
         changed: time(1_600_000_000 + seed),
         modified: time(5_000_000_000 + seed),
         created: time(15_032_385_000 - seed),
-        ..Metadata::default()
     }
 }
 
@@ -94,11 +93,18 @@ fn build_some(builder: &mut Builder<'_>, storage: &MemStorage) {
     builder
         .special(root, b"\xff\xfe not UTF-8", &metadata(4), Special::Fifo)
         .expect("fifo");
-    put_file(builder, storage, root, b"replaced", 50_000, &[(0, &[1; 50_000])]);
+    put_file(
+        builder,
+        storage,
+        root,
+        b"replaced",
+        50_000,
+        &[(0, &vec![1; 50_000])],
+    );
     builder.settle();
     put_file(builder, storage, root, b"replaced", 9, &[(0, b"the last\n")]);
     let gone = builder.directory(root, b"gone", &metadata(1)).expect("directory");
-    put_file(builder, storage, gone, b"file", 70_000, &[(0, &[2; 70_000])]);
+    put_file(builder, storage, gone, b"file", 70_000, &[(0, &vec![2; 70_000])]);
     builder
         .directory(gone, b"below", &metadata(1))
         .expect("directory");

@@ -4,7 +4,7 @@
 //! The structures are private, so that their sources are compiled into this test. The kernel needs a loop mount,
 //! hence root, or sudo without a password.
 
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 #[path = "../../src/acl.rs"]
 mod acl;
