@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for a while, starting from small images that QEMU made.
+# Runs every fuzz target for a while, starting from small images that QEMU made, and archives of GNU tar.
 #
 #   scripts/fuzz.sh [TARGET...]        FUZZ_SECONDS=60 for each
 set -euo pipefail
@@ -41,9 +41,32 @@ fi
 
 cp -n "$seeds"/*.qcow2 fuzz/corpus/header/
 
+# archive NAME OPTIONS: an archive of a few small entries, after the byte that says how to read it.
+mkdir -p fuzz/corpus/tar
+archive() {
+    local path="fuzz/corpus/tar/$1"
+    [ -e "$path" ] && return
+    { printf '\0'; tar -c --sort=name "${@:2}" -C "$tree" .; } >"$path"
+}
+tree=$(mktemp -d)
+trap 'rm -rf "$tree"' EXIT
+echo data >"$tree/file"
+ln -s file "$tree/symlink"
+ln "$tree/file" "$tree/hard link"
+touch "$tree/$(printf 'n%.0s' {1..150})"
+truncate -s 20M "$tree/sparse"
+echo end >>"$tree/sparse"
+archive gnu --format=gnu --sparse
+archive pax00 --format=posix --sparse --sparse-version=0.0
+archive pax01 --format=posix --sparse --sparse-version=0.1
+archive pax10 --format=posix --sparse --sparse-version=1.0
+archive v7 --format=v7 --exclude=nnn*
+
 targets=("$@")
 [ $# -gt 0 ] || mapfile -t targets < <(cargo +nightly fuzz list)
 for target in "${targets[@]}"; do
     echo "== $target for $seconds s"
-    cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -dict=fuzz/qcow2.dict -timeout=10 -rss_limit_mb=2048
+    dict=fuzz/$target.dict
+    [ -e "$dict" ] || dict=fuzz/qcow2.dict
+    cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -dict="$dict" -timeout=10 -rss_limit_mb=2048
 done

@@ -124,6 +124,12 @@ case $task in
         need xmllint libxml2-utils
         need sfdisk fdisk
         need partx util-linux
+        need bsdtar libarchive-tools
+        need setfacl acl
+        need python3 python3
+        need xz xz-utils
+        need zstd zstd
+        need bzip2 bzip2
         ;;
 esac
 if [ "$task" = demo ]; then

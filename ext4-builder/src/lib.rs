@@ -48,6 +48,7 @@ mod orphan_file;
 mod placement;
 mod resize_inode;
 mod superblock;
+pub mod tar;
 mod time;
 mod tree;
 #[allow(dead_code)] // Until all of it is used.
