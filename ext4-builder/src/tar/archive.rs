@@ -16,7 +16,7 @@ use super::{Entry, Kind, Options, Time, Xattr};
 /// Bytes of a name, of an entry or a link's target.
 const MAX_NAME: u64 = 64 << 10;
 
-/// Bytes of an extended header, and of all global ones together.
+/// Bytes of all extended headers in front of an entry, and of all global ones in an archive.
 const MAX_RECORDS: u64 = 16 << 20;
 
 /// Bytes that an entry may have, so that sums with it do not overflow.
@@ -156,6 +156,7 @@ impl<R: Read> Archive<R> {
     /// Reads up to the header of an entry; none at the archive's end.
     fn read_headers(&mut self) -> Result<Option<Headers>> {
         let (mut long_name, mut long_link, mut extended) = (None, None, None);
+        let mut extended_len: u64 = 0;
         loop {
             let offset = self.blocks.offset();
             let fail = |fault: Fault| fault.at(offset, None);
@@ -180,7 +181,10 @@ impl<R: Read> Archive<R> {
                 b'K' => long_link = Some(self.read_name(size.map_err(fail)?, offset)?),
                 // Solaris wrote X before POSIX settled on x.
                 b'x' | b'X' => {
-                    let records = self.read_records(size.map_err(fail)?, offset)?;
+                    let size = size.map_err(fail)?;
+                    extended_len = extended_len.saturating_add(size);
+                    check_len("extended header", extended_len, MAX_RECORDS).map_err(fail)?;
+                    let records = self.read_records(size)?;
                     let extended = extended.get_or_insert_with(|| self.global.clone());
                     extended.add(&records).map_err(fail)?;
                 }
@@ -188,7 +192,7 @@ impl<R: Read> Archive<R> {
                     let size = size.map_err(fail)?;
                     self.global_len = self.global_len.saturating_add(size);
                     check_len("global extended headers", self.global_len, MAX_RECORDS).map_err(fail)?;
-                    let records = self.read_records(size, offset)?;
+                    let records = self.read_records(size)?;
                     self.global.add(&records).map_err(fail)?;
                 }
                 // The archive's label.
@@ -231,8 +235,8 @@ impl<R: Read> Archive<R> {
         Ok(name)
     }
 
-    fn read_records(&mut self, len: u64, offset: u64) -> Result<Vec<u8>> {
-        check_len("extended header", len, MAX_RECORDS).map_err(|fault| fault.at(offset, None))?;
+    /// The data of an extended header, whose length was checked.
+    fn read_records(&mut self, len: u64) -> Result<Vec<u8>> {
         self.blocks
             .read_vec(len, |at| Fault::Truncated("an extended header").at(at, None))
     }

@@ -19,10 +19,11 @@
 //!
 //! Volume labels are passed over. A size that is stored with something other than a file counts only if data
 //! follows. A time before 1970 with a fraction is the number that it looks like: -1.25 is a quarter of a second before
-//! -1, as POSIX has it and GNU tar writes it, where libarchive means one after. File flags (`SCHILY.fflags`) and numbers of inodes are not read.
+//! -1, as POSIX has it and GNU tar writes it, where libarchive means one after. File flags (`SCHILY.fflags`) and
+//! numbers of inodes are not read.
 //!
 //! # What it is bounded by
-//! A name may have 64 KiB, an extended header 16 MiB, a sparse map two million pieces. Buffers grow as their bytes
+//! A name may have 64 KiB, the extended headers of an entry 16 MiB, a sparse map two million pieces. Buffers grow as their bytes
 //! arrive, not as a header claims.
 //!
 //! # Why it is our own

@@ -394,11 +394,17 @@ fn claims_of_size_cost_no_memory() {
         let error = fail(&[extended(&[("size", size)]), entry(b'0', "x", b""), end()]);
         assert!(error.to_string().contains("more than"), "{error}");
     }
-    // Global headers add up.
+    // Headers of one entry add up, and so do global ones. Those of several entries do not.
     let text = format!("{} comment={}\n", 9_000_000, "c".repeat(9_000_000 - 17));
     let global = entry(b'g', "pax", text.as_bytes());
     read(&[global.clone(), end()]).unwrap();
-    fail(&[global.clone(), global, end()]);
+    let error = fail(&[global.clone(), global, end()]);
+    assert!(error.to_string().contains("more than"), "{error}");
+    let local = entry(b'x', "pax", text.as_bytes());
+    let file = entry(b'0', "x", b"");
+    read(&[local.clone(), file.clone(), local.clone(), file.clone(), end()]).unwrap();
+    let error = fail(&[local.clone(), local, file, end()]);
+    assert!(error.to_string().contains("more than"), "{error}");
 }
 
 fn any_entry() -> impl Strategy<Value = Vec<u8>> {
