@@ -53,7 +53,7 @@ impl Lab {
 
     /// The names in the directory, sorted.
     pub(crate) fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(self.dir())
+        let mut names: Vec<String> = fs::read_dir(self.dir())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
@@ -122,7 +122,7 @@ impl Lab {
     pub(crate) fn raw(&self, name: &str, len: usize, seed: u64) -> PathBuf {
         use std::os::unix::fs::FileExt;
         let path = self.path(name);
-        let file = std::fs::File::create(&path).unwrap();
+        let file = fs::File::create(&path).unwrap();
         file.set_len(len as u64).unwrap();
         let mut x = seed | 1;
         let mut next = || {
