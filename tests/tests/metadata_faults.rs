@@ -343,8 +343,10 @@ impl Places {
     }
 }
 
+type Damage = fn(&mut Places);
+
 /// Ways in which an image is damaged; none hides any data.
-const DAMAGES: [(&str, fn(&mut Places)); 6] = [
+const DAMAGES: [(&str, Damage); 6] = [
     ("refcounts too low", |places| {
         for number in 0..9 {
             let cluster = places.cluster_of(places.l2_entry(number));
@@ -406,7 +408,7 @@ fn state_of_damaged(shape: Shape, storage: &MemStorage, what: &str) -> State {
 }
 
 /// One run of a repair with a fault in the image's file, or in that of the backup.
-fn repair_with_fault(shape: Shape, damaged: &MemStorage, in_backup: bool, fault: Fault, what: &str) {
+fn repair_with_fault(shape: Shape, damaged: &MemStorage, in_backup: bool, fault: &Fault, what: &str) {
     let sound = Arc::new(template(shape));
     let whole = State::of(shape, &sound).expect("a sound image");
     let memory = Arc::new(damaged.clone());
@@ -472,7 +474,7 @@ fn an_image_is_repaired() {
             for_every_fault(calls, |_, fault, what| {
                 let whose = if in_backup { "backup" } else { "image" };
                 let what = format!("{name}, {whose}: {what}");
-                repair_with_fault(shape, &damaged, in_backup, fault, &what);
+                repair_with_fault(shape, &damaged, in_backup, &fault, &what);
             });
         }
     }
