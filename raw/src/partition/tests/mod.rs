@@ -1,5 +1,6 @@
 //! Tests of partition tables as a whole.
 
+mod faults;
 mod hostile;
 mod oracles;
 mod power_cut;

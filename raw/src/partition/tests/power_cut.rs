@@ -6,9 +6,9 @@ use block::test_utils::Recorder;
 
 use super::*;
 
-type Places = Vec<(u32, u64, u64)>;
+pub(super) type Places = Vec<(u32, u64, u64)>;
 
-fn places(device: &dyn BlockDevice) -> Result<Places> {
+pub(super) fn places(device: &dyn BlockDevice) -> Result<Places> {
     let table = PartitionTable::read(device, None)?;
     Ok(table
         .partitions()
@@ -64,7 +64,7 @@ fn cut(what: &str, prepare: impl Fn(&dyn BlockDevice), act: impl Fn(&dyn BlockDe
     seen
 }
 
-fn guest_disk(device: &dyn BlockDevice) {
+pub(super) fn guest_disk(device: &dyn BlockDevice) {
     let layout = Layout::new([1; 16])
         .with(NewPartition::new(PartitionKind::LINUX).start(2 * MIB).size(MIB))
         .with(NewPartition::new(PartitionKind::LINUX));
