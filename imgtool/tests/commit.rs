@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 
 use common::{Lab, assert_intact, chain, kill_and_finish};
 use serde_json::Value;
@@ -154,6 +155,25 @@ fn refuses_what_makes_no_sense() {
     lab.run("imgtool commit top").fails(1, &["base"]);
     fs::rename(lab.path("gone"), lab.path("base")).unwrap();
     assert_intact(&lab, "refused");
+}
+
+/// What the tables of an overlay call data may be a hole of its file: it becomes one of the base too.
+#[test]
+fn holes_under_mapped_clusters_are_holes_of_the_base() {
+    let lab = Lab::new();
+    lab.raw("base", 8 << 20, 1);
+    lab.qemu_img("create -q -f qcow2 -o preallocation=metadata,cluster_size=2M top 1T");
+    lab.qemu_io("qcow2", "top", &["write -q -P 5 3M 1M", "write -q -P 6 700G 64k"]);
+    lab.qemu_img("convert -f qcow2 -O raw top flat");
+    lab.qemu_img("rebase -u -b base -F raw top");
+    let text = lab.imgtool("commit --output json top");
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    let data = (1 << 20) + (64 << 10);
+    assert_eq!(summary["data-bytes"].as_u64().unwrap(), data, "{summary}");
+    lab.qemu_img("compare -f raw -F raw flat base");
+    lab.qemu_img("compare -f raw -F qcow2 flat top");
+    let taken = fs::metadata(lab.path("base")).unwrap().blocks() * 512;
+    assert!(taken <= data + (64 << 10), "{taken} bytes are taken");
 }
 
 #[test]

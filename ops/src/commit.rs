@@ -16,7 +16,7 @@ use block::chain::Chain;
 use block::{BlockDevice, Error, Extent, ExtentState, Overlay, Resize, Result, ZeroMode};
 
 use crate::moving::{Metered, Moved, Relabelled};
-use crate::{Before, Control, ConvertOptions, convert};
+use crate::{Before, Control, ConvertOptions, SparseChain, convert};
 
 /// The piece of an overlay that is emptied between two looks at whether to stop, in bytes.
 const PIECE: u64 = 1 << 30;
@@ -83,12 +83,9 @@ pub fn commit(
         before,
         ..ConvertOptions::new()
     };
-    convert(
-        &Relabelled::new(&**above.active(), &depth),
-        &target,
-        &copy,
-        control,
-    )?;
+    // Under data of the layers may be nothing but a hole of the file: it is known to be zeros, unread.
+    let source = SparseChain::device(above)?;
+    convert(&Relabelled::new(&*source, &depth), &target, &copy, control)?;
     base.settle()?;
     if options.empty {
         empty(&**above.active(), control)?;

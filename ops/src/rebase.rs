@@ -24,7 +24,7 @@ use block::{BackingReference, BlockDevice, Error, Extent, ExtentState, Overlay, 
 use crate::convert::{IN_TARGET, split};
 use crate::extents::extent_at;
 use crate::moving::{Metered, Moved, Relabelled};
-use crate::{Before, Control, ConvertOptions, convert, is_zero};
+use crate::{Before, Control, ConvertOptions, SparseChain, convert, is_zero};
 
 /// Bytes of the new backing that are looked at at once.
 const LOOK: u64 = 256 << 10;
@@ -63,18 +63,19 @@ impl Default for RebaseOptions {
     }
 }
 
-/// Bases `overlay`, open over what it is based on now, on `new`, or on nothing. It reads the same afterwards; it is
-/// best closed then, since this device goes on reading from the old backing.
+/// Bases the active layer of `chain` on `new`, or on nothing. It reads the same afterwards; it is best closed then, since
+/// this device goes on reading from the old backing.
 ///
 /// # Errors
 /// `Unsupported` for compression that the overlay has not; `Interrupted` on request; as the devices. The overlay then
 /// reads as before, and another run finishes the job.
 pub fn rebase(
-    overlay: &dyn Overlay,
+    chain: &Chain,
     new: Option<NewBacking>,
     options: &RebaseOptions,
     control: &Control<'_>,
 ) -> Result<Moved> {
+    let overlay = &**chain.active();
     let below = new.as_ref().map(|new| &*new.device);
     let same_from = new.as_ref().and_then(|new| new.layer).unwrap_or(u32::MAX);
     let depth = |extent: &Extent| match (extent.depth, extent.state) {
@@ -100,7 +101,9 @@ pub fn rebase(
             .map_or(Before::Zeros, |new| Before::Device(Arc::clone(&new.device))),
         ..ConvertOptions::new()
     };
-    convert(&Relabelled::new(overlay, &depth), &target, &copy, control)?;
+    // Under data of the old backing may be nothing but a hole of its file: it is known to be zeros, unread.
+    let source = SparseChain::device(chain)?;
+    convert(&Relabelled::new(&*source, &depth), &target, &copy, control)?;
     let moved = target.moved();
     overlay.set_backing_reference(new.map(|new| new.reference))?;
     overlay.settle()?;
@@ -132,7 +135,7 @@ pub fn stream(
             layer: Some(layer),
         })
     });
-    rebase(&**chain.active(), new.transpose()?, options, control)
+    rebase(chain, new.transpose()?, options, control)
 }
 
 /// States in `overlay` that `range` reads as zeros, as far as it would not over `below` anyway. Gives how much that was.

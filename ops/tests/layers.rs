@@ -343,7 +343,7 @@ impl Job {
                 layer,
             };
             let chain = files.try_open("top", true, Below::AsStored)?;
-            rebase(&**chain.active(), Some(new), &options, &control)
+            rebase(&chain, Some(new), &options, &control)
         };
         let stream_onto = |base| {
             stream(

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use block::chain::{Chain, Layer};
 use block::{Access, BackingReference, Error, Result};
 use clap::Args;
-use ops::{Control, Moved, NewBacking, RebaseOptions};
+use ops::{Control, Moved, NewBacking, RebaseOptions, SparseChain};
 use serde_json::json;
 
 use super::Outcome;
@@ -178,11 +178,14 @@ impl RebaseArgs {
         if !self.force && !same {
             layers::refuse_snapshots(&old.layers()[..1])?;
         }
-        let new = new.zip(reference).map(|(new, reference)| NewBacking {
-            reference,
-            layer,
-            device: new.device(),
-        });
+        let new = match new.zip(reference) {
+            Some((new, reference)) => Some(NewBacking {
+                reference,
+                layer,
+                device: SparseChain::device(&new)?,
+            }),
+            None => None,
+        };
         let mut options = RebaseOptions {
             compress: self.compress,
             rate: self.rate_limit.as_deref().map(rate).transpose()?,
@@ -195,7 +198,7 @@ impl RebaseArgs {
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
         let control = Control::new(cancel, &report);
-        let moved = ops::rebase(&**old.active(), new, &options, &control);
+        let moved = ops::rebase(&old, new, &options, &control);
         watch.finish();
         let left = "the image reads as before, and another run finishes the job";
         moved.map_err(|error| interrupted(error, &self.file, left))
