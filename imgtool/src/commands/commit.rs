@@ -208,14 +208,10 @@ fn refuse_others(base: &Layer, chain: &[Layer], number: usize) -> Result<()> {
     if others.is_empty() {
         return Ok(());
     }
-    let name = |path: &PathBuf| {
-        path.file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    };
-    let names: Vec<String> = others.iter().map(name).collect();
+    let names: Vec<_> = others.iter().map(|path| path.to_string_lossy()).collect();
     let message = format!(
         "other images are based on it, and would read something else afterwards: {}",
-        layers::some_of(names.iter().map(String::as_str))
+        layers::some_of(names.iter().map(|name| &**name))
     );
     let hint = "if they are not needed any more, go on with --force";
     Err(Error::invalid(message).with_path(&base.path).with_hint(hint))
