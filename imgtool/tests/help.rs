@@ -32,6 +32,31 @@ fn every_command_helps() {
     assert!(lab.imgtool("--version").starts_with("imgtool "));
 }
 
+/// What is broken into lines in the source is broken again to fit the terminal: a line of one word or two in the middle
+/// of a paragraph says that it happened twice.
+#[test]
+fn paragraphs_are_broken_into_lines_once() {
+    let lab = Lab::new();
+    let list = lab.imgtool("--help");
+    let commands = list.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands = commands.take_while(|line| !line.is_empty());
+    let names = commands.map(|line| line.split_whitespace().next().unwrap());
+    for command in names.chain([""]).filter(|name| *name != "help") {
+        let help = lab.imgtool(&format!("{command} --help"));
+        let lines: Vec<&str> = help.lines().collect();
+        for pair in lines.windows(2) {
+            let [line, next] = pair else { unreachable!() };
+            let prose = |line: &str| line.starts_with(|c: char| c.is_ascii_alphabetic());
+            let first = next.split(' ').next().unwrap_or_default();
+            let fits = line.len() + 1 + first.len() <= 100;
+            assert!(
+                !(prose(line) && prose(next) && fits),
+                "{command}: {line:?} goes on with {next:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn completions_and_manual_pages_are_made() {
     let lab = Lab::new();

@@ -43,8 +43,9 @@ pub(crate) type Outcome = Result<u8, Failure>;
   imgtool info disk.qcow2
   imgtool convert -O raw disk.qcow2#name:root root.raw
 
-A partition of the disk in an image is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID where compare, convert,
-dd, info, map and measure take an image; convert writes into one with -n. A file that has such a name is meant itself.
+A partition of the disk in an image is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID where compare, \
+convert, dd, info, map and measure take an image; convert writes into one with -n. A file that has such a name is meant \
+itself.
 
 Every command's own help (`imgtool convert --help`) has more."
 )]
