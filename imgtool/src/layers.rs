@@ -7,11 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use block::chain::{self, Chain, Layer};
+use block::chain::{self, Chain, Layer, MAX_LAYERS};
 use block::{Access, BackingReference, Error, FileId, FileOpener, Result, Storage, escape};
 use raw::HostOpener;
 
-use crate::images::{FORMATS, backing_path, directory_of};
+use crate::images::{FORMATS, Opening, backing_path, directory_of};
 use crate::target::is_one_of;
 
 /// Other images, and snapshots, are named up to this many.
@@ -92,6 +92,17 @@ pub(crate) fn shares_a_file(image: &Layer, layers: &[Layer]) -> bool {
         .iter()
         .flat_map(files)
         .any(|file| files(image).any(|own| same(own, file)))
+}
+
+/// Whether the image at `path` is `image`, or based on it, as far as can be seen: a chain that cannot be opened as a whole
+/// is followed down to where it breaks.
+pub(crate) fn leads_to(path: &Path, format: Option<&str>, image: &Layer, opening: Opening) -> bool {
+    let leads = |chain: &Chain| shares_a_file(image, chain.layers());
+    if let Ok(chain) = opening.chain(path, format) {
+        return leads(&chain);
+    }
+    let mut parts = (0..MAX_LAYERS).map_while(|below| opening.part(path, format, below).ok());
+    parts.any(|part| leads(&part)) || is_one_of(path, files(image))
 }
 
 /// What tells a layer from another: its files, its format, and what it names below.

@@ -150,6 +150,46 @@ fn an_image_is_not_based_on_its_own_files() {
     lab.qemu_img("compare -f raw -F qcow2 disk image");
 }
 
+/// What is based on an image is raw data to who says so, but it could never be opened as what it is again.
+#[test]
+fn a_loop_is_found_behind_another_format() {
+    let lab = Lab::new();
+    lab.imgtool("create -q -f qcow2 sm 1M");
+    lab.imgtool("create -q -f qcow2 -b sm -F qcow2 lo");
+    lab.imgtool("create -q -f qcow2 -b lo -F qcow2 lower");
+    let files = ["sm", "lo", "lower"];
+    let before = files.map(|name| fs::read(lab.path(name)).unwrap());
+    for onto in ["lo", "lower"] {
+        for line in [
+            format!("rebase -u -b {onto} -F raw sm"),
+            format!("rebase -b {onto} -F raw sm"),
+            format!("amend -o backing_file={onto},backing_fmt=raw sm"),
+        ] {
+            lab.run(&format!("imgtool {line}")).fails(
+                1,
+                &[
+                    &format!("sm: it cannot be based on {onto}"),
+                    "based on it",
+                    "--force",
+                ],
+            );
+        }
+    }
+    assert!(before == files.map(|name| fs::read(lab.path(name)).unwrap()));
+    // Also where the chain is broken, which is what -u is there for.
+    lab.imgtool("rebase -u -b gone -F raw sm");
+    for format in ["qcow2", "raw"] {
+        lab.run(&format!("imgtool rebase -u -b lower -F {format} sm"))
+            .fails(1, &["sm: it cannot be based on lower"]);
+    }
+    // An image that is not based on it is data like any other.
+    lab.imgtool("create -q -f qcow2 other 1M");
+    lab.imgtool("rebase -u -b other -F raw sm");
+    lab.imgtool("rebase -u -b lo -F raw --force sm");
+    lab.qemu_img("info --backing-chain sm");
+    lab.run("imgtool info --backing-chain lo").fails(1, &["loops"]);
+}
+
 #[test]
 fn a_raw_data_file_and_a_backing_file_exclude_each_other() {
     let lab = Lab::new();

@@ -16,7 +16,6 @@ use super::create::no_backing_format;
 use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
 use crate::images::{Opening, backing_path};
 use crate::output::{self, OutputFormat};
-use crate::target::is_one_of;
 use crate::watch::Watch;
 use crate::{interrupt, layers};
 
@@ -47,7 +46,8 @@ pub(crate) struct RebaseArgs {
     /// Only change the name, and trust that the new backing file holds the same
     #[arg(short = 'u', long)]
     r#unsafe: bool,
-    /// Go on although the image has internal snapshots: what they read as is undefined afterwards
+    /// Go on although the image has internal snapshots: what they read as is undefined afterwards. Or although the new
+    /// backing file, named as raw, is an image that is based on this one: it cannot be opened as such any more
     #[arg(long)]
     force: bool,
     /// Compress what is written to the image
@@ -173,6 +173,9 @@ impl RebaseArgs {
         {
             return Err(closes_loop(&self.file, &new.layers()[0].path));
         }
+        if let (Some(file), false) = (&file, self.force) {
+            refuse_hidden_loop(&old.layers()[0], file, self.opening(false))?;
+        }
         let layer = new.as_ref().and_then(|new| same_layer(&old, new));
         let same = layer == Some(1) || (new.is_none() && old.layers().len() == 1);
         if !self.force && !same {
@@ -248,12 +251,11 @@ pub(super) fn check_name(
             },
             ..opening
         };
-        let loops = match read.chain(&file, Some(format)) {
-            Ok(chain) => layers::shares_a_file(image, chain.layers()),
-            Err(_) => is_one_of(&file, layers::files(image)),
-        };
-        if loops {
+        if layers::leads_to(&file, Some(format), image, read) {
             return Err(closes_loop(&image.path, &file));
+        }
+        if !force {
+            refuse_hidden_loop(image, &file, read)?;
         }
     }
     let named = image.device.backing_reference();
@@ -261,6 +263,26 @@ pub(super) fn check_name(
         return Ok(());
     }
     layers::refuse_snapshots(std::slice::from_ref(image))
+}
+
+/// Fails if the file at `backing`, whatever its format was said to be, looks like an image that is based on `image`. Read
+/// as raw it leads nowhere, but as what it is it could not be opened any more.
+///
+/// A guest may have made it look so, and so nothing but this refusal follows from what is found: headers are read, as
+/// the gate allows, and `--force` passes by.
+fn refuse_hidden_loop(image: &Layer, backing: &Path, opening: Opening) -> Result<()> {
+    let look = Opening {
+        access: Access {
+            write: false,
+            force_share: true,
+        },
+        ..opening
+    };
+    if !layers::leads_to(backing, None, image, look) {
+        return Ok(());
+    }
+    let hint = "if it is no image, but data of a guest that looks like one, go on with --force";
+    Err(closes_loop(&image.path, backing).with_hint(hint))
 }
 
 /// Whether two references of the image at `image` are to one file, if not under one name. One that does not state the
