@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use block::Result;
 
 use crate::corruption::Corruption;
-use crate::inode::{FileKind, Inode, InodeNumber};
+use crate::inode::{FileKind, Flags, Inode, InodeNumber};
 use crate::superblock::Superblock;
 
 /// Keeps a walk from going in circles, and from reading the same blocks for ever under different names.
@@ -15,7 +15,9 @@ use crate::superblock::Superblock;
 #[derive(Debug)]
 pub struct Visits {
     directories: HashSet<InodeNumber>,
-    /// Bytes of content that can still come. `None` where files may share blocks.
+    /// Bytes of directories that can still come.
+    directories_left: u64,
+    /// Bytes of anything that can still come. `None` where files may share blocks; directories never do.
     left: Option<u64>,
 }
 
@@ -25,6 +27,7 @@ impl Visits {
         let all = superblock.blocks() * superblock.block_size();
         Self {
             directories: HashSet::new(),
+            directories_left: all,
             left: (!superblock.shares_blocks()).then_some(all),
         }
     }
@@ -38,12 +41,13 @@ impl Visits {
         if directory.kind() == FileKind::Directory && !self.directories.insert(number) {
             return Err(Corruption::DirectoryTwice { number }.into());
         }
-        // Short ones are kept in their inodes and take no block.
-        if directory.sectors() == 0 {
-            Ok(())
-        } else {
-            self.read(directory.size())
+        // Only a flag that a reader goes by can be believed: what is kept in the inode takes no block.
+        if directory.flags.contains(Flags::INLINE_DATA) {
+            return Ok(());
         }
+        let left = self.directories_left.checked_sub(directory.size());
+        self.directories_left = left.ok_or(Corruption::ClaimedTwice)?;
+        self.read(directory.size())
     }
 
     /// Takes note of `len` bytes of content that are about to be read.

@@ -266,3 +266,42 @@ fn a_tree_cannot_be_larger_than_the_disk() {
             .contains("claimed more than once")
     );
 }
+
+/// However little room their inodes say that they take, and though it is said that files share blocks.
+#[test]
+fn directories_cannot_share_their_blocks() {
+    for shares_blocks in [false, true] {
+        let image = Image::new("8M", "-t ext4 -b 1024 -O ^metadata_csum,^dir_index -N 3000");
+        image.change(
+            r#"mkdir $(seq 20) many; x=$(head -c 230 /dev/zero | tr '\0' x); cd many; seq -f "$x %g" 2000 | xargs -d '\n' touch"#,
+        );
+        let mut bytes = fs::read(&image.path).unwrap();
+        let many = place(&image, "/many") as usize;
+        let [size, map] = [4..8, 0x28..0x64].map(|field| bytes[many..][field].to_vec());
+        assert!(size[2] >= 7, "the directory is too small");
+        for name in 1..=20 {
+            let at = place(&image, &format!("/{name}")) as usize;
+            bytes[at + 4..at + 8].copy_from_slice(&size);
+            bytes[at + 0x1C..at + 0x20].copy_from_slice(&[0; 4]);
+            bytes[at + 0x28..at + 0x64].copy_from_slice(&map);
+        }
+        if shares_blocks {
+            bytes[1024 + 0x65] |= 0x40;
+        }
+        let filesystem = open_bytes(bytes).unwrap();
+        let mut visits = Visits::new(filesystem.superblock());
+        let entered: Vec<Result<()>> = (1..=20)
+            .map(|name| {
+                let directory = filesystem.resolve(format!("{name}").as_bytes(), LastLink::Follow)?;
+                assert_eq!(filesystem.read_dir(&directory)?.len(), 2000);
+                visits.enter(&directory)
+            })
+            .collect();
+        let refused = entered.into_iter().find_map(Result::err).unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt);
+        assert!(
+            refused.to_string().contains("claimed more than once"),
+            "{refused}"
+        );
+    }
+}
