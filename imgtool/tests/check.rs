@@ -173,3 +173,33 @@ fn a_dirty_image_is_clean_again() {
     assert_eq!(info["dirty-flag"], false);
     lab.qemu_io("qcow2", "image", &["read -P 7 0 1M"]);
 }
+
+#[test]
+fn what_a_lost_l1_entry_named_is_kept_until_leaks_are_to_be_repaired() {
+    let lab = Lab::new();
+    let (mut bytes, _) = image(&lab);
+    let l1 = u64::from_be_bytes(bytes[40..48].try_into().unwrap()) as usize;
+    let entry: [u8; 8] = bytes[l1..l1 + 8].try_into().unwrap();
+    bytes[l1 + 3] = 0x55;
+    fs::write(lab.path("image"), &bytes).unwrap();
+    let done = lab.run("imgtool check -r all image");
+    assert_eq!(done.code(), 2, "{}", done.stdout());
+    assert!(
+        done.stderr()
+            .contains("Not freed, since they may be the only copy of the guest's data"),
+        "{}",
+        done.stderr()
+    );
+    // Whoever finds the table again has lost nothing.
+    let mut found = fs::read(lab.path("image")).unwrap();
+    found[l1..l1 + 8].copy_from_slice(&entry);
+    fs::write(lab.path("found"), &found).unwrap();
+    lab.imgtool("compare raw found");
+    let json = lab.run("imgtool check -r leaks --output json image");
+    let json: Value = serde_json::from_str(&json.stdout()).unwrap();
+    assert_eq!(json["lost-tables"], 1, "{json}");
+    assert!(
+        json["leaks-fixed"].as_u64() > Some(0) && json["leaks"].is_null(),
+        "{json}"
+    );
+}

@@ -174,6 +174,7 @@ fn torture(damaged: &Damaged, what: &str, expected: &[fn(&RepairChange) -> bool]
     }
 }
 
+const CUT: fn(&RepairChange) -> bool = |change| matches!(change, RepairChange::L1Cut { .. });
 const RAISED: fn(&RepairChange) -> bool = |change| matches!(change, RepairChange::Raised { .. });
 const LOWERED: fn(&RepairChange) -> bool = |change| matches!(change, RepairChange::Lowered { .. });
 const CLEARED: fn(&RepairChange) -> bool = |change| matches!(change, RepairChange::CopiedCleared { .. });
@@ -182,6 +183,20 @@ const REBUILT: fn(&RepairChange) -> bool = |change| matches!(change, RepairChang
 const SNAPSHOTS: fn(&RepairChange) -> bool = |change| matches!(change, RepairChange::SnapshotTable { .. });
 const ZEROED: fn(&RepairChange) -> bool = |change| matches!(change, RepairChange::Preallocated { .. });
 const UNMARKED: fn(&RepairChange) -> bool = |change| matches!(change, RepairChange::Unmarked);
+
+#[test]
+fn an_l1_table_cut_where_it_lies_over_something_else() {
+    let damaged = Damaged::new("cluster_size=2k");
+    damaged.scramble();
+    let l1_to_end = damaged.storage.len().expect("memory") - damaged.header.l1_offset.0;
+    damaged.set(36, &((l1_to_end / 8) as u32).to_be_bytes());
+    let needed = damaged.header.l1_entries;
+    let repaired = damaged.storage.clone();
+    let report = repair(&repaired);
+    let cut = RepairChange::L1Cut { entries: needed };
+    assert_eq!(report.changes.first(), Some(&cut), "{report:?}");
+    torture(&damaged, "an L1 table that is too long", &[CUT, RAISED]);
+}
 
 #[test]
 fn refcounts_and_flags() {

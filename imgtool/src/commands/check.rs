@@ -48,7 +48,8 @@ impl From<Repair> for RepairKind {
 /// looked at.
 ///
 /// A repair never writes to guest data, and can be interrupted, or the power cut, without harm: the next one goes on
-/// with it.
+/// with it. What an unusable L1 entry once named may seem to leak and be the only copy of the guest's data: -r all leaves
+/// such clusters, and says so; -r leaks frees them.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool check disk.qcow2
@@ -197,6 +198,7 @@ impl CheckArgs {
                 writeln!(err, "{finding}")?;
             }
         }
+        print_left(&mut err, repaired)?;
         if self.output == OutputFormat::Human && repaired.has_changes() {
             let (start, end) = if self.dry_run {
                 ("would be repaired", "Nothing was changed. After a repair:")
@@ -289,6 +291,11 @@ impl CheckArgs {
                 repaired.map_or(0, |repaired| repaired.corruptions_fixed),
             ),
             ("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed)),
+            ("lost-tables", repaired.map_or(0, |repaired| repaired.lost_tables)),
+            (
+                "spared-tables",
+                repaired.map_or(0, |repaired| repaired.spared_tables),
+            ),
             ("total-clusters", report.total_clusters),
             ("allocated-clusters", report.allocated_clusters),
             ("fragmented-clusters", report.fragmented_clusters),
@@ -300,6 +307,26 @@ impl CheckArgs {
         }
         Value::Object(object)
     }
+}
+
+/// What a repair has left on purpose, and why.
+fn print_left(err: &mut dyn Write, repaired: &RepairReport) -> io::Result<()> {
+    if repaired.spared_tables > 0 {
+        writeln!(
+            err,
+            "Not written to, since they may be the guest's data: {} tables whose clusters something else references too",
+            repaired.spared_tables
+        )?;
+    }
+    if repaired.lost_tables > 0 && repaired.after.leaks > 0 {
+        writeln!(
+            err,
+            "Not freed, since they may be the only copy of the guest's data: {} leaked clusters; {} L1 entries name no L2 \
+             table. `imgtool check -r leaks` frees them",
+            repaired.after.leaks, repaired.lost_tables
+        )?;
+    }
+    Ok(())
 }
 
 /// A file that did not exist.

@@ -88,6 +88,21 @@ impl LooseL2 {
     }
 }
 
+/// Whether an L2 entry is none that a writer makes for a file (of data) of `len` bytes.
+#[inline]
+pub(super) fn is_impossible(entry: u64, mapping: LooseL2, len: u64) -> bool {
+    match mapping {
+        LooseL2::Nothing => l2_reserved(entry),
+        LooseL2::Cluster { host, .. } => l2_reserved(entry) || host.0 >= len,
+        LooseL2::Compressed { host, .. } => host.0 >= len,
+    }
+}
+
+/// Whether a table with so many entries in use, of which so many are impossible, is none.
+pub(super) fn is_no_l2_table(used: u64, impossible: u64) -> bool {
+    impossible * 2 > used
+}
+
 /// Whether reserved bits of an L2 entry that is not compressed are set.
 #[inline]
 pub(super) fn l2_reserved(entry: u64) -> bool {

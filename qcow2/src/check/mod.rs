@@ -168,10 +168,18 @@ struct ForRepair {
     dangling: BTreeSet<u64>,
     /// Refcount blocks lie where none can be, or where something else lies.
     distrusted: bool,
+    /// Entries of L1 tables that name nothing which can be an L2 table, and an active L1 table that something else lies
+    /// over: clusters that seem to leak may be what they once named.
+    lost_tables: u64,
+    /// As many entries are enough for the active L1 table, and behind their clusters it lies over something else, or
+    /// past the end of the file.
+    l1_excess: Option<u32>,
     /// Entries of the active L1 table have wrong COPIED flags.
     l1_flags: bool,
     /// L2 tables with entries that a repair can change.
     l2_tables: Vec<tables::L2Use>,
+    /// Tables with entries to be changed that were left alone, since something else lies there too.
+    spared_tables: BTreeSet<HostOffset>,
     /// COPIED flags that are missing, as often as they are counted.
     missing_flags: u64,
     /// Clusters of the refcount table and its blocks, each as often as it was counted for these.
@@ -234,7 +242,31 @@ impl<'a> Checker<'a> {
         {
             self.count_bitmaps(bitmaps)?;
         }
-        self.count_refcount_blocks()
+        self.count_refcount_blocks()?;
+        self.judge_active_l1();
+        Ok(())
+    }
+
+    /// Looks whether the active L1 table has its clusters for itself, once everything is counted.
+    fn judge_active_l1(&mut self) {
+        let (start, claimed) = (self.header.l1_offset, self.header.l1_entries);
+        let needed = self.header.size.div_ceil(self.geometry.l2_coverage());
+        let needed = u32::try_from(needed).unwrap_or(claimed).min(claimed);
+        let clusters = |entries: u32| {
+            let bytes = table_range(start, entries.into());
+            bytes.start >> self.geometry.cluster_bits..self.geometry.clusters(bytes.end)
+        };
+        let (needed_clusters, all) = (clusters(needed), clusters(claimed));
+        let present = self.geometry.clusters(self.file_len);
+        if start.0 == 0 || needed_clusters.end > present {
+            return;
+        }
+        let is_shared = |cluster| self.references.get(ClusterIndex(cluster)) > 1;
+        let lost = needed_clusters.clone().any(is_shared);
+        let excess = needed_clusters.end..all.end;
+        let excess = excess.end > present || excess.clone().any(is_shared);
+        self.for_repair.lost_tables += u64::from(lost);
+        self.for_repair.l1_excess = excess.then_some(needed);
     }
 
     /// Counts `times` references to every cluster that `len` bytes at `start` touch. The last cluster of a file may

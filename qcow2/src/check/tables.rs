@@ -106,8 +106,13 @@ impl Checker<'_> {
             }
             let mut walk = L2Walk::new(self, one);
             reader.read(table.0, table.0 + cluster_size, |at, piece| walk.piece(at, piece))?;
-            if walk.can_be_repaired {
+            let (can_be_repaired, no_table) = (walk.can_be_repaired, walk.is_no_table());
+            if can_be_repaired {
                 self.for_repair.l2_tables.push(one);
+            }
+            if no_table {
+                let lost = &mut self.for_repair.lost_tables;
+                *lost = lost.saturating_add(one.times());
             }
         }
         self.tick(CheckPhase::References, total, total)
@@ -193,6 +198,12 @@ struct L2Walk<'c, 'a> {
     next: Option<HostOffset>,
     /// An entry was found that a repair can change.
     can_be_repaired: bool,
+    table: HostOffset,
+    /// Entries that are not 0, and those of them that no writer makes.
+    used: u64,
+    impossible: u64,
+    /// Where the file ends that data lies in, as far as it is known.
+    data_end: u64,
 }
 
 impl<'c, 'a> L2Walk<'c, 'a> {
@@ -206,13 +217,30 @@ impl<'c, 'a> L2Walk<'c, 'a> {
             0
         };
         Self {
+            data_end: if checker.data_file {
+                u64::MAX
+            } else {
+                checker.file_len
+            },
             checker,
             active: one.active.into(),
             times: one.times(),
             flags,
             next: None,
             can_be_repaired: false,
+            table: one.table,
+            used: 0,
+            impossible: 0,
         }
+    }
+
+    /// Whether there is no L2 table here, by what was found in it or by where it lies.
+    fn is_no_table(&self) -> bool {
+        let table = self.table.0;
+        table == 0
+            || !self.checker.geometry.is_aligned(table)
+            || table >= self.checker.file_len
+            || loose::is_no_l2_table(self.used, self.impossible)
     }
 
     fn piece(&mut self, at: u64, piece: &[u8]) -> Result<()> {
@@ -235,6 +263,8 @@ impl<'c, 'a> L2Walk<'c, 'a> {
     fn entry(&mut self, at: u64, entry: u64, bitmap: u64) -> Result<()> {
         let at = HostOffset(at);
         let mapping = LooseL2::new(entry, self.checker.geometry);
+        self.used += u64::from(entry != 0);
+        self.impossible += u64::from(loose::is_impossible(entry, mapping, self.data_end));
         if loose::l2_reserved(entry) && !matches!(mapping, LooseL2::Compressed { .. }) {
             self.record(Finding::ReservedBits {
                 table: TableKind::L2,

@@ -4,19 +4,20 @@
 //! made durable ([`staged`]) and is followed by another check. No step relies on what an earlier one remembers, so one
 //! that was cut off, by a power cut or a caller, is gone on with by the next repair, which need not know of it:
 //!
-//! 1. zero clusters lose host clusters that they keep at impossible places ([`tables`]);
-//! 2. refcounts that are too low are raised ([`refcounts`]), or, where refcount blocks are missing or can't be trusted,
+//! 1. an active L1 table that the header has reach over something else, behind what the disk needs of it, is cut;
+//! 2. zero clusters lose host clusters that they keep at impossible places ([`tables`]);
+//! 3. refcounts that are too low are raised ([`refcounts`]), or, where refcount blocks are missing or can't be trusted,
 //!    a new structure is written beside everything and the header's sector switched to it ([`rebuild`]);
-//! 3. a damaged snapshot table is written anew and the header's sector switched to it ([`snapshots`]);
-//! 4. COPIED flags are cleared where they must not be ([`tables`]);
-//! 5. refcounts that are too high are lowered ([`refcounts`]);
-//! 6. COPIED flags are set where they should be ([`tables`]);
-//! 7. the dirty and corrupt bits are cleared, if nothing but leaks is left.
+//! 4. a damaged snapshot table is written anew and the header's sector switched to it ([`snapshots`]);
+//! 5. COPIED flags are cleared where they must not be ([`tables`]);
+//! 6. refcounts that are too high are lowered ([`refcounts`]);
+//! 7. COPIED flags are set where they should be ([`tables`]);
+//! 8. the dirty and corrupt bits are cleared, if nothing but leaks is left.
 //!
 //! So at any time a cluster in use is counted before it may be relied on, and what the image reads as never changes.
-//! Guest data is never written to, nor is a table that something else than a table's entry references too. Where it is
-//! not sure that every reference was counted (a table is missing, or too much of it is nonsense), refcounts that seem
-//! too high are left: a leak harms nobody.
+//! Guest data is never written to, nor is a cluster of a table that something else references too. Where it is not sure that
+//! every reference was counted (a table is missing, or too much of it is nonsense), refcounts that seem too high are left: a
+//! leak harms nobody, and may be the only copy of what a damaged entry named.
 //!
 //! Like the check, it costs what the file holds, whatever that claims.
 
@@ -43,7 +44,7 @@ use self::room::in_best_room;
 use self::staged::Staged;
 use self::tables::Mend;
 use super::{CheckOptions, CheckProgress, CheckReport, Checker};
-use crate::address::ClusterIndex;
+use crate::address::{ClusterIndex, HostOffset};
 use crate::feature::IncompatibleFeatures;
 
 pub use self::backup::{RestoreReport, restore};
@@ -52,6 +53,8 @@ pub use self::report::{RepairChange, RepairReport};
 
 use self::report::RepairChange as Change;
 
+/// Where the header has the number of entries in the active L1 table.
+const L1_SIZE: u64 = 36;
 /// Where the header has the refcount table's place; its clusters follow.
 const REFCOUNT_TABLE_OFFSET: u64 = 48;
 /// Where the header has the incompatible features.
@@ -165,14 +168,23 @@ fn repair_storage(
         max_findings: options.max_findings,
         progress: &RefCell::new(progress),
         changes: Vec::new(),
+        spared_tables: BTreeSet::new(),
     };
-    let (before, after) = engine.run()?;
-    Ok(RepairReport::new(before, after, engine.changes, staged.written()))
+    let (before, last) = engine.run()?;
+    let lost_tables = last.for_repair.lost_tables;
+    let after = last.recorder.report;
+    let report = RepairReport::new(before, after, engine.changes, staged.written());
+    Ok(RepairReport {
+        lost_tables,
+        spared_tables: engine.spared_tables.len() as u64,
+        ..report
+    })
 }
 
 /// A kind of damage that is set right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    L1Size,
     Preallocated,
     Refcounts,
     SnapshotTable,
@@ -182,6 +194,7 @@ enum Step {
 }
 
 const ALL: &[Step] = &[
+    Step::L1Size,
     Step::Preallocated,
     Step::Refcounts,
     Step::SnapshotTable,
@@ -200,15 +213,17 @@ struct Engine<'a> {
     max_findings: usize,
     progress: &'a Progress<'a>,
     changes: Vec<Change>,
+    spared_tables: BTreeSet<HostOffset>,
 }
 
 impl<'a> Engine<'a> {
-    /// Takes all steps. Returns what the checks before the first and after the last said.
-    fn run(&mut self) -> Result<(CheckReport, CheckReport)> {
+    /// Takes all steps. Returns what the check before the first said, and the one after the last.
+    fn run(&mut self) -> Result<(CheckReport, Checker<'a>)> {
         let mut checker = self.check(0)?;
         let before = checker.recorder.report.clone();
         for round in 0..ROUNDS {
             let mut any = false;
+            self.spared_tables.clear();
             for (pass, &step) in (1..).zip(self.steps()) {
                 if self.take(step, &mut checker)? {
                     any = true;
@@ -225,7 +240,7 @@ impl<'a> Engine<'a> {
             }
         }
         self.unmark(&checker)?;
-        Ok((before, checker.recorder.report))
+        Ok((before, checker))
     }
 
     fn steps(&self) -> &'static [Step] {
@@ -248,14 +263,19 @@ impl<'a> Engine<'a> {
     /// Takes a step, if there is a need. Returns whether it has changed anything, which is then durable.
     fn take(&mut self, step: Step, checker: &mut Checker<'_>) -> Result<bool> {
         let (distrusted, incomplete) = (checker.for_repair.distrusted, checker.for_repair.incomplete);
+        let lost = checker.for_repair.lost_tables > 0 && self.what == RepairKind::All;
         match step {
+            Step::L1Size => self.cut_l1(checker),
             Step::Preallocated => {
-                let entries = checker.mend_tables(self.staged, Mend::Preallocated)?;
+                let entries = self.mend_tables(checker, Mend::Preallocated)?;
                 self.finish(Change::Preallocated { entries }, entries)
             }
             Step::Refcounts if distrusted || checker.lacks_blocks() => {
                 if incomplete {
                     return Ok(false);
+                }
+                if lost {
+                    checker.keep_unreferenced()?;
                 }
                 self.rebuild(checker)?;
                 Ok(true)
@@ -268,11 +288,11 @@ impl<'a> Engine<'a> {
             }
             Step::SnapshotTable => self.mend_snapshot_table(checker),
             Step::ClearCopied => {
-                let lowered = !incomplete;
-                let entries = checker.mend_tables(self.staged, Mend::ClearCopied { lowered })?;
+                let lowered = !incomplete && !lost;
+                let entries = self.mend_tables(checker, Mend::ClearCopied { lowered })?;
                 self.finish(Change::CopiedCleared { entries }, entries)
             }
-            Step::Leaks if incomplete => Ok(false),
+            Step::Leaks if incomplete || lost => Ok(false),
             Step::Leaks => {
                 let clusters = checker.mend_refcounts(self.staged, Direction::Lower)?;
                 self.finish(Change::Lowered { clusters }, clusters)
@@ -285,10 +305,26 @@ impl<'a> Engine<'a> {
                 if self.what == RepairKind::Leaks && !whole {
                     return Ok(false);
                 }
-                let entries = checker.mend_tables(self.staged, Mend::SetCopied)?;
+                let entries = self.mend_tables(checker, Mend::SetCopied)?;
                 self.finish(Change::CopiedSet { entries }, entries)
             }
         }
+    }
+
+    fn mend_tables(&mut self, checker: &mut Checker<'_>, mend: Mend) -> Result<u64> {
+        let changed = checker.mend_tables(self.staged, mend)?;
+        self.spared_tables.append(&mut checker.for_repair.spared_tables);
+        Ok(changed)
+    }
+
+    /// Has the header say an L1 table no longer than the disk needs it, where that lies over something else. Which of the
+    /// two is wrong need not be known: what is cut off maps nothing of the disk.
+    fn cut_l1(&mut self, checker: &Checker<'_>) -> Result<bool> {
+        let Some(entries) = checker.for_repair.l1_excess else {
+            return Ok(false);
+        };
+        self.staged.write_all_at(&entries.to_be_bytes(), L1_SIZE)?;
+        self.finish(Change::L1Cut { entries }, 1)
     }
 
     /// Makes a step durable that has changed `count` things.
@@ -340,6 +376,24 @@ impl<'a> Engine<'a> {
 }
 
 impl Checker<'_> {
+    /// Counts a reference to every cluster that has none and holds something, so that a new refcount structure does not
+    /// call it free.
+    fn keep_unreferenced(&mut self) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let mut at = 0;
+        while at < self.file_len {
+            let run = self.storage.host_extent(at, self.file_len - at)?;
+            let end = at + run.len.max(1);
+            for cluster in (at >> bits..self.geometry.clusters(end)).filter(|_| run.data) {
+                if self.references.get(ClusterIndex(cluster)) == 0 {
+                    self.references.add(ClusterIndex(cluster), 1)?;
+                }
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
     /// Takes back the references to the refcount table and its blocks, and gives their clusters.
     fn uncount_refcount_structure(&mut self) -> BTreeSet<u64> {
         let structure = std::mem::take(&mut self.for_repair.refcount_structure);

@@ -9,6 +9,12 @@ use crate::check::{CheckReport, Finding};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RepairChange {
+    /// The active L1 table was cut to what the disk needs: the header had it reach over something else, or past the end of
+    /// the file.
+    L1Cut {
+        /// Entries that it has now.
+        entries: u32,
+    },
     /// Zero clusters lost a host cluster that they kept at an impossible place.
     Preallocated {
         /// L2 entries.
@@ -57,6 +63,9 @@ pub enum RepairChange {
 impl fmt::Display for RepairChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::L1Cut { entries } => {
+                write!(f, "L1 table cut to the entries that the disk needs: {entries}")
+            }
             Self::Preallocated { entries } => {
                 write!(f, "unaligned host clusters taken from zero clusters: {entries}")
             }
@@ -91,6 +100,13 @@ pub struct RepairReport {
     pub corruptions_fixed: u64,
     /// Leaks of the first check that the last does not find any more.
     pub leaks_fixed: u64,
+    /// Entries of L1 tables that name nothing which can be an L2 table, and active L1 tables that something else lies
+    /// over. If there are any, clusters that nothing references may be the only copy of what they named: a repair of
+    /// everything leaves these leaks, and one of [leaks](super::RepairKind::Leaks) alone does not.
+    pub lost_tables: u64,
+    /// Tables that have wrong entries and were left alone, since something else references their clusters too, or they do
+    /// not look like tables.
+    pub spared_tables: u64,
     /// What was changed, in this order.
     pub changes: Vec<RepairChange>,
     /// Bytes written, in whole sectors.
@@ -112,6 +128,7 @@ impl RepairReport {
             after,
             changes,
             bytes_written,
+            ..Self::default()
         }
     }
 

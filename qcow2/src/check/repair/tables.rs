@@ -1,7 +1,8 @@
 //! Entries of L1 and L2 tables set right: COPIED flags, and zero clusters that keep a host cluster at an impossible place.
 //!
-//! An entry of a damaged image can make anything seem a table, the guest's data too. A table is written to only if most of
-//! its entries could be entries of a table, and more of them where something else than L1 entries references its cluster.
+//! An entry of a damaged image can make anything seem a table, the guest's data too, and so can a header that says an L1
+//! table to be longer than it is. A table is written to only where nothing else references its cluster, and only if most of
+//! its entries could be entries of a table. What is left alone can still be read, and is said in the report.
 
 use block::{Result, Storage};
 
@@ -10,7 +11,6 @@ use crate::address::HostOffset;
 use crate::check::loose::{self, LooseL2};
 use crate::check::tables::L2Use;
 use crate::check::{CheckPhase, Checker, table_range};
-use crate::geometry::Geometry;
 
 /// Bytes read at a time.
 const PIECE: u64 = 1 << 20;
@@ -46,7 +46,7 @@ impl Checker<'_> {
     }
 
     /// Sets the COPIED flags of the active L1 table.
-    fn mend_l1(&self, staged: &Staged<'_>, mend: Mend) -> Result<u64> {
+    fn mend_l1(&mut self, staged: &Staged<'_>, mend: Mend) -> Result<u64> {
         let l1 = table_range(self.header.l1_offset, self.header.l1_entries.into());
         if l1.start == 0 || l1.end > self.file_len {
             return Ok(0);
@@ -56,7 +56,7 @@ impl Checker<'_> {
             let mut bytes = vec![0; (l1.end - start).min(PIECE) as usize];
             staged.read_exact_at(&mut bytes, start)?;
             let mut piece_changed = 0;
-            for bytes in bytes.as_chunks_mut::<8>().0 {
+            for (at, bytes) in (start..).step_by(8).zip(bytes.as_chunks_mut::<8>().0) {
                 let entry = u64::from_be_bytes(*bytes);
                 let table = loose::l2_table(entry);
                 if table.0 == 0 {
@@ -64,8 +64,15 @@ impl Checker<'_> {
                 }
                 let one = self.stored.is_one(self.geometry.cluster_of(table));
                 let new = self.with_right_flag(entry, table, one, mend);
-                piece_changed += u64::from(new != entry);
-                *bytes = new.to_be_bytes();
+                if new == entry {
+                    continue;
+                }
+                if self.references.get(self.geometry.cluster_of(HostOffset(at))) == 1 {
+                    piece_changed += 1;
+                    *bytes = new.to_be_bytes();
+                } else {
+                    self.for_repair.spared_tables.insert(self.header.l1_offset);
+                }
             }
             if piece_changed > 0 {
                 staged.write_all_at(&bytes, start)?;
@@ -76,7 +83,7 @@ impl Checker<'_> {
     }
 
     /// Sets the entries of an L2 table.
-    fn mend_l2(&self, staged: &Staged<'_>, mend: Mend, one: L2Use) -> Result<u64> {
+    fn mend_l2(&mut self, staged: &Staged<'_>, mend: Mend, one: L2Use) -> Result<u64> {
         let (geometry, table) = (self.geometry, one.table.0);
         let cluster = geometry.cluster_of(one.table);
         let cluster_size = geometry.cluster_size();
@@ -92,9 +99,7 @@ impl Checker<'_> {
         }
         let mut bytes = vec![0; cluster_size as usize];
         staged.read_exact_at(&mut bytes, table)?;
-        if !self.looks_like_l2(&bytes, self.references.get(cluster) == one.times()) {
-            return Ok(0);
-        }
+        let own = self.references.get(cluster) == one.times() && self.looks_like_l2(&bytes);
         let mut changed = 0;
         for bytes in bytes.chunks_exact_mut(1 << geometry.l2_entry_bits()) {
             let (entry, bitmap) = entry_of(bytes);
@@ -103,6 +108,10 @@ impl Checker<'_> {
                 bytes[..8].copy_from_slice(&new.to_be_bytes());
                 changed += 1;
             }
+        }
+        if changed > 0 && !own {
+            self.for_repair.spared_tables.insert(one.table);
+            return Ok(0);
         }
         if changed > 0 {
             // What the file does not hold of its last cluster stays so.
@@ -145,15 +154,17 @@ impl Checker<'_> {
         loose::with_copied(entry, copied)
     }
 
-    /// Whether these bytes could be an L2 table: half of what is used, or three quarters if its cluster is not its `own`.
-    fn looks_like_l2(&self, bytes: &[u8], own: bool) -> bool {
+    /// Whether these bytes could be an L2 table.
+    fn looks_like_l2(&self, bytes: &[u8]) -> bool {
+        let data_end = if self.data_file { u64::MAX } else { self.file_len };
         let (mut used, mut impossible) = (0, 0);
         for bytes in bytes.chunks_exact(1 << self.geometry.l2_entry_bits()) {
             let (entry, _) = entry_of(bytes);
+            let mapping = LooseL2::new(entry, self.geometry);
             used += u64::from(entry != 0);
-            impossible += u64::from(is_impossible(entry, self.geometry, self.file_len, self.data_file));
+            impossible += u64::from(loose::is_impossible(entry, mapping, data_end));
         }
-        impossible * if own { 2 } else { 4 } <= used
+        !loose::is_no_l2_table(used, impossible)
     }
 }
 
@@ -161,13 +172,4 @@ impl Checker<'_> {
 fn entry_of(bytes: &[u8]) -> (u64, u64) {
     let mut words = loose::words(bytes);
     (words.next().unwrap_or(0), words.next().unwrap_or(0))
-}
-
-fn is_impossible(entry: u64, geometry: Geometry, file_len: u64, data_file: bool) -> bool {
-    let (host, reserved) = match LooseL2::new(entry, geometry) {
-        LooseL2::Nothing => return loose::l2_reserved(entry),
-        LooseL2::Cluster { host, .. } => (host, loose::l2_reserved(entry)),
-        LooseL2::Compressed { host, .. } => (host, false),
-    };
-    reserved || (!data_file && host.0 >= file_len)
 }

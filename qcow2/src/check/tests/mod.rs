@@ -3,6 +3,7 @@
 mod corpus;
 mod damage;
 mod hostile;
+mod overlap;
 mod repair;
 
 use std::ops::ControlFlow;
