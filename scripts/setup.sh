@@ -126,6 +126,7 @@ case $task in
         need partx util-linux
         need bsdtar libarchive-tools
         need setfacl acl
+        need setfattr attr
         need python3 python3
         need xz xz-utils
         need zstd zstd

@@ -24,6 +24,28 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
+/// The permissions that a file with this list has, as it gets them when the list is set by a system call, and whether
+/// that is all that the list says. `None` for what is no list.
+pub(crate) fn permissions(syscall: &[u8]) -> Option<(u16, bool)> {
+    let (version, entries) = syscall.split_first_chunk()?;
+    let (entries, []) = entries.as_chunks::<ENTRY_SIZE>() else {
+        return None;
+    };
+    if u32::from_le_bytes(*version) != SYSCALL_VERSION {
+        return None;
+    }
+    let find = |wanted: u16| {
+        let entry = entries
+            .iter()
+            .find(|entry| LittleEndian::read_u16(*entry) == wanted)?;
+        Some(LittleEndian::read_u16(&entry[2..]) & 7)
+    };
+    // Where there is a mask, a mode's middle bits are the mask.
+    let group = find(MASK).or_else(|| find(GROUP_OBJ))?;
+    let permissions = find(USER_OBJ)? << 6 | group << 3 | find(OTHER)?;
+    Some((permissions, entries.len() == 3))
+}
+
 /// The list as it is on disk; `None` for an empty one, which is none at all.
 ///
 /// # Errors
@@ -109,6 +131,18 @@ mod tests {
     #[test]
     fn an_empty_list_is_none() {
         assert_eq!(to_disk(&list(&[])).unwrap(), None);
+    }
+
+    #[test]
+    fn permissions_are_those_of_the_list() {
+        const NONE: u32 = u32::MAX;
+        let of = |entries: &[(u16, u16, u32)]| permissions(&list(entries));
+        let [user_obj, group_obj, other] = [(USER_OBJ, 6, NONE), (GROUP_OBJ, 4, NONE), (OTHER, 1, NONE)];
+        assert_eq!(of(&[user_obj, group_obj, other]), Some((0o641, true)));
+        let mask = (MASK, 7, NONE);
+        assert_eq!(of(&[user_obj, group_obj, mask, other]), Some((0o671, false)));
+        assert_eq!(of(&[]), None);
+        assert_eq!(permissions(b"\x02\0\0\0abc"), None);
     }
 
     #[test]

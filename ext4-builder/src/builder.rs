@@ -11,12 +11,14 @@ use crate::extent::Extent;
 use crate::features::Features;
 use crate::geometry::Geometry;
 use crate::group_descriptor::Seal;
-use crate::inode::{FileType, MAX_LINKS};
+use crate::inode::{FileType, MAX_LINKS, XATTR_ROOM};
 use crate::options::{Options, Size};
 use crate::placement::{PlacedRun, Placement};
 use crate::time::Time;
 use crate::tree::{Content, Record, Tree};
-use crate::{Metadata, Node, Special, Summary, layout};
+use crate::xattr::{Plan, Xattr};
+use crate::xattr_sets::XattrSets;
+use crate::{Metadata, Node, Special, Summary, acl, layout};
 
 /// The directory that is always there.
 pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -43,6 +45,7 @@ pub struct Builder<'s> {
     pub(crate) tree: Tree,
     /// Runs of files that have more than one, or start with a hole.
     pub(crate) runs: Vec<Vec<Extent>>,
+    pub(crate) xattrs: XattrSets,
 }
 
 impl<'s> Builder<'s> {
@@ -81,6 +84,7 @@ impl<'s> Builder<'s> {
             allocator: Allocator::new(cursor, end),
             tree: Tree::new(record(&options, &root, FileType::Directory)),
             runs: Vec::new(),
+            xattrs: XattrSets::default(),
             options,
         };
         let lost_and_found = Metadata {
@@ -125,7 +129,8 @@ impl<'s> Builder<'s> {
         self.tree.record(node).is_directory()
     }
 
-    /// Puts a directory into another. One that is there by that name keeps what is in it, and gets this metadata.
+    /// Puts a directory into another. One that is there by that name keeps what is in it and its extended attributes,
+    /// and gets this metadata.
     ///
     /// # Errors
     /// `InvalidInput` for a name, metadata or a parent that cannot be.
@@ -311,6 +316,43 @@ impl<'s> Builder<'s> {
         Ok(())
     }
 
+    /// Gives a node these extended attributes and no others: each a full name (`user.x`) and a value in the form that
+    /// system calls have. Of two by one name, the last counts. They are kept in memory up to the end, equal sets once.
+    ///
+    /// An access control list sets the permissions, as it does when it is set on a file; one that says nothing else is
+    /// not stored.
+    ///
+    /// # Errors
+    /// `InvalidInput` for names, values and lists that cannot be, and for more than fits an inode and a block.
+    pub fn set_xattrs<'x>(
+        &mut self,
+        node: Node,
+        xattrs: impl IntoIterator<Item = (&'x [u8], &'x [u8])>,
+    ) -> Result<()> {
+        let file_type = self.tree.record(node).file_type;
+        let mut set = Vec::new();
+        let mut permissions = None;
+        for (name, value) in xattrs {
+            check_list(name, file_type)?;
+            let xattr = Xattr::new(name, value)?;
+            if name == acl::ACCESS {
+                permissions = acl::permissions(value);
+                if permissions.is_some_and(|(_, is_all)| is_all) {
+                    continue;
+                }
+            }
+            set.extend(xattr);
+        }
+        let block_size = self.options.block_size as usize;
+        let plan = Plan::new(set, XATTR_ROOM, block_size, self.features.ea_inode)?;
+        let record = self.tree.record_mut(node);
+        record.xattrs = self.xattrs.put(plan)?;
+        if let Some((permissions, _)) = permissions {
+            record.permissions = record.permissions & !0o777 | permissions;
+        }
+        Ok(())
+    }
+
     /// Says that all data of files placed so far is written, or never will be: blocks of those that were replaced or
     /// removed since can be used again.
     pub fn settle(&mut self) {
@@ -444,6 +486,17 @@ impl<'s> Builder<'s> {
     }
 }
 
+/// Refuses access control lists where the kernel knows none.
+fn check_list(name: &[u8], file_type: FileType) -> Result<()> {
+    let why = match (name, file_type) {
+        (acl::ACCESS | acl::DEFAULT, FileType::Symlink) => "a symlink has no access control list",
+        (acl::ACCESS, _) | (acl::DEFAULT, FileType::Directory) => return Ok(()),
+        (acl::DEFAULT, _) => "only directories have an access control list for what is made in them",
+        _ => return Ok(()),
+    };
+    Err(Error::invalid(why).with_hint(format!("leave out {}", String::from_utf8_lossy(name))))
+}
+
 /// The first byte of each block that data starts or ends in without filling it.
 fn edges(data: &[Range<u64>], block_size: u64) -> impl Iterator<Item = u64> {
     data.iter()
@@ -502,6 +555,7 @@ fn record(options: &Options, metadata: &Metadata, file_type: FileType) -> Record
         gid: metadata.gid,
         links: 0,
         number: 0,
+        xattrs: XattrSets::EMPTY,
         permissions: metadata.permissions & 0o7777,
         file_type,
     }

@@ -22,7 +22,6 @@
 //! # Ok::<(), block::Error>(())
 //! ```
 
-#[allow(dead_code)] // Until all of it is used.
 mod acl;
 mod allocator;
 mod bitmap;
@@ -51,8 +50,8 @@ mod superblock;
 pub mod tar;
 mod time;
 mod tree;
-#[allow(dead_code)] // Until all of it is used.
 mod xattr;
+mod xattr_sets;
 
 use block::{Result, Storage};
 

@@ -57,6 +57,8 @@ pub(crate) struct Record {
     pub(crate) links: u32,
     /// Number of the inode, once it is given.
     pub(crate) number: u32,
+    /// Number of the set of extended attributes; when all is placed, of the set with its block.
+    pub(crate) xattrs: u32,
     pub(crate) permissions: u16,
     pub(crate) file_type: FileType,
 }
@@ -299,6 +301,7 @@ mod tests {
             gid: 0,
             links: 0,
             number: 0,
+            xattrs: 0,
             permissions: 0,
             file_type,
         }
@@ -315,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_record_and_a_name_stay_small() {
-        assert!(size_of::<Record>() <= 88, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 80, "{}", size_of::<Record>());
         assert_eq!(size_of::<Name>(), 16);
     }
 

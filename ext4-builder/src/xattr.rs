@@ -137,7 +137,7 @@ pub(crate) fn fits_inode<'a>(xattrs: impl IntoIterator<Item = &'a Xattr>, room: 
 }
 
 /// Where a set's attributes go. Numbers are places in the sorted set.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     set: Vec<Xattr>,
     in_inode: Vec<usize>,
@@ -147,13 +147,15 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans for attributes with different names, for a `room` in the inode and a block of `block_size` bytes, and
-    /// for values in inodes where `ea_inode` allows them.
+    /// Plans for attributes, for a `room` in the inode and a block of `block_size` bytes, and for values in inodes
+    /// where `ea_inode` allows them. Of two by one name, the last counts.
     ///
     /// # Errors
     /// `InvalidInput` where they do not fit.
     pub(crate) fn new(mut set: Vec<Xattr>, room: usize, block_size: usize, ea_inode: bool) -> Result<Self> {
+        set.reverse();
         set.sort_by(|a, b| a.key().cmp(&b.key()));
+        set.dedup_by(|b, a| a.key() == b.key());
         let block_room = block_size - BLOCK_HEADER - END;
         // What no block could hold gets an inode in any case, and its entry may well fit the inode.
         let too_large = |xattr: &Xattr| ea_inode && xattr.value.len() > block_room - LARGE_NAME;
@@ -202,6 +204,18 @@ impl Plan {
         } else {
             xattr.entry_size() + xattr.value_size()
         }
+    }
+
+    /// The attributes, in the order of the disk.
+    pub(crate) fn set(&self) -> &[Xattr] {
+        &self.set
+    }
+
+    /// Which of the [`large_values`](Self::large_values) are stated in the inode; the others are in the block.
+    pub(crate) fn large_in_inode(&self) -> impl Iterator<Item = bool> {
+        self.large
+            .iter()
+            .map(|place| self.in_inode.binary_search(place).is_ok())
     }
 
     /// Values that need an inode of their own, in the order of the disk.
@@ -385,6 +399,13 @@ mod tests {
             assert!(error.hint().is_some());
         }
         assert!(Xattr::new(b"user.x", &vec![0; MAX_VALUE + 1]).is_err());
+    }
+
+    #[test]
+    fn the_last_of_equal_names_counts() {
+        let plan = Plan::new(vec![user("a", 1), user("b", 2), user("a", 3)], 96, 4096, false).unwrap();
+        let sizes: Vec<usize> = plan.set().iter().map(|xattr| xattr.value().len()).collect();
+        assert_eq!(sizes, [3, 2]);
     }
 
     #[test]

@@ -71,6 +71,9 @@ fn build(storage: &dyn Storage, options: &Options) -> block::Result<()> {
         placement.write(storage, &[1; 4990], 10)?;
     }
     builder.remove(directory, b"a\x80");
+    let (in_block, in_inode) = ([2; 1000], vec![3; 10_000]);
+    let xattrs = [(&b"user.block"[..], &in_block[..]), (b"user.inode", &in_inode)];
+    builder.set_xattrs(directory, xattrs)?;
     builder.symlink(directory, b"link", &metadata, &[b'x'; 100])?;
     builder.finish().map(|_| ())
 }

@@ -1,8 +1,10 @@
-//! What belongs to single inodes: numbers, blocks of directories, extent trees, targets of symlinks.
+//! What belongs to single inodes: numbers, blocks of directories, extent trees, targets of symlinks, extended
+//! attributes.
 
 use block::{Error, Result};
 
 use super::own_files::OwnFiles;
+use super::xattrs::Xattrs;
 use crate::Node;
 use crate::allocator::{Allocator, Run};
 use crate::builder::{Builder, push_extent};
@@ -41,6 +43,7 @@ pub(super) struct Contents {
     /// Whether there are directories with three levels of index.
     pub(super) large_directories: bool,
     mapped: Vec<Mapped>,
+    xattrs: Xattrs,
 }
 
 impl Contents {
@@ -73,12 +76,21 @@ impl Contents {
             let record = builder.tree.record_mut(node);
             (record.content, record.size) = (content, size);
         }
+        let sets = std::mem::take(&mut builder.xattrs);
+        let filesystem = Checksum::of_filesystem(&builder.options.uuid);
+        let xattrs = Xattrs::place(sets, filesystem, &mut builder.tree, &nodes, next, &mut placing)?;
         placing.writer.flush()?;
         Ok(Self {
-            inodes: next - 1,
+            inodes: next - 1 + xattrs.values().len() as u32,
             mapped: placing.mapped,
             large_directories: placing.large_directories,
+            xattrs,
         })
+    }
+
+    /// Whether values of extended attributes are in inodes.
+    pub(super) fn has_value_inodes(&self) -> bool {
+        !self.xattrs.values().is_empty()
     }
 
     /// Whether an inode is a directory, and its bytes, for all that are in use, in order of their numbers.
@@ -97,24 +109,32 @@ impl Contents {
             let bytes = self.inode(builder, node).to_bytes(record.number, seed);
             (record.is_directory(), bytes)
         });
+        let values = self.xattrs.values().iter().map(move |value| {
+            let (map, _, blocks) = self.map(builder, value.content, FileType::Regular);
+            let inode = self
+                .xattrs
+                .value_inode(value, map, blocks * builder.geometry.block_size() / 512);
+            (false, inode.to_bytes(value.number, seed))
+        });
         let orphan_file = own_files.orphan_file_number().map(|number| {
             let bytes = own_files.inode(number).to_bytes(number, seed);
             (false, bytes)
         });
-        reserved.chain(others).chain(orphan_file)
+        reserved.chain(others).chain(values).chain(orphan_file)
     }
 
     /// The inode of a node of the tree.
     fn inode(&self, builder: &Builder<'_>, node: Node) -> Inode {
         let record = builder.tree.record(node);
         let [accessed, changed, modified, created] = record.times.map(Time::of_fields);
-        let (map, flags, blocks) = self.map(builder, record);
+        let (map, flags, blocks) = self.map(builder, record.content, record.file_type);
+        let xattrs = self.xattrs.of(record, builder.geometry.block_size());
         Inode {
             mode: record.file_type.mode() | record.permissions,
             uid: record.uid,
             gid: record.gid,
             size: record.size,
-            sectors: blocks * builder.geometry.block_size() / 512,
+            sectors: (blocks + xattrs.blocks) * builder.geometry.block_size() / 512,
             links: links(record),
             flags,
             accessed,
@@ -122,14 +142,21 @@ impl Contents {
             modified,
             created,
             map,
+            xattr_block: xattrs.block,
+            xattrs: xattrs.room,
             ..Inode::default()
         }
     }
 
     /// The inode's map, its flags, and the blocks that contents and map take.
-    fn map(&self, builder: &Builder<'_>, record: &Record) -> ([u8; MAP_SIZE], u32, u64) {
+    fn map(
+        &self,
+        builder: &Builder<'_>,
+        content: Content,
+        file_type: FileType,
+    ) -> ([u8; MAP_SIZE], u32, u64) {
         let tree = |extents: &[Extent]| extent::inline(extents).unwrap_or([0; MAP_SIZE]);
-        match record.content {
+        match content {
             Content::Mapped(index) => {
                 let mapped = &self.mapped[index as usize];
                 (mapped.map, mapped.flags, mapped.blocks)
@@ -148,7 +175,7 @@ impl Contents {
                 let map = inode::fast_symlink(builder.tree.target(target));
                 (map.unwrap_or([0; MAP_SIZE]), 0, 0)
             }
-            _ if record.file_type == FileType::Regular => (tree(&[]), FLAG_EXTENTS, 0),
+            _ if file_type == FileType::Regular => (tree(&[]), FLAG_EXTENTS, 0),
             _ => ([0; MAP_SIZE], 0, 0),
         }
     }
@@ -181,11 +208,11 @@ fn single(start: u64, blocks: u32) -> Extent {
 }
 
 /// Places contents one after the other.
-struct Placing<'a, 's> {
+pub(super) struct Placing<'a, 's> {
     writer: BlockWriter<'a, 's>,
     allocator: &'a mut Allocator,
     runs: &'a mut Vec<Vec<Extent>>,
-    block_size: usize,
+    pub(super) block_size: usize,
     hash_seed: [u8; 16],
     allows_large_directories: bool,
     /// Whether there are any.
@@ -212,7 +239,7 @@ impl Placing<'_, '_> {
                 let block = inode::symlink_block(tree.target(target), self.block_size);
                 match block {
                     Some(bytes) if inode::fast_symlink(tree.target(target)).is_none() => {
-                        Ok((self.symlink(record.number, &bytes)?, record.size))
+                        Ok((self.contents(record.number, &bytes)?, record.size))
                     }
                     _ => Ok((record.content, record.size)),
                 }
@@ -272,11 +299,22 @@ impl Placing<'_, '_> {
         Ok((content, u64::from(count) * self.block_size as u64))
     }
 
-    /// Gives the block of a long symlink's target a place.
-    fn symlink(&mut self, number: u32, target: &[u8]) -> Result<Content> {
-        let run = self.allocator.allocate(1)?;
-        self.writer.write_runs(&run, target)?;
-        self.content(number, &run, 0)
+    /// Gives blocks with these bytes a place, as what an inode holds.
+    pub(super) fn contents(&mut self, number: u32, bytes: &[u8]) -> Result<Content> {
+        let runs = self
+            .allocator
+            .allocate(bytes.len().div_ceil(self.block_size) as u64)?;
+        let mut blocks = bytes.to_vec();
+        blocks.resize(bytes.len().next_multiple_of(self.block_size), 0);
+        self.writer.write_runs(&runs, &blocks)?;
+        self.content(number, &runs, 0)
+    }
+
+    /// Gives a block of the filesystem a place, which what is in it depends on.
+    pub(super) fn block(&mut self, bytes: impl FnOnce(u64, Option<Checksum>) -> Vec<u8>) -> Result<u64> {
+        let block = self.allocator.allocate_block()?;
+        self.writer.write(block, &bytes(block, self.seed))?;
+        Ok(block)
     }
 
     /// What an inode holds whose contents are all of these runs.

@@ -8,6 +8,7 @@
 mod contents;
 mod groups;
 mod own_files;
+mod xattrs;
 
 use block::Result;
 
@@ -32,7 +33,7 @@ pub(crate) fn finish(mut builder: Builder<'_>) -> Result<Summary> {
         inodes: contents.inodes + 1, // the orphan file's
         orphan_file: builder.features.orphan_file,
     })?;
-    builder.features.ea_inode = false;
+    builder.features.ea_inode = contents.has_value_inodes();
     builder.features.large_directory = contents.large_directories;
     builder.features.journal = layout.journal.blocks() > 0;
     builder.features.orphan_file = layout.orphan_file.blocks() > 0;

@@ -93,28 +93,6 @@ pub(super) fn to_syscall_form(text: &[u8], names: &Names) -> Result<Vec<u8>, Fau
     Ok(bytes)
 }
 
-/// The permissions that a list in the kernel's form says a file has, as the kernel takes them over when it is set,
-/// and whether that is all it says. None where it is no such list.
-pub(super) fn permissions(form: &[u8]) -> Option<(u16, bool)> {
-    let (version, entries) = form.split_first_chunk()?;
-    let (entries, []) = entries.as_chunks::<8>() else {
-        return None;
-    };
-    if u32::from_le_bytes(*version) != VERSION {
-        return None;
-    }
-    let find = |wanted: u16| {
-        let entry = entries
-            .iter()
-            .find(|entry| u16::from_le_bytes([entry[0], entry[1]]) == wanted)?;
-        Some(u16::from_le_bytes([entry[2], entry[3]]) & 7)
-    };
-    // Where there is a mask, a mode's middle bits are the mask.
-    let group = find(MASK).or_else(|| find(GROUP_OBJ))?;
-    let permissions = find(USER_OBJ)? << 6 | group << 3 | find(OTHER)?;
-    Some((permissions, entries.len() == 3))
-}
-
 /// `TAG:[NAME]:PERMISSIONS[:ID]` as tag, id and permissions. Of mask and others, the empty name may be missing.
 fn parse_entry(
     line: &[u8],
@@ -190,18 +168,6 @@ mod tests {
             to_syscall_form(gnu, &Names::default()),
             Err(Fault::UnknownName { name }) if name == "daemon"
         ));
-    }
-
-    #[test]
-    fn permissions_are_those_of_the_list() {
-        let of = |text: &[u8]| permissions(&to_syscall_form(text, &Names::default()).unwrap());
-        assert_eq!(of(b"u::rw-,g::r--,o:--x"), Some((0o641, true)));
-        assert_eq!(
-            of(b"user::rwx,group::r--,mask::rwx,other::---"),
-            Some((0o770, false))
-        );
-        assert_eq!(permissions(b"\x02\0\0\0"), None);
-        assert_eq!(permissions(b"\x02\0\0\0abc"), None);
     }
 
     #[test]

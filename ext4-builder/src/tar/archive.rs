@@ -12,6 +12,7 @@ use super::header::{BLOCK, Header};
 use super::pax::Extended;
 use super::sparse::{MapParser, PaxMap, PieceList, gnu_extension};
 use super::{Entry, Kind, Options, Time, Xattr};
+use crate::acl::{ACCESS, DEFAULT, permissions};
 
 /// Bytes of a name, of an entry or a link's target.
 const MAX_NAME: u64 = 64 << 10;
@@ -495,8 +496,6 @@ fn xattrs(
     mode: &mut u16,
     options: &Options,
 ) -> Result<Vec<Xattr>, Fault> {
-    const ACCESS: &[u8] = b"system.posix_acl_access";
-    const DEFAULT: &[u8] = b"system.posix_acl_default";
     let mut xattrs = extended.xattrs()?;
     let access = extended.access_acl.take();
     let default = extended.default_acl.take();
@@ -508,7 +507,7 @@ fn xattrs(
         }
     }
     if let Ok(place) = find(&xattrs, ACCESS)
-        && let Some((permissions, is_all)) = acl::permissions(&xattrs[place].1)
+        && let Some((permissions, is_all)) = permissions(&xattrs[place].1)
     {
         *mode = *mode & !0o777 | permissions;
         if is_all {

@@ -5,3 +5,4 @@
 mod empty;
 mod image;
 mod trees;
+mod xattrs;
