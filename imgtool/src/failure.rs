@@ -38,6 +38,10 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        let error = match (error.kind(), error.hint()) {
+            (ErrorKind::NoSpace, None) => error.with_hint("make room on that file system, and try again"),
+            _ => error,
+        };
         Self::Error { error, code: 1 }
     }
 }
@@ -121,6 +125,14 @@ mod tests {
         );
         assert_eq!(failure.code(), 1);
         assert_eq!(failure.with_code(2).code(), 2);
+    }
+
+    #[test]
+    fn a_full_file_system_has_a_hint_whoever_meets_it() {
+        let full = || Error::io("write", io::ErrorKind::StorageFull.into());
+        let hint = |error| Failure::from(error).to_string();
+        assert!(hint(full()).ends_with("\nhint: make room on that file system, and try again\n"));
+        assert!(hint(full().with_hint("choose another")).ends_with("\nhint: choose another\n"));
     }
 
     #[test]
