@@ -124,7 +124,74 @@ fn clusters_that_cannot_be_found_are_lost_one_by_one() {
     let told = done.stderr();
     done.ok();
     assert!(fs::read(lab.path("copy")).unwrap() == expected, "{told}");
-    // Past the end of the file are zeros, and no errors.
-    let says = format!("65536 bytes at offset {} cannot be read", 5 * CLUSTER);
-    assert!(told.contains(&says) && told.contains("in one place"), "{told}");
+    for cluster in [5, 20, 31] {
+        let says = format!("65536 bytes at offset {} cannot be read", cluster * CLUSTER);
+        assert!(told.contains(&says) && told.contains("in 3 places"), "{told}");
+    }
+}
+
+/// The last quarter of the image is gone: nothing passes for zeros, whichever way it is read.
+#[test]
+fn what_a_cut_file_has_lost_is_told_and_not_taken_for_zeros() {
+    let lab = Lab::new();
+    disk(&lab);
+    for (options, sparse) in [("", false), ("-c", false), ("-S 0", true)] {
+        lab.qemu_img(&format!("convert {options} -f raw -O qcow2 disk image"));
+        let len = fs::metadata(lab.path("image")).unwrap().len() * 3 / 4 / CLUSTER * CLUSTER;
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(lab.path("image"))
+            .unwrap();
+        file.set_len(len).unwrap();
+        if sparse {
+            // Holes in the file have the host asked what is in it.
+            let (_, entry) = entry(&lab, "image", 2);
+            let status = std::process::Command::new("fallocate")
+                .args([
+                    "-p",
+                    "-o",
+                    &(entry & 0x00ff_ffff_ffff_fe00).to_string(),
+                    "-l",
+                    "524288",
+                ])
+                .arg(lab.path("image"))
+                .status();
+            assert!(status.unwrap().success());
+        }
+        for command in [
+            "convert -O raw image copy",
+            "convert -O qcow2 image copy",
+            "convert -c -O qcow2 image copy",
+            "convert -O raw -C image copy",
+            "dd -O raw bs=64k if=image of=copy",
+        ] {
+            let done = lab.run(&format!("imgtool {command}"));
+            let told = done.stderr();
+            let hints = told.lines().filter(|line| line.starts_with("hint: ")).count();
+            assert_eq!(
+                (told.lines().count(), hints),
+                (2, 1),
+                "{options} {command}: {told}"
+            );
+            assert!(
+                told.contains("past the end of the file") && told.contains("cut"),
+                "{told}"
+            );
+            done.fails(1, &["image"]);
+            assert!(!lab.names().contains(&"copy".to_owned()), "{options} {command}");
+        }
+        if !sparse {
+            lab.run("imgtool compare disk image")
+                .fails(4, &["image", "past the end of the file"]);
+        }
+        let done = lab.run("imgtool convert --salvage -O raw image copy");
+        let told = done.stderr();
+        done.ok();
+        let last = told.lines().last().unwrap();
+        assert!(
+            told.contains("cannot be read") && last.contains("in one place"),
+            "{told}"
+        );
+        fs::remove_file(lab.path("copy")).unwrap();
+    }
 }

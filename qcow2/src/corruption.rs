@@ -52,6 +52,14 @@ pub(crate) enum Corruption {
         len: u64,
         file_len: u64,
     },
+    #[error(
+        "the data of guest offset {guest} is at {host}, past the end of the file ({file_len} bytes): it is lost"
+    )]
+    Cut {
+        guest: GuestOffset,
+        host: HostOffset,
+        file_len: u64,
+    },
     #[error("no refcount block counts cluster {cluster}")]
     NoRefcountBlock { cluster: ClusterIndex },
     #[error("cluster {cluster} is counted as free, but holds metadata")]

@@ -175,6 +175,16 @@ impl RefcountTable {
         Ok(None)
     }
 
+    /// One past the last cluster that is counted; `from` if none is from there on.
+    pub(crate) fn end_from(&mut self, from: ClusterIndex) -> Result<ClusterIndex> {
+        let limit = MAX_HOST_OFFSET >> self.geometry.cluster_bits;
+        let mut end = from;
+        while let Some(used) = self.find(end, true, limit)? {
+            end = self.find(used, false, limit)?.unwrap_or(ClusterIndex(limit));
+        }
+        Ok(end)
+    }
+
     /// The first run of `count` free clusters from `from` on (first fit).
     pub(crate) fn find_free(&mut self, from: ClusterIndex, count: u64) -> Result<ClusterIndex> {
         let end = MAX_HOST_OFFSET >> self.geometry.cluster_bits;

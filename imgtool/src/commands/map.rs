@@ -189,9 +189,15 @@ impl<'a> Rows<'a> {
         }
         let layer = &self.chain.layers()[extent.depth as usize];
         let (ExtentState::Data, Some(host)) = (extent.state, extent.host) else {
-            let error = Error::unsupported("it holds compressed clusters, which lie in no file as they are");
-            let error = error.with_path(&layer.path).with_offset(extent.offset);
-            return Err(error.with_hint("list them with --output json").into());
+            let why = if extent.state == ExtentState::Data {
+                "the file was cut: the data of this offset lay behind its end"
+            } else {
+                "it holds compressed clusters, which lie in no file as they are"
+            };
+            let error = Error::unsupported(why)
+                .with_path(&layer.path)
+                .with_offset(extent.offset);
+            return Err(error.with_hint("list all with --output json").into());
         };
         let data_file = layer.data_file.as_ref().and_then(|file| file.path());
         let file = data_file.unwrap_or(&layer.path).to_string_lossy();

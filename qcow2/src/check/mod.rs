@@ -124,6 +124,12 @@ pub fn check(
         .map_err(|error| error.with_path_of(storage.path()))
 }
 
+/// Whether anything in the image names a cluster that lies past the end of the file.
+pub(crate) fn reaches_past_end(storage: &dyn Storage) -> Result<bool> {
+    let checker = Checker::run(storage, 0, Box::new(|_| ControlFlow::Continue(())))?;
+    Ok(checker.for_repair.beyond_end)
+}
+
 fn report_progress(
     progress: &mut dyn FnMut(CheckProgress) -> ControlFlow<()>,
     phase: CheckPhase,
@@ -166,6 +172,8 @@ struct ForRepair {
     incomplete: bool,
     /// The clusters soon behind the end of the file that something references although they are not there.
     dangling: BTreeSet<u64>,
+    /// Something reaches past the end of the file by a cluster or more.
+    beyond_end: bool,
     /// Refcount blocks lie where none can be, or where something else lies.
     distrusted: bool,
     /// Entries of L1 tables that name nothing which can be an L2 table, and an active L1 table that something else lies
@@ -294,6 +302,7 @@ impl<'a> Checker<'a> {
     #[cold]
     fn beyond_end(&mut self, start: HostOffset, len: u64, times: u64) {
         self.recorder.record(times, Finding::BeyondEnd { start, len });
+        self.for_repair.beyond_end = true;
         let bits = self.geometry.cluster_bits;
         let end = self.geometry.clusters(self.file_len);
         let last = start.0.saturating_add(len - 1) >> bits;

@@ -68,6 +68,8 @@ impl Image {
             L2Mapping::Unallocated if place.is_some() && !self.raw_data => (ExtentState::Hole, place),
             L2Mapping::Unallocated => self.unallocated(guest),
             L2Mapping::Zero { .. } => (ExtentState::Zero, place),
+            // Data that a cut file has lost lies nowhere: only reading it tells.
+            L2Mapping::Standard { host, .. } if !self.is_present(host)? => (ExtentState::Data, None),
             L2Mapping::Standard { .. } => (ExtentState::Data, place),
             L2Mapping::Compressed(_) => (ExtentState::Compressed, None),
         };

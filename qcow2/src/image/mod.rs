@@ -23,6 +23,7 @@
 mod amend;
 mod bitmap;
 mod cow;
+mod cut;
 mod data_file;
 mod device;
 mod extent;
@@ -106,6 +107,8 @@ pub struct Image {
     storage: Arc<dyn Storage>,
     /// Where guest data lies: `storage`, or a [data file](data_file).
     data: Arc<dyn Storage>,
+    /// How long `data` is at least.
+    data_len: AtomicU64,
     /// The data file is a raw image of the whole disk.
     raw_data: bool,
     geometry: Geometry,
@@ -190,6 +193,7 @@ impl Image {
             .div_ceil(geometry.cluster_size())
             .div_ceil(1 << geometry.slice_bits());
         let mut image = Self {
+            data_len: AtomicU64::new(data.len()?),
             data,
             raw_data: header.data_file().is_some_and(|file| file.raw),
             geometry,
@@ -253,12 +257,13 @@ impl Image {
 
     fn open_writer(&self) -> Result<Writer> {
         let header = self.locked_header();
-        let refcounts = RefcountTable::open(
+        let mut refcounts = RefcountTable::open(
             Arc::clone(&self.storage),
             self.geometry,
             header.refcount_table_offset,
             header.refcount_table_clusters,
         )?;
+        self.refuse_cut(&mut refcounts)?;
         let snapshots = SnapshotTable::read(&*self.storage, &header)?;
         let bitmaps = Bitmaps::read(&*self.storage, &header)?;
         let metadata = self.map_metadata(&header, &snapshots, &bitmaps, &refcounts)?;

@@ -152,7 +152,11 @@ impl Image {
         let pin = self.pin();
         let (mapping, len) = self.run(guest, most)?;
         let (place, len) = match mapping {
-            L2Mapping::Standard { host, .. } => (Place::Host(host + self.geometry.in_subcluster(guest)), len),
+            L2Mapping::Standard { host, .. } => {
+                let host = host + self.geometry.in_subcluster(guest);
+                self.check_present(host, len, guest)?;
+                (Place::Host(host), len)
+            }
             L2Mapping::Zero { .. } => (Place::Zeros, len),
             L2Mapping::Compressed(_) => (Place::Compressed, len),
             L2Mapping::Unallocated => self.place_unallocated(guest, len),

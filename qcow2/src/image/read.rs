@@ -18,7 +18,9 @@ impl Image {
             let (run, rest) = buf.split_at_mut(len as usize);
             match mapping {
                 L2Mapping::Standard { host, .. } if !(rest.is_empty() && apart.is_empty()) => {
-                    apart.push(((host + self.geometry.in_subcluster(guest)).0, run));
+                    let host = host + self.geometry.in_subcluster(guest);
+                    self.check_present(host, len, guest)?;
+                    apart.push((host.0, run));
                 }
                 _ => self.read_mapped(mapping, run, guest)?,
             }
@@ -42,7 +44,10 @@ impl Image {
                 buf.fill(0);
                 Ok(())
             }
-            L2Mapping::Standard { host, .. } => self.data.read_exact_at(buf, (host + within).0),
+            L2Mapping::Standard { host, .. } => {
+                self.check_present(host + within, buf.len() as u64, guest)?;
+                self.data.read_exact_at(buf, (host + within).0)
+            }
             L2Mapping::Compressed(data) => self.read_compressed(data, buf, guest),
         }
     }
@@ -77,6 +82,7 @@ impl Image {
 
     /// Fills `cluster`, all of one.
     fn decompress(&self, data: CompressedCluster, cluster: &mut [u8], guest: GuestOffset) -> Result<()> {
+        self.check_compressed_present(data, guest)?;
         let mut compressed = Scratch::new(data.len as usize);
         // The last sector may reach past the end of the file, where the data ended before: that reads as zeros.
         self.storage.read_exact_at(&mut compressed, data.host.0)?;
