@@ -89,24 +89,42 @@ fn without_os_codes(text: &str) -> String {
 
 /// Prints what is wrong with the command line, or the help that was asked for, and gives the exit code.
 pub(crate) fn usage(error: &clap::Error, command: Option<&OsStr>) -> u8 {
+    use clap::error::ErrorKind as Kind;
     if !error.use_stderr() {
         let _ = error.print();
         return 0;
     }
     let text = match error.kind() {
-        clap::error::ErrorKind::InvalidUtf8 => {
-            "error: an argument is not UTF-8, and only names of files may be anything else\n".to_owned()
+        Kind::InvalidUtf8 => {
+            "imgtool: an argument is not UTF-8, and only names of files may be anything else\n".to_owned()
         }
-        _ => error.render().to_string(),
+        Kind::DisplayHelpOnMissingArgumentOrSubcommand => error.render().to_string(),
+        _ => line_and_hint(&error.render().to_string()),
     };
     // With nobody left to read it there is nothing to be done about that.
-    let _ = write!(io::stderr(), "{}", text.replacen("error: ", "imgtool: ", 1));
+    let _ = write!(io::stderr(), "{text}");
     // 1 means that the images differ.
     if command.is_some_and(|command| command == "compare") {
         2
     } else {
         1
     }
+}
+
+/// What clap has to say in several paragraphs, in the form that every other failure has: a line that says what is wrong,
+/// and one that says what to do. Usage in several forms is left to the help.
+fn line_and_hint(text: &str) -> String {
+    let mut paragraphs = text.trim().split("\n\n");
+    let joined = |paragraph: &str| paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let wrong = joined(paragraphs.next().unwrap_or_default());
+    let wrong = wrong.trim_start_matches("error: ");
+    let hints = paragraphs.filter(|hint| !hint.starts_with("Usage: ") || hint.lines().count() == 1);
+    let hints: Vec<String> = hints
+        .map(joined)
+        .map(|hint| hint.trim_start_matches("tip: ").trim_end_matches('.').to_owned())
+        .collect();
+    let (wrong, hint) = (escape(wrong), hints.join(". "));
+    format!("imgtool: {wrong}\nhint: {}\n", escape(&hint))
 }
 
 #[cfg(test)]
@@ -133,6 +151,25 @@ mod tests {
         let hint = |error| Failure::from(error).to_string();
         assert!(hint(full()).ends_with("\nhint: make room on that file system, and try again\n"));
         assert!(hint(full().with_hint("choose another")).ends_with("\nhint: choose another\n"));
+    }
+
+    #[test]
+    fn what_clap_says_is_a_line_and_a_hint() {
+        let text = "error: the following required arguments were not provided:\n  <FILE>\n  <BITMAP>\n\n\
+                    Usage: imgtool bitmap <FILE>\n       imgtool bitmap --list\n\n\
+                    For more information, try '--help'.\n";
+        assert_eq!(
+            line_and_hint(text),
+            "imgtool: the following required arguments were not provided: <FILE> <BITMAP>\n\
+             hint: For more information, try '--help'\n"
+        );
+        let text = "error: unexpected argument '--a\x1bb' found\n\n  tip: a similar argument exists: '--all'\n\n\
+                    Usage: imgtool x --all\n\nFor more information, try '--help'.\n";
+        assert_eq!(
+            line_and_hint(text),
+            "imgtool: unexpected argument '--a\\u{1b}b' found\n\
+             hint: a similar argument exists: '--all'. Usage: imgtool x --all. For more information, try '--help'\n"
+        );
     }
 
     #[test]
