@@ -333,7 +333,7 @@ fn qcow2_options(mut options: OptionList, compat: Option<&str>) -> Result<Create
         create.version = version(text)?;
     }
     if let Some(text) = options.take("cluster_size") {
-        let bytes = size::parse(&text)?;
+        let bytes = size::of("cluster_size", &text)?;
         if !bytes.is_power_of_two() {
             return Err(no_such("cluster_size", &text, "powers of two from 512 to 2M"));
         }

@@ -17,15 +17,27 @@ const HINT: &str =
 /// # Errors
 /// `InvalidInput` for everything else, for a fraction of a byte without a suffix, and for 2^63 or more.
 pub(crate) fn parse(text: &str) -> Result<u64> {
+    bytes(text).map_err(|why| Error::invalid(no_size(text, why)).with_hint(HINT))
+}
+
+/// [`parse`] for the value of an option, which an error names.
+///
+/// # Errors
+/// As there.
+pub(crate) fn of(option: &str, text: &str) -> Result<u64> {
+    let named = |why| Error::invalid(format!("{option}: {}", no_size(text, why))).with_hint(HINT);
+    bytes(text).map_err(named)
+}
+
+fn bytes(text: &str) -> Result<u64, &'static str> {
     let bytes = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => hexadecimal(digits),
         None => decimal(text),
     };
-    match bytes {
-        Ok(bytes) if bytes <= u128::from(MAX) => Ok(bytes as u64),
-        Ok(_) => Err(invalid(text, "it is larger than a disk can be (2^63 - 1 bytes)")),
-        Err(why) => Err(invalid(text, why)),
-    }
+    u64::try_from(bytes?)
+        .ok()
+        .filter(|bytes| *bytes <= MAX)
+        .ok_or("it is larger than a disk can be (2^63 - 1 bytes)")
 }
 
 /// [`parse`] for a new disk, whose size is this in whole sectors.
@@ -35,10 +47,8 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
 pub(crate) fn parse_disk(text: &str) -> Result<u64> {
     let bytes = parse(text)?;
     if whole_sectors(bytes) > MAX {
-        return Err(invalid(
-            text,
-            "in whole sectors it is larger than a disk can be (2^63 - 1 bytes)",
-        ));
+        let why = "in whole sectors it is larger than a disk can be (2^63 - 1 bytes)";
+        return Err(Error::invalid(no_size(text, why)).with_hint(HINT));
     }
     Ok(bytes)
 }
@@ -84,8 +94,8 @@ impl NewSize {
     }
 }
 
-fn invalid(text: &str, why: &str) -> Error {
-    Error::invalid(format!("\"{}\" is no size: {why}", escape(text))).with_hint(HINT)
+fn no_size(text: &str, why: &str) -> String {
+    format!("\"{}\" is no size: {why}", escape(text))
 }
 
 fn hexadecimal(digits: &str) -> Result<u128, &'static str> {

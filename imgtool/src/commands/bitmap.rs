@@ -176,7 +176,8 @@ impl BitmapArgs {
             return Ok(0);
         }
         let sources = self.sources()?;
-        let granularity = self.granularity.as_deref().map(size::parse).transpose()?;
+        let granularity = self.granularity.as_deref();
+        let granularity = granularity.map(|text| size::of("-g", text)).transpose()?;
         let image = self.open(&self.file, self.format.as_deref(), Access::WRITE)?;
         bitmaps_of(&image)?.edit_bitmaps(|bitmaps| {
             let mut sources = sources.iter();

@@ -198,7 +198,7 @@ impl CommitArgs {
 
 /// What -r says.
 pub(super) fn rate(text: &str) -> Result<NonZeroU64> {
-    let rate = NonZeroU64::new(size::parse(text)?);
+    let rate = NonZeroU64::new(size::of("-r", text)?);
     rate.ok_or_else(|| Error::invalid(format!("-r {text}: at least one byte a second must pass")))
 }
 

@@ -315,7 +315,7 @@ impl ConvertArgs {
     fn copy_options(&self) -> Result<ConvertOptions> {
         let mut options = ConvertOptions::new();
         if let Some(text) = &self.sparse_size {
-            options.sparse = size::parse(text)?;
+            options.sparse = size::of("-S", text)?;
             if options.sparse > MAX_SPARSE || !options.sparse.is_multiple_of(SECTOR) {
                 let message = format!("-S {text}: it must be a multiple of {SECTOR} and at most 16M");
                 return Err(Error::invalid(message));

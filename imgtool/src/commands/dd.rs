@@ -79,9 +79,9 @@ impl Operands {
             match name {
                 "if" => input = Some(path()),
                 "of" => output = Some(path()),
-                "bs" => block = size::parse(value)?,
-                "count" => count = Some(size::parse(value)?),
-                "skip" => skip = size::parse(value)?,
+                "bs" => block = size::of(name, value)?,
+                "count" => count = Some(size::of(name, value)?),
+                "skip" => skip = size::of(name, value)?,
                 _ => {
                     let message = format!("there is no operand {}=", escape(name));
                     return Err(Error::invalid(message).with_hint(HINT));

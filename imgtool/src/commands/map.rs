@@ -61,11 +61,11 @@ pub(crate) struct MapArgs {
 impl MapArgs {
     pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
         self.open.check()?;
-        let start = size::parse(&self.start_offset)?;
+        let start = size::of("-s", &self.start_offset)?;
         let len = self
             .max_length
             .as_deref()
-            .map(size::parse)
+            .map(|text| size::of("-l", text))
             .transpose()?
             .unwrap_or(u64::MAX);
         let cancel = interrupt::watch()?;

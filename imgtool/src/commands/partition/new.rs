@@ -34,10 +34,10 @@ pub(super) fn parse(text: &str) -> Result<NewPartition> {
         partition = partition.number(number);
     }
     if let Some(start) = options.take("start") {
-        partition = partition.start(size::parse(&start)?);
+        partition = partition.start(size::of("start", &start)?);
     }
     if let Some(size) = options.take("size") {
-        partition = partition.size(size::parse(&size)?);
+        partition = partition.size(size::of("size", &size)?);
     }
     if let Some(name) = options.take("name") {
         partition = partition.name(name);
