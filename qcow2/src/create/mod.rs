@@ -138,7 +138,7 @@ impl CreateOptions {
             () if self.refcount_order != 4 => Some("refcounts of another width than 16 bits"),
             () if self.lazy_refcounts => Some("lazy refcounts"),
             () if self.extended_l2 => Some("extended L2 entries"),
-            () if self.compression != CompressionType::Zlib => Some("another compression than zlib"),
+            () if self.compression != CompressionType::Zlib => Some("other compression than zlib"),
             () if self.data_file.is_some() => Some("external data files"),
             () => None,
         };

@@ -332,7 +332,7 @@ fn refuses_what_cannot_be() {
         options.version = Version::V2;
         options.lazy_refcounts = true;
     });
-    refuse("another compression", |options| {
+    refuse("no other compression", |options| {
         options.version = Version::V2;
         options.compression = CompressionType::Zstd;
     });
