@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use block::chain::{Chain, Layer};
-use block::{Access, BackingReference, Error, Result};
+use block::{Access, BackingReference, Error, ErrorKind, Result};
 use clap::Args;
 use ops::{Control, Moved, NewBacking, RebaseOptions, SparseChain};
 use serde_json::json;
@@ -223,9 +223,11 @@ impl RebaseArgs {
                 closes_loop(&self.file, &new.layers()[0].path)
             }
             _ => match self.opening(true).alone(&self.file, self.format.as_deref()) {
-                // What it is based on cannot be opened.
-                Ok(_) => error.with_hint("if the new backing file holds the same, -u changes the name alone"),
-                Err(_) => error,
+                // What it is based on cannot be opened; where it may not be, that is what to allow.
+                Ok(_) if error.kind() != ErrorKind::Denied => {
+                    error.with_hint("if the new backing file holds the same, -u changes the name alone")
+                }
+                _ => error,
             },
         }
     }
