@@ -20,6 +20,7 @@ fn every_command_helps() {
         "commit",
         "rebase",
         "stream",
+        "fs",
         "completions",
         "man",
     ] {

@@ -9,6 +9,7 @@ mod completions;
 mod convert;
 mod create;
 mod dd;
+mod fs;
 mod info;
 mod man;
 mod map;
@@ -42,9 +43,10 @@ pub(crate) type Outcome = Result<u8, Failure>;
   imgtool convert -p -c -O qcow2 disk.raw disk.qcow2
   imgtool info disk.qcow2
   imgtool convert -O raw disk.qcow2#name:root root.raw
+  imgtool fs ls -l disk.qcow2#name:root /etc
 
 A partition of the disk in an image is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID where compare, \
-convert, dd, info, map and measure take an image; convert writes into one with -n. A file that has such a name is meant \
+convert, dd, fs, info, map and measure take an image; convert writes into one with -n. A file that has such a name is meant \
 itself.
 
 Every command's own help (`imgtool convert --help`) has more."
@@ -63,6 +65,7 @@ enum Command {
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
     Dd(dd::DdArgs),
+    Fs(fs::FsArgs),
     Measure(measure::MeasureArgs),
     Resize(resize::ResizeArgs),
     Amend(amend::AmendArgs),
@@ -113,6 +116,7 @@ impl Cli {
                 drop(out);
                 return arguments.run();
             }
+            Command::Fs(arguments) => arguments.run(&mut out),
             Command::Measure(arguments) => arguments.run(&mut out),
             Command::Resize(arguments) => arguments.run(&mut out),
             Command::Bitmap(arguments) => arguments.run(&mut out),

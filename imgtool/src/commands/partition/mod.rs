@@ -37,7 +37,7 @@ const WARNINGS: u8 = 3;
   imgtool partition create disk.raw size=512M,type=efi,name=ESP type=root-x86-64,name=root
   imgtool partition verify disk.raw
 
-A partition is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID wherever compare, convert, dd, info, \
+A partition is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID wherever compare, convert, dd, fs, info, \
 map and measure take an image."
 )]
 pub(crate) struct PartitionArgs {
