@@ -97,6 +97,7 @@ mod storage;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod test_utils;
 pub mod view;
+mod zero;
 
 pub use device::{
     BackingReference, BlockDevice, CompressedWrite, DataFileReference, DeviceInfo, Overlay, Preallocation,
@@ -107,3 +108,4 @@ pub use extent::{Extent, ExtentState};
 pub use format::{Access, Backing, FileOpener, Format, References, SnapshotSelector};
 pub use mem::MemStorage;
 pub use storage::{Alignment, FileId, HostCopy, HostExtent, Storage};
+pub use zero::is_zero;

@@ -46,6 +46,22 @@ pub(crate) fn permissions(syscall: &[u8]) -> Option<(u16, bool)> {
     Some((permissions, entries.len() == 3))
 }
 
+/// The list with other ids of the users and groups that it names. What is no list stays as it is.
+pub(crate) fn map_ids(syscall: &[u8], user: impl Fn(u32) -> u32, group: impl Fn(u32) -> u32) -> Vec<u8> {
+    let mut list = syscall.to_vec();
+    let entries = list.get_mut(HEADER_SIZE..).unwrap_or_default();
+    for entry in entries.as_chunks_mut::<ENTRY_SIZE>().0 {
+        let id = LittleEndian::read_u32(&entry[4..]);
+        let id = match LittleEndian::read_u16(entry) {
+            USER => user(id),
+            GROUP => group(id),
+            _ => continue,
+        };
+        LittleEndian::write_u32(&mut entry[4..], id);
+    }
+    list
+}
+
 /// The list as it is on disk; `None` for an empty one, which is none at all.
 ///
 /// # Errors
@@ -131,6 +147,24 @@ mod tests {
     #[test]
     fn an_empty_list_is_none() {
         assert_eq!(to_disk(&list(&[])).unwrap(), None);
+    }
+
+    #[test]
+    fn only_ids_of_named_users_and_groups_become_others() {
+        const NONE: u32 = u32::MAX;
+        let with = |user, group| {
+            list(&[
+                (USER_OBJ, 7, NONE),
+                (USER, 5, user),
+                (GROUP_OBJ, 5, NONE),
+                (GROUP, 1, group),
+                (MASK, 7, NONE),
+                (OTHER, 0, NONE),
+            ])
+        };
+        let mapped = map_ids(&with(5, 5), |id| id + 1, |id| id + 2);
+        assert_eq!(mapped, with(6, 7));
+        assert_eq!(map_ids(b"x", |id| id, |id| id), b"x");
     }
 
     #[test]

@@ -3,11 +3,12 @@
 //! A [`Cursor`] moves up and steps over the fixed places, the copies of superblock and descriptors, whose size has to be
 //! known beforehand; nothing else has to. What is freed can be given out again, but not before it is certain that
 //! nobody is still writing there ([`settle`](Allocator::settle)): who moves data does so in other threads.
+//!
+//! A disk that is too small for a tree is used up before all of the tree is known. Blocks are given out past its end
+//! then, so that in the end it can be said how large it would have to be.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-
-use block::{Error, ErrorKind, Result};
 
 use crate::geometry::{Geometry, next_with_superblock};
 
@@ -23,6 +24,8 @@ pub(crate) struct Cursor {
     next: u64,
     /// The first group from `next` on that has a copy.
     copy: u32,
+    /// Blocks that were passed besides the fixed places.
+    taken: u64,
 }
 
 impl Cursor {
@@ -34,6 +37,7 @@ impl Cursor {
             copy_blocks,
             next,
             copy: 1,
+            taken: 0,
         }
     }
 
@@ -42,10 +46,16 @@ impl Cursor {
         self.next
     }
 
+    /// Blocks that it has given out.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// The next blocks that lie side by side: `count`, or those that are left before a fixed place.
     pub(crate) fn take(&mut self, count: u64) -> Run {
         let len = count.min(self.room());
         self.next += len;
+        self.taken += len;
         self.next - len..self.next
     }
 
@@ -90,8 +100,9 @@ impl Cursor {
 #[derive(Debug)]
 pub(crate) struct Allocator {
     cursor: Cursor,
-    /// No block from here on can be given out.
+    /// The disk's end.
     end: u64,
+    overflowed: bool,
     /// Free runs by start: their ends. None touches another.
     free: BTreeMap<u64, u64>,
     /// The same by length, for the best fit.
@@ -101,11 +112,12 @@ pub(crate) struct Allocator {
 }
 
 impl Allocator {
-    /// From `cursor` up to the block `end`.
+    /// From `cursor` up to the block `end`, and from there on when all below is given out.
     pub(crate) fn new(cursor: Cursor, end: u64) -> Self {
         Self {
             cursor,
             end,
+            overflowed: false,
             free: BTreeMap::new(),
             by_len: BTreeSet::new(),
             unsettled: Vec::new(),
@@ -117,52 +129,41 @@ impl Allocator {
         self.cursor
     }
 
+    /// Whether blocks past the end were given out.
+    pub(crate) fn overflowed(&self) -> bool {
+        self.overflowed
+    }
+
     /// `count` blocks, in as few runs as can be.
-    ///
-    /// # Errors
-    /// `NoSpace`.
-    pub(crate) fn allocate(&mut self, mut count: u64) -> Result<Vec<Run>> {
+    pub(crate) fn allocate(&mut self, mut count: u64) -> Vec<Run> {
         let mut runs = Vec::new();
         while count > 0 {
-            let run = self.allocate_run(count).inspect_err(|_| {
-                for run in runs.drain(..) {
-                    self.unsettled.push(run);
-                }
-            })?;
+            let run = self.allocate_run(count);
             count -= run.end - run.start;
             runs.push(run);
         }
-        Ok(runs)
+        runs
     }
 
     /// One block.
-    ///
-    /// # Errors
-    /// `NoSpace`.
-    pub(crate) fn allocate_block(&mut self) -> Result<u64> {
-        Ok(self.allocate_run(1)?.start)
+    pub(crate) fn allocate_block(&mut self) -> u64 {
+        self.allocate_run(1).start
     }
 
     /// The smallest free run that holds `count` blocks, else what is next, else the largest free run.
-    fn allocate_run(&mut self, count: u64) -> Result<Run> {
+    fn allocate_run(&mut self, count: u64) -> Run {
         if let Some(&(len, start)) = self.by_len.range((count, 0)..).next() {
-            return Ok(self.take_free(start, len, count));
+            return self.take_free(start, len, count);
         }
         let room = self.cursor.room().min(self.end.saturating_sub(self.cursor.next));
         if room > 0 {
-            return Ok(self.cursor.take(count.min(room)));
+            return self.cursor.take(count.min(room));
         }
-        match self.by_len.last() {
-            Some(&(len, start)) => Ok(self.take_free(start, len, len)),
-            None => Err(Error::new(
-                ErrorKind::NoSpace,
-                format!(
-                    "the filesystem is full: {count} more blocks do not fit on {}",
-                    self.end
-                ),
-            )
-            .with_hint("choose a larger size, or none to have what fits")),
+        if let Some(&(len, start)) = self.by_len.last() {
+            return self.take_free(start, len, len);
         }
+        self.overflowed = true;
+        self.cursor.take(count)
     }
 
     fn take_free(&mut self, start: u64, len: u64, count: u64) -> Run {
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn steps_over_the_copies() {
         let mut allocator = allocator(10, u64::MAX);
-        let runs = allocator.allocate(32_768 * 4).unwrap();
+        let runs = allocator.allocate(32_768 * 4);
         assert_eq!(runs, [10..32_768, 32_778..98_304, 98_314..131_102]);
         let mut cursor = Cursor::new(Geometry::new(4096), 10);
         cursor.move_to(32_768 * 3 + 4);
@@ -233,27 +234,29 @@ mod tests {
     #[test]
     fn what_is_freed_comes_back_when_it_is_settled_and_the_best_fit_first() {
         let mut allocator = allocator(10, u64::MAX);
-        assert_eq!(allocator.allocate(100).unwrap(), [10..110]);
+        assert_eq!(allocator.allocate(100), [10..110]);
         for run in [20..25, 50..60, 25..30, 80..83] {
             allocator.release(run);
         }
-        assert_eq!(allocator.allocate_block().unwrap(), 110);
+        assert_eq!(allocator.allocate_block(), 110);
         allocator.settle();
         assert_eq!(allocator.free().collect::<Vec<_>>(), [20..30, 50..60, 80..83]);
-        assert_eq!(allocator.allocate(3).unwrap(), [80..83]);
-        assert_eq!(allocator.allocate(9).unwrap(), [20..29]);
-        assert_eq!(allocator.allocate(11).unwrap(), [111..122]);
+        assert_eq!(allocator.allocate(3), [80..83]);
+        assert_eq!(allocator.allocate(9), [20..29]);
+        assert_eq!(allocator.allocate(11), [111..122]);
         assert_eq!(allocator.free().collect::<Vec<_>>(), [29..30, 50..60]);
     }
 
     #[test]
     fn fills_what_is_free_before_it_is_full() {
         let mut allocator = allocator(10, 20);
-        assert_eq!(allocator.allocate(8).unwrap(), [10..18]);
+        assert_eq!(allocator.allocate(8), [10..18]);
         allocator.release(11..13);
         allocator.release(14..15);
         allocator.settle();
-        assert_eq!(allocator.allocate(5).unwrap(), [18..20, 11..13, 14..15]);
-        assert_eq!(allocator.allocate(1).unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!(allocator.allocate(5), [18..20, 11..13, 14..15]);
+        assert!(!allocator.overflowed());
+        assert_eq!(allocator.allocate(1), [20..21]);
+        assert!(allocator.overflowed());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use block::{Error, ErrorKind, Result, Storage};
+use block::{Error, Result, Storage};
 
 use crate::allocator::{Allocator, Cursor, Run};
 use crate::checksum::Checksum;
@@ -109,6 +109,11 @@ impl<'s> Builder<'s> {
         Err(Error::invalid(message).with_hint("choose a size of 1 MiB or more"))
     }
 
+    /// What it is made on, for whoever writes data there.
+    pub fn storage(&self) -> &'s dyn Storage {
+        self.disk.storage()
+    }
+
     /// The root directory.
     pub fn root(&self) -> Node {
         Node(0)
@@ -122,6 +127,27 @@ impl<'s> Builder<'s> {
     /// What is in a directory, in no certain order.
     pub fn entries(&self, directory: Node) -> impl Iterator<Item = (&[u8], Node)> {
         self.tree.entries(directory)
+    }
+
+    /// The directory that a directory is in: for the root, itself.
+    pub fn parent(&self, directory: Node) -> Node {
+        match self.tree.record(directory).content {
+            Content::Directory { parent, .. } => Node(parent),
+            _ => self.root(),
+        }
+    }
+
+    /// What a symlink points to; `None` for anything else.
+    pub fn target(&self, node: Node) -> Option<&[u8]> {
+        match self.tree.record(node).content {
+            Content::Symlink { target } => Some(self.tree.target(target)),
+            _ => None,
+        }
+    }
+
+    /// When it is made, as the options say.
+    pub fn time(&self) -> Time {
+        self.options.time
     }
 
     /// Whether a node is a directory.
@@ -149,9 +175,11 @@ impl<'s> Builder<'s> {
     /// Puts a file of `size` bytes into a directory, and says where its data goes. `data` are the ranges that hold
     /// any, in order; all others read as zeros and take no room.
     ///
+    /// When a given size is used up, data goes nowhere any more: [`finish`](Self::finish) will say which size would do.
+    ///
     /// # Errors
-    /// `InvalidInput` for a name, metadata, a parent, a size or ranges that cannot be; `NoSpace` when a given size is
-    /// used up; `Io` where blocks that are not all data had to be zeroed.
+    /// `InvalidInput` for a name, metadata, a parent, a size or ranges that cannot be; `Io` and `NoSpace` where blocks
+    /// that are not all data had to be zeroed.
     pub fn file(
         &mut self,
         parent: Node,
@@ -439,7 +467,8 @@ impl<'s> Builder<'s> {
         let block_size = self.geometry.block_size();
         let fresh = self.allocator.cursor().next();
         let count = blocks.iter().map(|range| range.end - range.start).sum();
-        let placed = self.allocator.allocate(count).map_err(|error| self.full(error))?;
+        let placed = self.allocator.allocate(count);
+        let overflowed = self.allocator.overflowed();
         let mut pieces = placed.into_iter();
         let mut piece = 0..0;
         let mut extents: Vec<Extent> = Vec::new();
@@ -453,11 +482,12 @@ impl<'s> Builder<'s> {
                 let len = (piece.end - piece.start).min(range.end - start);
                 let run = piece.start..piece.start + len;
                 piece.start += len;
-                placement.runs.push(PlacedRun {
+                placement.runs.extend((!overflowed).then(|| PlacedRun {
                     file_offset: start * block_size,
                     storage_offset: self.disk.offset(run.start),
                     len: (len * block_size).min(size - start * block_size),
-                });
+                    zeroed: run.start >= fresh && self.disk.is_zeroed(),
+                }));
                 push_extent(&mut extents, start, &run);
                 start += len;
             }
@@ -471,18 +501,6 @@ impl<'s> Builder<'s> {
             }
         }
         Ok((extents, placement))
-    }
-
-    /// Makes of an error for lack of blocks one that says what is full.
-    fn full(&self, error: Error) -> Error {
-        match (error.kind(), self.options.size) {
-            (ErrorKind::NoSpace, Size::Given(size)) => Error::new(
-                ErrorKind::NoSpace,
-                format!("the tree does not fit on a filesystem of {size} bytes"),
-            )
-            .with_hint("choose a larger size"),
-            _ => error,
-        }
     }
 }
 

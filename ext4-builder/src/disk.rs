@@ -13,6 +13,8 @@ const SUPERBLOCKS: u64 = 64 << 10;
 pub(crate) struct Disk<'s> {
     storage: &'s dyn Storage,
     block_size: u64,
+    /// Where it ends, if that is given. A tree that is too large is only counted from there on.
+    end: Option<u64>,
     /// Whether all that was never written reads as zeros.
     zeroed: bool,
 }
@@ -32,8 +34,13 @@ impl<'s> Disk<'s> {
         Ok(Self {
             storage,
             block_size,
+            end: size,
             zeroed,
         })
+    }
+
+    pub(crate) fn storage(&self) -> &'s dyn Storage {
+        self.storage
     }
 
     /// Removes what would be taken for a filesystem, so that a half-made one is not taken for that.
@@ -79,7 +86,7 @@ impl<'s> Disk<'s> {
         if bytes.len() < whole {
             bytes.to_mut().resize(whole, 0);
         }
-        self.storage.write_all_at(&bytes, self.offset(block))
+        self.write_at(self.offset(block), &bytes)
     }
 
     /// Writes bytes where they are on the disk.
@@ -87,7 +94,14 @@ impl<'s> Disk<'s> {
     /// # Errors
     /// `Io`, `NoSpace`.
     pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.is_past_end(offset, bytes.len() as u64) {
+            return Ok(());
+        }
         self.storage.write_all_at(bytes, offset)
+    }
+
+    fn is_past_end(&self, offset: u64, len: u64) -> bool {
+        self.end.is_some_and(|end| offset + len > end)
     }
 
     /// Makes blocks that were never written read as zeros.
@@ -104,7 +118,7 @@ impl<'s> Disk<'s> {
     /// `Io`, `NoSpace`.
     pub(crate) fn zero(&self, run: Run) -> Result<()> {
         let len = (run.end - run.start) * self.block_size;
-        if len == 0 {
+        if len == 0 || self.is_past_end(self.offset(run.start), len) {
             return Ok(());
         }
         self.storage.zero(self.offset(run.start), len, ZeroMode::Unmap)

@@ -30,6 +30,8 @@ pub(crate) struct Demand<'a> {
     pub(crate) free: u64,
     /// Inodes in use, the reserved ones included.
     pub(crate) inodes: u32,
+    /// Whether more was placed than a given size has room for.
+    pub(crate) overflowed: bool,
     /// Whether the profile has an orphan file where there is a journal.
     pub(crate) orphan_file: bool,
 }
@@ -174,7 +176,15 @@ pub(crate) fn solve(demand: &Demand<'_>) -> Result<Layout> {
 }
 
 impl Demand<'_> {
-    fn given(&self, mut blocks: u64) -> Result<Layout> {
+    fn given(&self, blocks: u64) -> Result<Layout> {
+        match self.place_given(blocks)? {
+            Some(layout) if !self.overflowed => Ok(layout),
+            _ => Err(self.too_small(blocks)),
+        }
+    }
+
+    /// The layout of so many blocks, or few less; `None` where they are too few.
+    fn place_given(&self, mut blocks: u64) -> Result<Option<Layout>> {
         loop {
             let groups = self.geometry.groups(blocks);
             let inodes_per_group = self.inodes_per_group(groups, blocks)?;
@@ -190,27 +200,59 @@ impl Demand<'_> {
                 continue;
             }
             let layout = self.place(groups, inodes_per_group, self.own_files(blocks));
-            if layout.blocks <= blocks {
-                return Ok(Layout { blocks, ..layout });
-            }
-            return Err(self.too_small(blocks));
+            return Ok((layout.blocks <= blocks).then_some(Layout { blocks, ..layout }));
         }
+    }
+
+    /// Whether so many blocks would do if they were given from the start.
+    fn would_do(&self, blocks: u64) -> bool {
+        let options = Options {
+            size: Size::Given(blocks * self.geometry.block_size()),
+            ..self.options.clone()
+        };
+        let Ok(descriptor_room) = descriptor_room(&options, self.geometry) else {
+            return false;
+        };
+        let mut cursor = Cursor::new(self.geometry, 1 + descriptor_room);
+        cursor.take_all(self.cursor.taken());
+        let demand = Demand {
+            options: &options,
+            descriptor_room,
+            cursor,
+            overflowed: false,
+            ..*self
+        };
+        demand.place_given(blocks).is_ok_and(|layout| layout.is_some())
+    }
+
+    /// The least number of blocks that would do, more than `blocks`.
+    fn enough(&self, mut blocks: u64) -> Option<u64> {
+        let mut enough = self.fit(Free::Bytes(0)).ok()?.blocks;
+        if blocks >= enough || !self.would_do(enough) {
+            return None;
+        }
+        while blocks + 1 < enough {
+            let middle = blocks.midpoint(enough);
+            if self.would_do(middle) {
+                enough = middle;
+            } else {
+                blocks = middle;
+            }
+        }
+        Some(enough)
     }
 
     fn too_small(&self, blocks: u64) -> Error {
         let block_size = self.geometry.block_size();
         let error = |message: String| Error::new(ErrorKind::NoSpace, message);
-        match self.fit(Free::Bytes(0)) {
-            Ok(layout) if layout.blocks > blocks => error(format!(
+        match self.enough(blocks) {
+            Some(enough) => error(format!(
                 "the tree needs {} bytes more than the {} there are",
-                (layout.blocks - blocks) * block_size,
+                (enough - blocks) * block_size,
                 blocks * block_size
             ))
-            .with_hint(format!(
-                "choose a size of {} bytes or more",
-                layout.blocks * block_size
-            )),
-            _ => error(format!(
+            .with_hint(format!("choose a size of {} bytes or more", enough * block_size)),
+            None => error(format!(
                 "{} bytes leave no room for the tree beside this many inodes",
                 blocks * block_size
             ))

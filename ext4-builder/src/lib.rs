@@ -4,6 +4,8 @@
 //! and metadata last. The same calls with the same options make the same bytes, always: nothing is taken from the clock,
 //! the host or a random number generator.
 //!
+//! [`source`] has the trees that are ready to be copied: directories of the host and tar archives.
+//!
 //! Every on-disk structure has a module of its own, named as in the kernel's documentation of the format ("ext4 Data
 //! Structures and Algorithms"), and the section there is named in its first line.
 //!
@@ -46,6 +48,7 @@ mod options;
 mod orphan_file;
 mod placement;
 mod resize_inode;
+pub mod source;
 mod superblock;
 pub mod tar;
 mod time;

@@ -128,6 +128,11 @@ impl Xattr {
     }
 }
 
+/// Whether a full name is one that ext4 has a number for.
+pub(crate) fn is_known(name: &[u8]) -> bool {
+    PREFIXES.iter().any(|&(prefix, _)| name.starts_with(prefix))
+}
+
 /// Whether an inode's `room` holds all of these attributes.
 pub(crate) fn fits_inode<'a>(xattrs: impl IntoIterator<Item = &'a Xattr>, room: usize) -> bool {
     let sizes = xattrs

@@ -56,8 +56,8 @@ mod salvage;
 #[cfg(test)]
 mod testing;
 mod throttle;
-mod zero;
 
+pub use block::is_zero;
 pub use commit::{CommitOptions, commit};
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use concat::Concat;
@@ -70,4 +70,3 @@ pub use offload::Offload;
 pub use progress::{Cancel, Control, Progress};
 pub use rebase::{NewBacking, RebaseOptions, rebase, stream};
 pub use salvage::{Lost, Salvaged};
-pub use zero::is_zero;

@@ -281,7 +281,7 @@ impl Placing<'_, '_> {
             least = LOST_AND_FOUND_SIZE.div_ceil(self.block_size) as u32;
         }
         let count = plan.blocks().max(least);
-        let runs = self.allocator.allocate(count.into())?;
+        let runs = self.allocator.allocate(count.into());
         let mut places = runs.iter().cloned().flatten();
         let writer = &mut self.writer;
         let mut write = |bytes: &[u8]| {
@@ -303,7 +303,7 @@ impl Placing<'_, '_> {
     pub(super) fn contents(&mut self, number: u32, bytes: &[u8]) -> Result<Content> {
         let runs = self
             .allocator
-            .allocate(bytes.len().div_ceil(self.block_size) as u64)?;
+            .allocate(bytes.len().div_ceil(self.block_size) as u64);
         let mut blocks = bytes.to_vec();
         blocks.resize(bytes.len().next_multiple_of(self.block_size), 0);
         self.writer.write_runs(&runs, &blocks)?;
@@ -312,7 +312,7 @@ impl Placing<'_, '_> {
 
     /// Gives a block of the filesystem a place, which what is in it depends on.
     pub(super) fn block(&mut self, bytes: impl FnOnce(u64, Option<Checksum>) -> Vec<u8>) -> Result<u64> {
-        let block = self.allocator.allocate_block()?;
+        let block = self.allocator.allocate_block();
         self.writer.write(block, &bytes(block, self.seed))?;
         Ok(block)
     }
@@ -341,7 +341,7 @@ impl Placing<'_, '_> {
         let seed = self.seed.map(|seed| seed.of_inode(number, 0));
         let (allocator, writer) = (&mut *self.allocator, &mut self.writer);
         let map = extent::tree(&extents, self.block_size, seed, |bytes| {
-            let block = allocator.allocate_block()?;
+            let block = allocator.allocate_block();
             writer.write(block, bytes)?;
             blocks += 1;
             Ok(block)

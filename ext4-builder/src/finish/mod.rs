@@ -31,6 +31,7 @@ pub(crate) fn finish(mut builder: Builder<'_>) -> Result<Summary> {
         cursor: builder.allocator.cursor(),
         free: builder.allocator.free().map(|run| run.end - run.start).sum(),
         inodes: contents.inodes + 1, // the orphan file's
+        overflowed: builder.allocator.overflowed(),
         orphan_file: builder.features.orphan_file,
     })?;
     builder.features.ea_inode = contents.has_value_inodes();

@@ -2,6 +2,8 @@
 //!
 //! The kernel's judgement needs a loop mount, hence root, or sudo without a password.
 
+mod archives;
+mod directories;
 mod empty;
 mod image;
 mod trees;

@@ -1,0 +1,158 @@
+//! Trees in tar archives.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use block::{Error, Result};
+
+use super::copying::{self, BUFFER, Copier, Job};
+use super::filter::Filter;
+use super::{Control, paths};
+use crate::tar::{self, Archive, Entry, Kind};
+use crate::{Builder, Metadata, Node, Special, Time};
+
+/// Copies what is in a tar archive, which may be compressed, into the root of a filesystem. It is read as a stream.
+///
+/// Of entries by one name, the last counts. What comes before the directory that it is in is put there; directories
+/// that the archive has no entry for belong to root.
+///
+/// # Errors
+/// Those of [`tar`]; `InvalidInput` for links to what is not there and for what ext4 cannot hold; `Io`, `NoSpace`; what
+/// [`Control::report`] returns.
+pub fn copy_archive(
+    builder: &mut Builder<'_>,
+    input: impl Read + Send + 'static,
+    options: tar::Options,
+    filter: &Filter,
+    control: &Control<'_>,
+) -> Result<()> {
+    let input = tar::decompress(input)?;
+    let mut archive = Archive::new(input, options);
+    copying::run(builder.storage(), control, |copier| {
+        let mut unpacking = Unpacking {
+            builder,
+            copier,
+            filter,
+            replaced: false,
+        };
+        while let Some(entry) = archive.next_entry()? {
+            copier.check()?;
+            if !filter.excludes_any_of(&entry.path) {
+                unpacking
+                    .add(&entry, &mut archive)
+                    .map_err(|error| named(error, &entry))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+struct Unpacking<'u, 's> {
+    builder: &'u mut Builder<'s>,
+    copier: &'u Copier<'u>,
+    filter: &'u Filter,
+    /// Something with contents was replaced, whose room is not settled.
+    replaced: bool,
+}
+
+impl Unpacking<'_, '_> {
+    fn add(&mut self, entry: &Entry, archive: &mut Archive<impl Read>) -> Result<()> {
+        let metadata = self.filter.metadata(&metadata(entry));
+        let xattrs = entry.xattrs.iter().map(|(name, value)| (&name[..], &value[..]));
+        let Some((way, name)) = paths::split(&entry.path) else {
+            let root = self.builder.root();
+            self.builder.set_metadata(root, &metadata)?;
+            return self.filter.set_xattrs(self.builder, root, xattrs);
+        };
+        let parent = paths::directory(self.builder, way)?;
+        let node = match &entry.kind {
+            Kind::Directory => self.builder.directory(parent, name, &metadata)?,
+            Kind::HardLink { target } => return self.hard_link(parent, name, target),
+            Kind::Symlink { target } => self.builder.symlink(parent, name, &metadata, target)?,
+            Kind::File { size, data } => {
+                self.settle(parent, name)?;
+                let (node, placement) = self.builder.file(parent, name, &metadata, *size, data)?;
+                let placement = Arc::new(placement);
+                for range in data {
+                    let mut offset = range.start;
+                    while offset < range.end {
+                        let mut bytes = self
+                            .copier
+                            .buffer((range.end - offset).min(BUFFER as u64) as usize);
+                        let len = archive.read_data(&mut bytes)?;
+                        bytes.truncate(len);
+                        let placement = Arc::clone(&placement);
+                        self.copier.put(Job::Bytes {
+                            bytes,
+                            placement,
+                            offset,
+                        })?;
+                        offset += len as u64;
+                    }
+                }
+                node
+            }
+            &Kind::CharacterDevice { major, minor } => {
+                let special = Special::CharacterDevice { major, minor };
+                self.builder.special(parent, name, &metadata, special)?
+            }
+            &Kind::BlockDevice { major, minor } => {
+                let special = Special::BlockDevice { major, minor };
+                self.builder.special(parent, name, &metadata, special)?
+            }
+            Kind::Fifo => self.builder.special(parent, name, &metadata, Special::Fifo)?,
+        };
+        self.filter.set_xattrs(self.builder, node, xattrs)
+    }
+
+    fn hard_link(&mut self, parent: Node, name: &[u8], target: &[u8]) -> Result<()> {
+        if let Some(node) = paths::lookup(self.builder, target)? {
+            return self.builder.hard_link(parent, name, node);
+        }
+        let target = String::from_utf8_lossy(target);
+        let message = format!("it is a link to {target:?}, which is not in the archive before it");
+        Err(Error::invalid(message))
+    }
+
+    /// Lets the room of what was replaced be used again, before more is replaced.
+    fn settle(&mut self, parent: Node, name: &[u8]) -> Result<()> {
+        if std::mem::take(&mut self.replaced) {
+            self.copier.wait()?;
+            self.builder.settle();
+        }
+        self.replaced = self.builder.lookup(parent, name).is_some();
+        Ok(())
+    }
+}
+
+fn metadata(entry: &Entry) -> Metadata {
+    let time = |time: tar::Time| Time {
+        secs: time.secs,
+        nanos: time.nanos,
+    };
+    let other = |other: Option<tar::Time>| time(other.unwrap_or(entry.mtime));
+    Metadata {
+        permissions: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        accessed: other(entry.atime),
+        changed: other(entry.ctime),
+        modified: time(entry.mtime),
+        created: other(entry.created),
+    }
+}
+
+/// The error, told of the entry where it says nothing of a file.
+fn named(error: Error, entry: &Entry) -> Error {
+    match error.kind() {
+        block::ErrorKind::InvalidInput | block::ErrorKind::Unsupported if error.path().is_none() => {
+            let name = String::from_utf8_lossy(&entry.path);
+            let named = Error::new(error.kind(), format!("entry {name:?}: {error}"));
+            match error.hint() {
+                Some(hint) => named.with_hint(hint.to_owned()),
+                None => named,
+            }
+        }
+        _ => error,
+    }
+}

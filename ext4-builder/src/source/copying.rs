@@ -1,0 +1,257 @@
+//! Data of files on its way into the filesystem, in threads of its own.
+//!
+//! Whoever reads a tree hands over jobs: a file with its place, or some bytes with theirs. The queue is short, so that
+//! neither open files nor bytes pile up. Where the bytes go is decided before a job is made, so what is made of a tree
+//! does not depend on the number of threads or on which of them is first.
+//!
+//! The first failure ends everything: jobs after it are dropped, and the next one that is handed over is refused with
+//! it.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+
+use block::{Error, Result, Storage};
+use rustix::fs::{Advice, fadvise};
+use rustix::io::{Errno, pread};
+
+use super::Control;
+use super::stat::{Stat, changed};
+use crate::Placement;
+
+/// Bytes that are read at once.
+pub(super) const BUFFER: usize = 256 << 10;
+
+/// A file longer than this is announced to the kernel as one to be read from end to end.
+const LONG: u64 = 1 << 20;
+
+/// Jobs in the queue for each thread.
+const QUEUE: usize = 8;
+
+/// What is to be copied.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// A file of the host.
+    File {
+        file: OwnedFd,
+        /// What it was when it was placed.
+        stat: Stat,
+        placement: Placement,
+        /// Its name, for messages.
+        path: PathBuf,
+    },
+    /// Bytes of a file, from `offset` on.
+    Bytes {
+        bytes: Vec<u8>,
+        placement: Arc<Placement>,
+        offset: u64,
+    },
+}
+
+/// Takes jobs.
+#[derive(Debug)]
+pub(super) struct Copier<'a> {
+    jobs: SyncSender<Job>,
+    shared: &'a Shared<'a>,
+}
+
+/// What all threads have.
+struct Shared<'a> {
+    storage: &'a dyn Storage,
+    control: &'a Control<'a>,
+    failed: OnceLock<Error>,
+    /// Jobs that are not done.
+    left: Mutex<usize>,
+    done: Condvar,
+    /// Buffers that can be used again.
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+impl std::fmt::Debug for Shared<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// Runs `fill` with threads that copy what it asks for, and waits for them.
+///
+/// # Errors
+/// The first one, of `fill` or of the copying.
+pub(super) fn run<T>(
+    storage: &dyn Storage,
+    control: &Control<'_>,
+    fill: impl FnOnce(&Copier<'_>) -> Result<T>,
+) -> Result<T> {
+    let threads = control.threads.get();
+    let shared = Shared {
+        storage,
+        control,
+        failed: OnceLock::new(),
+        left: Mutex::new(0),
+        done: Condvar::new(),
+        buffers: Mutex::new(Vec::new()),
+    };
+    let (send, receive) = sync_channel(threads * QUEUE);
+    let receive = Mutex::new(receive);
+    let filled = thread::scope(|scope| {
+        for _ in 0..threads {
+            thread::Builder::new()
+                .name("copy".into())
+                .spawn_scoped(scope, || shared.work(&receive))
+                .map_err(|error| Error::io("start a thread to copy", error))?;
+        }
+        let copier = Copier {
+            jobs: send,
+            shared: &shared,
+        };
+        // Without the copier, the threads end when the queue is empty.
+        fill(&copier).inspect_err(|error| shared.fail(error.clone()))
+    });
+    match shared.failed.into_inner() {
+        Some(error) => Err(error),
+        None => filled,
+    }
+}
+
+impl Copier<'_> {
+    /// Hands over a job; waits while the queue is full.
+    ///
+    /// # Errors
+    /// What failed before.
+    pub(super) fn put(&self, job: Job) -> Result<()> {
+        self.check()?;
+        *lock(&self.shared.left) += 1;
+        self.jobs
+            .send(job)
+            .map_err(|_| Error::invalid("nobody is there to copy any more"))
+    }
+
+    /// What failed, or a request to stop.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.shared.failed.get() {
+            Some(error) => Err(error.clone()),
+            None => (self.shared.control.report)(0),
+        }
+    }
+
+    /// Waits for all jobs so far.
+    ///
+    /// # Errors
+    /// What failed.
+    pub(super) fn wait(&self) -> Result<()> {
+        let mut left = lock(&self.shared.left);
+        while *left > 0 {
+            left = self
+                .shared
+                .done
+                .wait(left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(left);
+        self.check()
+    }
+
+    /// A buffer of so many bytes, whatever they are.
+    pub(super) fn buffer(&self, len: usize) -> Vec<u8> {
+        self.shared.buffer(len)
+    }
+}
+
+impl Shared<'_> {
+    fn work(&self, jobs: &Mutex<Receiver<Job>>) {
+        loop {
+            let Ok(job) = lock(jobs).recv() else {
+                return;
+            };
+            if self.failed.get().is_none()
+                && let Err(error) = self.copy(job)
+            {
+                self.fail(error);
+            }
+            *lock(&self.left) -= 1;
+            self.done.notify_all();
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        // Later ones are what comes of the first.
+        let _ = self.failed.set(error);
+    }
+
+    fn copy(&self, job: Job) -> Result<()> {
+        match job {
+            Job::Bytes {
+                bytes,
+                placement,
+                offset,
+            } => {
+                placement.write(self.storage, &bytes, offset)?;
+                (self.control.report)(bytes.len() as u64)?;
+                self.put_back(bytes);
+                Ok(())
+            }
+            Job::File {
+                file,
+                stat,
+                placement,
+                path,
+            } => {
+                let mut buffer = self.buffer(BUFFER);
+                let copied = self.copy_file(&file, &stat, &placement, &mut buffer);
+                self.put_back(buffer);
+                copied.map_err(|error| error.with_path(path))
+            }
+        }
+    }
+
+    fn copy_file(&self, file: &OwnedFd, stat: &Stat, placement: &Placement, buffer: &mut [u8]) -> Result<()> {
+        if stat.size > LONG {
+            // A hint: without it, it is only slower.
+            let _ = fadvise(file, 0, None, Advice::Sequential);
+        }
+        for run in placement.runs() {
+            let (mut offset, end) = (run.file_offset, run.file_offset + run.len);
+            while offset < end {
+                let want = (end - offset).min(buffer.len() as u64) as usize;
+                let len = read(file, &mut buffer[..want], offset)?;
+                if len == 0 {
+                    return Err(changed("it became shorter"));
+                }
+                placement.write(self.storage, &buffer[..len], offset)?;
+                (self.control.report)(len as u64)?;
+                offset += len as u64;
+            }
+        }
+        stat.check(file)
+    }
+
+    fn buffer(&self, len: usize) -> Vec<u8> {
+        let mut buffer = lock(&self.buffers).pop().unwrap_or_default();
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    fn put_back(&self, buffer: Vec<u8>) {
+        if buffer.capacity() >= BUFFER {
+            lock(&self.buffers).push(buffer);
+        }
+    }
+}
+
+fn read(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    loop {
+        match pread(file, &mut *buffer, offset) {
+            Err(Errno::INTR) => {}
+            read => {
+                return read.map_err(|errno| Error::io("read", errno.into()).with_offset(offset));
+            }
+        }
+    }
+}
+
+/// What a panic of another thread left in there is whole: nothing is ever half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,153 @@
+//! What is changed of a tree on the way into a filesystem.
+
+use std::borrow::Cow;
+
+use block::{Error, Result};
+
+use super::pattern::Pattern;
+use crate::{Builder, Metadata, Node, acl};
+
+/// What is left out of a tree, and what ids become. By default, all stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// What is left out, with all that is in it.
+    pub exclude: Vec<Pattern>,
+    /// Whom everything belongs to, whatever the source says.
+    pub owner: Option<u32>,
+    /// The group of everything.
+    pub group: Option<u32>,
+    /// What users' ids become, in access control lists too.
+    pub uids: IdMap,
+    /// What groups' ids become.
+    pub gids: IdMap,
+}
+
+/// Ranges of ids that become others. Ids outside of them stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMap {
+    ranges: Vec<IdRange>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct IdRange {
+    from: u32,
+    to: u32,
+    count: u32,
+}
+
+impl IdMap {
+    /// Adds a range: `count` ids from `from` on become those from `to` on.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an empty range, one that reaches past the last id, 2^32 - 2, and one that has an id of another.
+    pub fn add(&mut self, from: u32, to: u32, count: u32) -> Result<()> {
+        let refuse = |why: &str| {
+            let message = format!("{count} ids from {from} cannot become those from {to}: {why}");
+            Err(Error::invalid(message))
+        };
+        // The last number stands for no id, and no range ends behind it.
+        let fits = |start: u32| start.checked_add(count).is_some();
+        if count == 0 || !fits(from) || !fits(to) {
+            return refuse("there are no such ids");
+        }
+        let meets = |other: &IdRange| from < other.from + other.count && other.from < from + count;
+        if self.ranges.iter().any(meets) {
+            return refuse("some of them are in another range");
+        }
+        self.ranges.push(IdRange { from, to, count });
+        Ok(())
+    }
+
+    /// What an id becomes.
+    pub fn map(&self, id: u32) -> u32 {
+        let range = self
+            .ranges
+            .iter()
+            .find(|range| (range.from..range.from + range.count).contains(&id));
+        range.map_or(id, |range| range.to + (id - range.from))
+    }
+}
+
+impl Filter {
+    /// Whether a path is left out. That what it is in is not has been asked before.
+    pub(super) fn excludes(&self, path: &[u8]) -> bool {
+        self.exclude.iter().any(|pattern| pattern.matches(path))
+    }
+
+    /// Whether a path is left out, or something that it is in.
+    pub(super) fn excludes_any_of(&self, path: &[u8]) -> bool {
+        let ends = (0..path.len()).filter(|&at| path[at] == b'/').chain([path.len()]);
+        !self.exclude.is_empty() && ends.into_iter().any(|end| self.excludes(&path[..end]))
+    }
+
+    pub(super) fn metadata(&self, metadata: &Metadata) -> Metadata {
+        Metadata {
+            uid: self.owner.unwrap_or_else(|| self.uids.map(metadata.uid)),
+            gid: self.group.unwrap_or_else(|| self.gids.map(metadata.gid)),
+            ..metadata.clone()
+        }
+    }
+
+    /// Gives a node these extended attributes.
+    pub(super) fn set_xattrs<'x>(
+        &self,
+        builder: &mut Builder<'_>,
+        node: Node,
+        xattrs: impl Iterator<Item = (&'x [u8], &'x [u8])>,
+    ) -> Result<()> {
+        if self.uids == IdMap::default() && self.gids == IdMap::default() {
+            return builder.set_xattrs(node, xattrs);
+        }
+        let mapped: Vec<(&[u8], Cow<'_, [u8]>)> = xattrs
+            .map(|(name, value)| match name {
+                acl::ACCESS | acl::DEFAULT => (name, Cow::Owned(self.map_list(value))),
+                _ => (name, Cow::Borrowed(value)),
+            })
+            .collect();
+        builder.set_xattrs(node, mapped.iter().map(|(name, value)| (*name, &**value)))
+    }
+
+    fn map_list(&self, list: &[u8]) -> Vec<u8> {
+        acl::map_ids(list, |uid| self.uids.map(uid), |gid| self.gids.map(gid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_in_ranges_become_others() {
+        let mut map = IdMap::default();
+        map.add(1000, 0, 1).unwrap();
+        map.add(100_000, 1, 65_535).unwrap();
+        map.add(u32::MAX - 1, 70_000, 1).unwrap();
+        let ids = [0, 1000, 1001, 100_000, 165_534, 165_535, u32::MAX - 1];
+        assert_eq!(
+            ids.map(|id| map.map(id)),
+            [0, 0, 1001, 1, 65_535, 165_535, 70_000]
+        );
+        for (from, to, count) in [
+            (5, 5, 0),
+            (u32::MAX, 0, 1),
+            (0, u32::MAX, 1),
+            (1000, 7, 1),
+            (165_534, 0, 2),
+            (2, 0, u32::MAX),
+        ] {
+            assert!(map.add(from, to, count).is_err(), "{from} {to} {count}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_something_left_out_is_left_out_too() {
+        let filter = Filter {
+            exclude: vec![Pattern::new(b"/a/b").unwrap()],
+            ..Filter::default()
+        };
+        assert!(filter.excludes_any_of(b"a/b/c/d"));
+        assert!(filter.excludes_any_of(b"a/b"));
+        assert!(!filter.excludes_any_of(b"a/bc"));
+        assert!(!filter.excludes_any_of(b"a"));
+    }
+}

@@ -1,0 +1,201 @@
+//! Filesystems made of tar archives.
+
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use block::{MemStorage, Result};
+use ext4_builder::source::{Control, Filter, IdMap, Pattern, copy_archive};
+use ext4_builder::{Builder, Options, Summary, tar};
+
+use crate::directories::{compare, fit, hard_tree};
+use crate::image::{Image, MIB, given, succeed};
+
+fn copy(storage: &MemStorage, options: &Options, archive: File, filter: &Filter) -> Result<Summary> {
+    let mut builder = Builder::new(storage, options.clone())?;
+    let tar = tar::Options::default();
+    copy_archive(&mut builder, archive, tar, filter, &Control::unwatched())?;
+    builder.finish()
+}
+
+/// An archive that Python makes of entries: (name, type, link or contents) each.
+fn archive(entries: &str) -> File {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("archive");
+    let script = format!(
+        "import io, sys, tarfile
+archive = tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT)
+for name, kind, value in {entries}:
+    entry = tarfile.TarInfo(name)
+    entry.type = getattr(tarfile, kind)
+    entry.mtime, entry.uid, entry.gid = 1000, 1000, 5
+    if kind == 'REGTYPE':
+        entry.size = len(value)
+        archive.addfile(entry, io.BytesIO(value))
+    else:
+        entry.mode = 0o750
+        entry.linkname = value
+        archive.addfile(entry)
+archive.close()"
+    );
+    succeed(Command::new("python3").args(["-c", &script]).arg(&path));
+    File::open(path).expect("open")
+}
+
+fn image(entries: &str, filter: &Filter) -> Image {
+    let storage = MemStorage::new();
+    copy(&storage, &fit(), archive(entries), filter).expect("copy");
+    let image = Image::of(&storage);
+    image.assert_clean(entries);
+    image
+}
+
+#[test]
+fn nothing_differs_between_a_tree_and_the_filesystem_of_its_archive() {
+    let (directory, tree) = hard_tree();
+    // What archives do not have: sockets, and links between devices or pipes.
+    for name in [
+        "socket",
+        "link-to-socket",
+        "link-to-disk",
+        "link-to-null",
+        "link-to-fifo",
+    ] {
+        fs::remove_file(tree.join(name)).expect("remove");
+    }
+    let path = directory.path().join("archive");
+    for compression in ["--no-auto-compress", "--zstd", "--gzip"] {
+        let mut command = Command::new("tar");
+        command
+            .args([
+                "--format=posix",
+                "--sparse",
+                "--hole-detection=seek",
+                "--numeric-owner",
+            ])
+            .args([
+                "--acls",
+                "--xattrs",
+                "--xattrs-include=*",
+                "--atime-preserve=system",
+            ])
+            .args([compression, "-C"])
+            .arg(&tree)
+            .args(["-cf", "-", "."])
+            .stderr(Stdio::null())
+            .stdout(File::create(&path).expect("create"));
+        assert!(command.status().expect("tar").success());
+        let storage = MemStorage::new();
+        copy(
+            &storage,
+            &fit(),
+            File::open(&path).expect("open"),
+            &Filter::default(),
+        )
+        .expect("copy");
+        let image = Image::of(&storage);
+        image.assert_clean(compression);
+        // Of these, archives have nothing.
+        let found = compare(&image, &tree, "created");
+        let (_, rest) = found.trim().split_once(' ').expect("a summary");
+        assert_eq!(rest, "compared", "{compression}: {found}");
+    }
+}
+
+#[test]
+fn what_comes_early_twice_or_through_links_ends_up_where_it_does_when_unpacked() {
+    let image = image(
+        "[('early/below/file', 'REGTYPE', b'early'), ('early', 'DIRTYPE', ''),
+          ('usr/lib/real', 'REGTYPE', b'real'), ('lib', 'SYMTYPE', 'usr/lib'), ('lib/file', 'REGTYPE', b'through a link'),
+          ('up', 'SYMTYPE', '/../../usr/../usr'), ('up/lib/also', 'REGTYPE', b'also'), ('linked', 'LNKTYPE', 'lib/file'),
+          ('twice', 'REGTYPE', b'first'), ('twice', 'REGTYPE', b'second'), ('other', 'REGTYPE', b'x'), ('other', 'DIRTYPE', ''),
+          ('.', 'DIRTYPE', '')]",
+        &Filter::default(),
+    );
+    let output = image.mounted(
+        "cd \"$1\"; stat -c '%n %a %u:%g %Y' . early early/below other; cat early/below/file usr/lib/file usr/lib/also linked twice; echo; \
+         stat -c %h linked; readlink lib up; cd /",
+    );
+    assert_eq!(
+        output,
+        ". 750 1000:5 1000\nearly 750 1000:5 1000\nearly/below 755 0:0 0\nother 750 1000:5 1000\n\
+         earlythrough a linkalsothrough a linksecond\n2\nusr/lib\n/../../usr/../usr\n"
+    );
+}
+
+#[test]
+fn names_are_left_out_and_ids_become_others() {
+    let mut uids = IdMap::default();
+    uids.add(1000, 0, 1).expect("range");
+    let filter = Filter {
+        exclude: vec![Pattern::new(b"/a/b").expect("pattern")],
+        group: Some(77),
+        uids,
+        ..Filter::default()
+    };
+    let image = image(
+        "[('a/b/c', 'REGTYPE', b'x'), ('a/d', 'REGTYPE', b'x'), ('a', 'DIRTYPE', '')]",
+        &filter,
+    );
+    let output = image.mounted("cd \"$1\"; find a -printf '%p %U:%G\n' | sort; cd /");
+    assert_eq!(output, "a 0:77\na/d 0:77\n");
+}
+
+#[test]
+fn the_room_of_what_is_replaced_is_used_again() {
+    let entries = format!(
+        "[('file', 'REGTYPE', bytes([number]) * {MIB}) for number in range(30)] + [('end', 'DIRTYPE', '')]"
+    );
+    let storage = MemStorage::new();
+    copy(&storage, &given(8 * MIB), archive(&entries), &Filter::default()).expect("copy");
+    let image = Image::of(&storage);
+    image.assert_clean("after many replacements");
+    assert_eq!(image.mounted("tail -c 1 \"$1/file\" | od -An -tu1"), "  29\n");
+}
+
+#[test]
+fn what_cannot_be_in_a_filesystem_is_an_error_that_names_the_entry() {
+    for (entries, words) in [
+        ("[('a', 'LNKTYPE', 'none')]", "\"a\": it is a link to \"none\""),
+        (
+            "[('a', 'REGTYPE', b''), ('a/b', 'REGTYPE', b'')]",
+            "\"a/b\": it is in \"a\", which is no directory",
+        ),
+        (
+            "[('a', 'SYMTYPE', 'b'), ('b', 'SYMTYPE', 'a'), ('a/x', 'DIRTYPE', '')]",
+            "more than 40 links",
+        ),
+        ("[('n' * 256, 'DIRTYPE', '')]", "255 at most"),
+        (
+            "[('a', 'SYMTYPE', 't' * 4096)]",
+            "a symlink cannot point to 4096 bytes",
+        ),
+        (
+            "[('d', 'DIRTYPE', ''), ('a', 'LNKTYPE', 'd')]",
+            "directories have one name only",
+        ),
+    ] {
+        let storage = MemStorage::new();
+        let error = copy(&storage, &fit(), archive(entries), &Filter::default()).expect_err(entries);
+        assert_eq!(error.kind(), block::ErrorKind::InvalidInput, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(words) && text.contains("entry \""),
+            "{entries}: {text}"
+        );
+    }
+}
+
+#[test]
+fn an_archive_that_ends_early_is_an_error() {
+    let mut whole = Vec::new();
+    std::io::Read::read_to_end(&mut archive("[('a', 'REGTYPE', b'x' * 1000000)]"), &mut whole).expect("read");
+    for len in [100, 512, 300_000, whole.len() - 10_000] {
+        let storage = MemStorage::new();
+        let mut builder = Builder::new(&storage, fit()).expect("options");
+        let part = std::io::Cursor::new(whole[..len].to_vec());
+        let tar = tar::Options::default();
+        let error = copy_archive(&mut builder, part, tar, &Filter::default(), &Control::unwatched())
+            .expect_err("an early end");
+        assert_eq!(error.kind(), block::ErrorKind::Corrupt, "{len}: {error}");
+    }
+}
