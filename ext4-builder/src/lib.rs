@@ -44,6 +44,7 @@ mod inode;
 mod journal;
 mod layout;
 mod metadata;
+pub mod oci;
 mod options;
 mod orphan_file;
 mod placement;

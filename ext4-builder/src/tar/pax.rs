@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(decode_base64(b"AP8=").unwrap(), [0, 255]);
         assert_eq!(decode_base64(b"AP8").unwrap(), [0, 255]);
         assert_eq!(decode_base64(b"AP8B").unwrap(), [0, 255, 1]);
-        assert_eq!(decode_base64(b"").unwrap(), []);
+        assert_eq!(decode_base64(b"").unwrap(), [0_u8; 0]);
         assert!(decode_base64(b"A").is_none());
         assert!(decode_base64(b"A-==").is_none());
     }

@@ -41,7 +41,7 @@ use crate::target::is_one_of;
   imgtool fs cp -r -p disk.qcow2#2 /var/log logs
   imgtool fs tree -L 2 root.ext4
 
-Paths start at the root of the filesystem, with a slash or without, and links in them stay in it. Bytes of names that are
+Paths start at the root of the filesystem, with a slash or without, and links in them stay in it. Bytes of names that are \
 not UTF-8 are shown as \\xNN."
 )]
 pub(crate) struct FsArgs {
