@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::UNIX_EPOCH;
 
 use block::{Error, ErrorKind, FileId, MemStorage, Result, Storage};
 use ext4_builder::source::{Control, Directory, Filter, Pattern, copy_directory};
@@ -150,6 +151,9 @@ fn copy_changing(late: bool, change: impl Fn(&Path) + Sync) -> Error {
     let directory = tempfile::tempdir().expect("temporary directory");
     let tree = directory.path();
     fs::write(tree.join("a"), vec![1; MIB as usize]).expect("write");
+    // Written now, it may be written to once more within one tick of the kernel's clock, which nobody could tell.
+    let file = File::options().write(true).open(tree.join("a")).expect("open");
+    file.set_modified(UNIX_EPOCH).expect("set the time");
     fs::create_dir(tree.join("b")).expect("directory");
     fs::write(tree.join("b/c"), "123").expect("write");
     let changed = AtomicBool::new(false);
