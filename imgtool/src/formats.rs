@@ -29,7 +29,7 @@ Options of qcow2 images:
                            directory of the image
   data_file_raw=on|off     Keep that file readable as a raw image of the disk [off]
   extended_l2=on|off       Allocate clusters, of 16k and more, in 32 subclusters [off]
-  lazy_refcounts=on|off    Postpone refcount updates [off]
+  lazy_refcounts=on|off    Postpone refcount updates until the image is closed [off]
   preallocation=MODE       What is laid out in advance: off, metadata, falloc or full [off]
   refcount_bits=N          Width of a refcount: 1, 2, 4, 8, 16, 32 or 64 [16]
   size=SIZE                Size of the disk
@@ -47,7 +47,7 @@ Options of qcow2 images that can be amended:
   compression_type=NAME    How compressed clusters are compressed: zlib or zstd. Only while there are none
   data_file=FILE           The name of the data file, which was moved or renamed
   data_file_raw=off        Keep that file readable as a raw image no longer
-  lazy_refcounts=on|off    Postpone refcount updates
+  lazy_refcounts=on|off    Postpone refcount updates until the image is closed
   refcount_bits=N          Width of a refcount: 1, 2, 4, 8, 16, 32 or 64
   size=SIZE                Size of the disk, which can only grow
 ";

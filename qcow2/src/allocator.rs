@@ -259,13 +259,19 @@ impl Allocator {
         self.freed.len()
     }
 
-    /// Starts a flush: what has to be written, and what will be dropped when that is done.
+    /// Starts a flush: what has to be written of the refcounts, nothing if they are to `wait`, and what will be dropped
+    /// when that is done.
     ///
     /// # Errors
     /// The failure of an allocation after which refcounts and what they count do not agree.
-    pub(crate) fn begin_flush(&mut self) -> Result<(RefcountWrites, Vec<Range<u64>>)> {
+    pub(crate) fn begin_flush(&mut self, wait: bool) -> Result<(RefcountWrites, Vec<Range<u64>>)> {
         self.refuse_if_failed()?;
-        Ok((self.refcounts.take_writes(), std::mem::take(&mut self.freed)))
+        let writes = if wait {
+            RefcountWrites::default()
+        } else {
+            self.refcounts.take_writes()
+        };
+        Ok((writes, std::mem::take(&mut self.freed)))
     }
 
     /// Ends a flush that has made everything durable: lowers the refcounts of what nobody can be using any more.

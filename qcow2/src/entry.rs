@@ -400,6 +400,25 @@ impl L2Entry {
         (mapping, alike.trailing_ones().min(rest))
     }
 
+    /// Whether the entry says of data that it is there, in a place where `old` says of none.
+    pub(crate) fn names_more_than(self, old: Self) -> bool {
+        match (self, old) {
+            (Self::Standard { host: None, .. }, _) => false,
+            (
+                Self::Standard {
+                    host: Some((new_host, _)),
+                    subclusters: new,
+                },
+                Self::Standard {
+                    host: Some((old_host, _)),
+                    subclusters: old,
+                },
+            ) if new_host == old_host => new.allocated & !old.allocated != 0,
+            (Self::Compressed(new), Self::Compressed(old)) => new != old,
+            _ => true,
+        }
+    }
+
     /// The host clusters that the entry names; empty if there are none.
     pub(crate) fn host_clusters(self, geometry: Geometry) -> Range<u64> {
         let (first, len) = match self {

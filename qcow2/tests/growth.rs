@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex};
 
 use block::test_utils::{Recorder, Rng};
 use block::{Access, BlockDevice, MemStorage, Storage, ZeroMode};
-use qcow2::{Header, Image, OpenOptions};
+use qcow2::{Header, Image, IncompatibleFeatures, OpenOptions};
 
 const OPTIONS: &str = "cluster_size=512,refcount_bits=64";
+const LAZY: &str = "cluster_size=512,refcount_bits=64,lazy_refcounts=on";
 const DISK: u64 = 6 << 20;
 
 /// A new image whose refcount table is as small as can be. QEMU makes it so, and grows it as we do.
-fn image() -> MemStorage {
-    let storage = common::create(OPTIONS, DISK, None);
+fn image(options: &str) -> MemStorage {
+    let storage = common::create(options, DISK, None);
     let header = Header::read(&storage).expect("QEMU's header");
     assert!(
         header.refcount_table_clusters < 3,
@@ -26,7 +27,11 @@ fn image() -> MemStorage {
 
 #[test]
 fn random_writes_over_a_map_larger_than_the_cache() {
-    let storage = Arc::new(image());
+    [OPTIONS, LAZY].into_iter().for_each(random_writes);
+}
+
+fn random_writes(options: &str) {
+    let storage = Arc::new(image(options));
     let image = common::open(storage.clone(), None);
     let mut model = vec![0; DISK as usize];
     let mut rng = Rng::new(7);
@@ -65,9 +70,13 @@ fn random_writes_over_a_map_larger_than_the_cache() {
 /// Power cuts while the table moves: what was flushed stays, and nothing is worse than leaked.
 #[test]
 fn power_cuts_while_the_refcount_table_moves() {
+    [OPTIONS, LAZY].into_iter().for_each(cut_while_the_table_moves);
+}
+
+fn cut_while_the_table_moves(options: &str) {
     let chunk = 64 << 10;
     let recorder = Recorder::new();
-    let storage = recorder.storage(image());
+    let storage = recorder.storage(image(options));
     let image = common::open(storage, None);
     // Chunks that are on the disk for good from this point of the log on.
     let mut flushed = Vec::new();
@@ -85,6 +94,9 @@ fn power_cuts_while_the_refcount_table_moves() {
         let disk = states.at(point, point as u64 % 7).remove(0);
         let header = Header::read(&disk).unwrap_or_else(|error| panic!("point {point}: {error}"));
         moved |= header.refcount_table_clusters > 2;
+        if header.incompatible.contains(IncompatibleFeatures::DIRTY) {
+            qcow2::recover(&disk).unwrap_or_else(|error| panic!("point {point}: {error}"));
+        }
         let report = qcow2::check(&disk, &qcow2::CheckOptions::default(), &mut |_| {
             ControlFlow::Continue(())
         });

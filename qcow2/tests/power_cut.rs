@@ -9,7 +9,7 @@ use std::sync::Arc;
 use block::test_utils::{Recorder, Rng};
 use block::{Access, Backing, BackingReference, BlockDevice, MemStorage, Overlay, Resize, Storage, ZeroMode};
 use common::Bytes;
-use qcow2::{CreateOptions, Image, OpenOptions};
+use qcow2::{CompatibleFeatures, CreateOptions, Header, Image, IncompatibleFeatures, OpenOptions};
 
 /// Bytes that each unit of the disk may hold after a cut: those of the last flush, or of any write since.
 struct Allowed {
@@ -62,7 +62,9 @@ fn torture(options: &str, backing: Option<u64>, seed: u64) {
 /// The same on an image whose data lies in a file of its own, which may be raw; with subclusters, if they are large
 /// enough.
 fn torture_with_data_file(cluster_bits: u32, raw: bool, backing: Option<u64>, seed: u64) {
+    let lazy_refcounts = seed % 2 == 1;
     let options = CreateOptions {
+        lazy_refcounts,
         size: DISK,
         cluster_bits,
         extended_l2: cluster_bits >= 14,
@@ -177,6 +179,10 @@ fn torture_image(
         }
         promises.push(promise(&recorder, &allowed));
     }
+    let lazy = image
+        .header()
+        .compatible
+        .contains(CompatibleFeatures::LAZY_REFCOUNTS);
     image.close().expect("close");
 
     let states = recorder.crash_states();
@@ -195,8 +201,16 @@ fn torture_image(
                 since: promise.since.clone(),
             };
             let what = format!("{options} seed {seed} point {point} cut {cut}");
-            verify(&disk, device.as_ref(), disks.pop(), &now, &what);
-            judge(&disk, &what, cut == 0 && point % 16 == 0);
+            let data_file = disks.pop();
+            let with_qemu = cut == 0 && point % 16 == 0;
+            verify(&disk, device.as_ref(), data_file.clone(), &now, &what);
+            if is_dirty(&disk) {
+                assert!(lazy, "{what}: dirty, and nothing was postponed");
+                recover(&disk, &what, with_qemu, |disk| {
+                    verify(disk, device.as_ref(), data_file.clone(), &now, &what);
+                });
+            }
+            judge(&disk, &what, with_qemu);
         }
     }
 }
@@ -207,6 +221,23 @@ fn promise(recorder: &Recorder, allowed: &Allowed) -> Promise {
         flushed: allowed.flushed.clone(),
         since: allowed.since.clone(),
     }
+}
+
+fn is_dirty(disk: &MemStorage) -> bool {
+    let header = Header::read(disk).expect("the header is whole");
+    header.incompatible.contains(IncompatibleFeatures::DIRTY)
+}
+
+/// Recovers an image whose refcounts were postponed, as opening it for writing does. QEMU can too.
+fn recover(disk: &MemStorage, what: &str, with_qemu: bool, verify: impl Fn(&MemStorage)) {
+    if with_qemu {
+        let repaired = common::qemu_repair(&disk.to_vec());
+        assert!(!is_dirty(&repaired), "{what}: QEMU leaves it dirty");
+        verify(&repaired);
+    }
+    let report = qcow2::recover(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert!(report.after.is_clean() && !is_dirty(disk), "{what}: {report:?}");
+    verify(disk);
 }
 
 /// Our check judges every state, QEMU's a sample: starting it thousands of times would take minutes.
@@ -276,6 +307,26 @@ fn small_clusters_over_a_backing_file() {
 #[test]
 fn larger_clusters_with_narrow_refcounts() {
     SEEDS.for_each(|seed| torture("cluster_size=4096,refcount_bits=1", Some(64 << 10), seed));
+}
+
+/// More often than not a cut finds the image dirty.
+#[test]
+fn lazy_refcounts() {
+    for seed in SEEDS {
+        torture("cluster_size=512,lazy_refcounts=on", None, seed);
+        let wide = "cluster_size=512,refcount_bits=64,lazy_refcounts=on";
+        torture(wide, Some(30 << 10), seed);
+        torture(
+            "cluster_size=4096,refcount_bits=1,lazy_refcounts=on",
+            Some(64 << 10),
+            seed,
+        );
+        torture(
+            "cluster_size=16k,extended_l2=on,lazy_refcounts=on",
+            Some(30 << 10),
+            seed,
+        );
+    }
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub struct Shape {
     pub zstd: bool,
     /// L2 entries are extended: clusters have subclusters.
     pub extended_l2: bool,
+    /// Refcounts may be postponed.
+    pub lazy: bool,
 }
 
 impl Shape {
@@ -33,6 +35,7 @@ impl Shape {
             v2,
             zstd: !v2 && rng.coin(),
             extended_l2: !v2 && cluster_bits >= 14 && rng.coin(),
+            lazy: !v2 && rng.below(3) == 0,
         }
     }
 
@@ -64,12 +67,13 @@ impl Shape {
     /// For `qemu-img create -o`.
     pub fn qemu_options(self) -> String {
         format!(
-            "cluster_size={},refcount_bits={},compat={},compression_type={},extended_l2={}",
+            "cluster_size={},refcount_bits={},compat={},compression_type={},extended_l2={},lazy_refcounts={}",
             self.cluster_size(),
             1 << self.refcount_order,
             if self.v2 { "0.10" } else { "1.1" },
             if self.zstd { "zstd" } else { "zlib" },
             if self.extended_l2 { "on" } else { "off" },
+            if self.lazy { "on" } else { "off" },
         )
     }
 
@@ -81,6 +85,7 @@ impl Shape {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_order,
             extended_l2: self.extended_l2,
+            lazy_refcounts: self.lazy,
             compression: if self.zstd {
                 CompressionType::Zstd
             } else {

@@ -161,6 +161,7 @@ fn shape(cluster_bits: u32, refcount_order: u32, v2: bool) -> Shape {
         v2,
         zstd: false,
         extended_l2: false,
+        lazy: false,
     }
 }
 

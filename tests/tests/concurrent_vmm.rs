@@ -306,6 +306,7 @@ const USUAL: Shape = Shape {
     v2: false,
     zstd: false,
     extended_l2: false,
+    lazy: false,
 };
 
 #[test]

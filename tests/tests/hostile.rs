@@ -24,6 +24,7 @@ const SHAPE: Shape = Shape {
     v2: false,
     zstd: false,
     extended_l2: false,
+    lazy: false,
 };
 
 /// A small image with data in its first two clusters, in the file `image`.

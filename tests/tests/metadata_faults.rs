@@ -222,6 +222,7 @@ const fn shape(cluster_bits: u32, v2: bool, extended_l2: bool) -> Shape {
         v2,
         zstd: false,
         extended_l2,
+        lazy: false,
     }
 }
 

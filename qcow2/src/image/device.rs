@@ -123,7 +123,7 @@ impl BlockDevice for Image {
     }
 
     fn flush(&self) -> Result<()> {
-        self.write_back()
+        self.write_back_for_guest()
     }
 
     fn settle(&self) -> Result<()> {

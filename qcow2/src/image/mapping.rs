@@ -198,7 +198,7 @@ impl Image {
             };
             let entries = self.read_slice(slice, host, &mut entries)?;
             if self.cache.insert(slice, entries, ticket) == Inserted::Full {
-                self.write_back()?;
+                self.write_back_for_guest()?;
             }
         }
         Ok(())

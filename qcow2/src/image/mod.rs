@@ -152,6 +152,8 @@ struct Meta {
     dirty_slices: BTreeSet<u64>,
     /// L1 entries that differ from the file's.
     dirty_l1: BTreeSet<usize>,
+    /// Any of these name data or tables that nothing in the file names, and that must be durable before they are.
+    names_new: bool,
 }
 
 impl Image {
@@ -283,6 +285,7 @@ impl Image {
                 allocator,
                 dirty_slices: BTreeSet::new(),
                 dirty_l1: BTreeSet::new(),
+                names_new: false,
             }),
             metadata,
             epoch: Epoch::default(),
@@ -473,6 +476,12 @@ impl Writer {
 }
 
 impl Meta {
+    /// Notes that the entry `new` waits to replace `old`, and takes back the host clusters that only `old` named.
+    fn replace(&mut self, old: L2Entry, new: L2Entry, geometry: Geometry) {
+        self.names_new |= new.names_more_than(old);
+        self.take_back(old, new, geometry);
+    }
+
     /// Takes back the host clusters that `old` named and `new` does not.
     fn take_back(&mut self, old: L2Entry, new: L2Entry, geometry: Geometry) {
         if geometry.data_file {

@@ -271,7 +271,7 @@ impl Image {
             for (i, new) in entries.enumerate() {
                 let guest = start + ((i as u64) << self.geometry.cluster_bits);
                 let old = self.decode_l2(self.words_at(&old, index + i), guest)?;
-                meta.take_back(old, new, self.geometry);
+                meta.replace(old, new, self.geometry);
             }
             return Ok(());
         }
@@ -300,6 +300,7 @@ impl Image {
             self.l1
                 .store(index, L1Entry::Table { host, copied: true }.encode());
             meta.dirty_l1.insert(index);
+            meta.names_new = true;
             if let L1Entry::Table { host, .. } = old {
                 let cluster = self.geometry.cluster_of(host).0;
                 meta.allocator.free(cluster..cluster + 1);

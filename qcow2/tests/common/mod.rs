@@ -139,6 +139,20 @@ pub(crate) fn qemu_check(image: &[u8]) -> (i32, String) {
     )
 }
 
+/// The image as `qemu-img check -r all` leaves it, which must find nothing wrong then.
+pub(crate) fn qemu_repair(image: &[u8]) -> MemStorage {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("image.qcow2");
+    std::fs::write(&path, image).expect("room for the image");
+    for name in ["base.raw", "data.raw"] {
+        std::fs::write(dir.path().join(name), []).expect("room for the file");
+    }
+    let args = ["check", "-q", "-r", "all", "-f", "qcow2", text(&path)];
+    let output = run_in(dir.path(), "qemu-img", &args);
+    assert!(output.status.success(), "{output:?}");
+    load(&path)
+}
+
 /// The disk as QEMU reads it, over a raw backing file of `backing`.
 pub(crate) fn qemu_read(image: &[u8], backing: Option<&[u8]>) -> Vec<u8> {
     qemu_read_with_data_file(image, backing, None)

@@ -23,6 +23,7 @@ const SHAPE: Shape = Shape {
     v2: false,
     zstd: false,
     extended_l2: false,
+    lazy: false,
 };
 
 /// The extensions from `at` on, by type.

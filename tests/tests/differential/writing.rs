@@ -81,6 +81,7 @@ fn a_disk_that_shrank_and_grew_has_zeros_at_its_end() {
             v2,
             zstd: false,
             extended_l2: false,
+            lazy: false,
         };
         let lab = Lab::new();
         let model = Model::new(1 << 20);

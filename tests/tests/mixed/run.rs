@@ -9,7 +9,10 @@ use block::{
     Access, Backing, BlockDevice, ErrorKind, ExtentState, MemStorage, Overlay, Resize, SnapshotSelector,
     Storage, ZeroMode,
 };
-use qcow2::{GuestOffset, Image, OpenOptions, Place, RepairKind, RepairOptions, SnapshotProgress, WritePlan};
+use qcow2::{
+    GuestOffset, Header, Image, IncompatibleFeatures, OpenOptions, Place, RepairKind, RepairOptions,
+    SnapshotProgress, WritePlan,
+};
 use tests::Lab;
 
 use crate::model::{Model, Taken, Track};
@@ -415,8 +418,11 @@ impl Run {
         self.close();
         (self.storage, self.data) = (left, data);
         self.leaky = true;
+        let header = Header::read(&*self.storage).expect("a header");
+        let dirty = header.incompatible.contains(IncompatibleFeatures::DIRTY);
+        assert!(self.kind.shape.lazy || !dirty, "nothing was to be postponed");
         if rng.coin() {
-            self.repair(RepairKind::Leaks);
+            self.repair(if dirty { RepairKind::All } else { RepairKind::Leaks });
         }
         self.open();
         let stored = self.image().bitmaps().expect("the bitmaps");

@@ -44,6 +44,7 @@ impl Kind {
                 v2,
                 zstd: !v2 && data_file.is_none() && rng.coin(),
                 extended_l2,
+                lazy: !v2 && rng.below(3) == 0,
             },
             size: 0,
             backing: None,
