@@ -6,7 +6,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::{Error, Extent, Result, Storage};
+use crate::{Error, Extent, HostCopy, Result, Storage};
 
 /// What becomes of the room when a range is made to read as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -176,6 +176,11 @@ pub trait BlockDevice: Send + Sync + Debug {
     fn compressed(&self) -> Option<&dyn CompressedWrite> {
         None
     }
+
+    /// The way to leave writing to the host, for a device that has it.
+    fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
+        None
+    }
 }
 
 /// Writing clusters compressed, in two steps: [`compress`](Self::compress) is pure work for many threads, and
@@ -192,6 +197,27 @@ pub trait CompressedWrite: Send + Sync {
     /// # Errors
     /// `InvalidInput` for an offset inside a cluster; as [`BlockDevice::write_at`].
     fn write_compressed_at(&self, compressed: &[u8], offset: u64) -> Result<()>;
+}
+
+/// Writing what lies in a file of the host already: the host shares or copies it, and it does not come this way.
+pub trait OffloadedWrite: Send + Sync + Debug {
+    /// As [`Storage::may_copy_from`].
+    fn may_copy_from(&self, source: &dyn Storage, how: HostCopy) -> bool;
+
+    /// Has the host put `len` bytes of `source` from `source_offset` on to `offset` of the disk. Returns how many bytes,
+    /// from the start, are there: fewer than `len` where it is to be asked again for the others, and 0 where the host
+    /// refuses. What is not there reads as before, or as the source.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::write_at`].
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        len: u64,
+        how: HostCopy,
+    ) -> Result<u64>;
 }
 
 /// How an image names the file below it.

@@ -100,8 +100,8 @@ pub mod view;
 mod zero;
 
 pub use device::{
-    BackingReference, BlockDevice, CompressedWrite, DataFileReference, DeviceInfo, Overlay, Preallocation,
-    Resize, ZeroMode,
+    BackingReference, BlockDevice, CompressedWrite, DataFileReference, DeviceInfo, OffloadedWrite, Overlay,
+    Preallocation, Resize, ZeroMode,
 };
 pub use error::{Error, ErrorKind, Result, escape};
 pub use extent::{Extent, ExtentState};

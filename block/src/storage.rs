@@ -146,6 +146,13 @@ pub trait Storage: Send + Sync + Debug {
         Ok(0)
     }
 
+    /// Whether the host may [copy](Self::copy_from) anything of `source`; `false` where it is known to refuse, so that
+    /// nothing has to be made ready for it.
+    fn may_copy_from(&self, source: &dyn Storage, how: HostCopy) -> bool {
+        let _ = (source, how);
+        false
+    }
+
     /// The run that starts at `offset`, `len` bytes at most. Past the end: a hole of `len` bytes.
     ///
     /// # Errors

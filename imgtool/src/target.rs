@@ -350,6 +350,10 @@ impl Storage for Pending {
             .map_err(|error| self.tell(error))
     }
 
+    fn may_copy_from(&self, source: &dyn Storage, how: HostCopy) -> bool {
+        self.file.may_copy_from(source, how)
+    }
+
     fn host_extent(&self, offset: u64, len: u64) -> Result<HostExtent> {
         self.file
             .host_extent(offset, len)

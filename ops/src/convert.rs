@@ -17,8 +17,8 @@
 //! only enough but faster: hosts let one write at a time into a file, and others that try burn a processor waiting.
 //! Where that is not so (a block device), order can be given up, and a worker carries its steps out at once.
 //!
-//! Data that the host can [take over](Offload) is not read at all: the walker asks for it, run by run, and what the
-//! host has done is then left out like everything else that is there already.
+//! Data that the host can [take over](Offload) is not read at all: in its turn the host is asked to put it there. What it
+//! refuses is then read and written by whoever is at the turnstile.
 //!
 //! What is left out depends on what the target reads as before ([`Before`]): a run is skipped where the target reads
 //! the same already, and zeros are written as zeros elsewhere.
@@ -32,16 +32,18 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use block::{BlockDevice, CompressedWrite, Error, Result, ZeroMode};
+use block::{BlockDevice, CompressedWrite, Error, Extent, Result, ZeroMode};
 
 use crate::buffer::Buffer;
+use crate::extents::extent_at;
+use crate::offload::Offloading;
 use crate::throttle::Throttle;
 use crate::{Control, Offload, is_zero};
 use stream::Stream;
 pub use stream::{Length, Sequential, receive};
 use turnstile::Turnstile;
 pub(crate) use walker::IN_TARGET;
-use walker::{Chunk, Kind, Walker};
+use walker::{Chunk, Kind, Run, Walker};
 
 /// Bytes that a worker reads at once: enough to make calls cheap, little enough to stay in a core's cache between
 /// the read, the search for zeros and the write. And a host that is asked to write a MiB at once looks for that much
@@ -101,8 +103,8 @@ pub struct ConvertOptions {
     pub rate: Option<NonZeroU64>,
     /// What the target reads as before.
     pub before: Before,
-    /// Whom to ask to have the host copy data that is the same in both files. Not together with `compress`. What the
-    /// host takes over is not searched for zeros.
+    /// Whom to ask to have the host copy data that is the same in both files. Not where `compress` or `whole_clusters` is
+    /// asked for, or where data is compared with a backing device. What the host takes over is not searched for zeros.
     pub offload: Option<Offload>,
 }
 
@@ -147,7 +149,16 @@ pub fn convert(
         )));
     }
     let total = source.size();
-    let feed = |chunk, unit| Feed::Disk(source, Mutex::new(Walker::new(source, options, chunk, unit)));
+    // Whole clusters are made of data and zeros, and what the target's backing holds too is found by reading.
+    let reads = options.compress || options.whole_clusters || matches!(options.before, Before::Device(_));
+    let offload = options.offload.as_ref().filter(|_| !reads);
+    let offloading = offload.and_then(|offload| offload.onto(target));
+    let offloading = offloading.as_ref();
+    let feed = |chunk, unit| Feed::Disk {
+        source,
+        walker: Mutex::new(Walker::new(source, options, offloading, chunk, unit)),
+        offloading,
+    };
     Copy::new(feed, total, target, options, control)?.run()
 }
 
@@ -160,6 +171,8 @@ enum Step {
     Zero(Range<u64>),
     /// Store a compressed cluster at this offset.
     Compressed(u64, Vec<u8>),
+    /// Have the host put this range of the disk there.
+    Host(Range<u64>),
 }
 
 /// A chunk whose steps can be carried out.
@@ -193,7 +206,11 @@ struct Copy<'a> {
 /// Where chunks come from.
 enum Feed<'a> {
     /// A disk: whoever has a chunk reads it.
-    Disk(&'a dyn BlockDevice, Mutex<Walker<'a>>),
+    Disk {
+        source: &'a dyn BlockDevice,
+        walker: Mutex<Walker<'a>>,
+        offloading: Option<&'a Offloading<'a>>,
+    },
     /// An input that can be read only in order: chunks come with what was read.
     Stream(Length, Mutex<Stream<'a>>),
 }
@@ -252,7 +269,7 @@ impl<'a> Copy<'a> {
     /// `None` when everything has been handed out.
     fn next_chunk(&self) -> Result<Option<Chunk>> {
         match &self.feed {
-            Feed::Disk(_, walker) => walker.lock().unwrap_or_else(PoisonError::into_inner).next_chunk(),
+            Feed::Disk { walker, .. } => walker.lock().unwrap_or_else(PoisonError::into_inner).next_chunk(),
             Feed::Stream(_, stream) => {
                 let buffer = self.turnstile.buffer(self.chunk as usize);
                 stream
@@ -301,10 +318,11 @@ impl<'a> Copy<'a> {
             match run.kind {
                 Kind::Same => {}
                 Kind::Zero => self.zero(run.range.clone(), &mut steps),
+                Kind::Host => steps.push(Step::Host(run.range.clone())),
                 Kind::Data => {
                     let buffer = buffer.get_or_insert_with(|| self.turnstile.buffer(self.chunk as usize));
                     let bytes = &mut buffer[within(&run.range, chunk.offset)];
-                    if let Feed::Disk(source, _) = self.feed {
+                    if let Feed::Disk { source, .. } = self.feed {
                         source.read_at(bytes, run.range.start)?;
                     }
                     for range in self.different(bytes, &run.range)? {
@@ -395,6 +413,7 @@ impl<'a> Copy<'a> {
         for step in &prepared.steps {
             self.control.check()?;
             match (step, &prepared.buffer, self.compressed) {
+                (Step::Host(range), ..) => self.take_over(range)?,
                 (Step::Zero(range), ..) => {
                     self.target
                         .zero_at(range.start, range.end - range.start, ZeroMode::Unmap)?;
@@ -416,6 +435,49 @@ impl<'a> Copy<'a> {
             }
         }
         Ok(())
+    }
+}
+
+impl Copy<'_> {
+    /// Has the host put `range` into the target, and does itself what the host refuses.
+    fn take_over(&self, range: &Range<u64>) -> Result<()> {
+        let Feed::Disk {
+            source,
+            offloading: Some(offloading),
+            ..
+        } = self.feed
+        else {
+            unreachable!("only a disk has runs for the host")
+        };
+        let mut at = range.start;
+        while at < range.end {
+            self.control.check()?;
+            let extent = extent_at(source, at, range.end - at)?;
+            at += match offloading.take_over(&extent)? {
+                0 => self.copy_by_hand(&extent)?,
+                taken => taken,
+            };
+        }
+        Ok(())
+    }
+
+    /// Reads and writes the first part of a run. Returns how many bytes that is.
+    fn copy_by_hand(&self, extent: &Extent) -> Result<u64> {
+        let len = extent.len.min(self.chunk);
+        let run = Run {
+            kind: Kind::Data,
+            range: extent.offset..extent.offset + len,
+        };
+        let prepared = self.prepare(Chunk {
+            number: 0,
+            offset: extent.offset,
+            len,
+            runs: vec![run],
+            read: None,
+        })?;
+        self.carry_out(&prepared)?;
+        self.turnstile.keep(prepared.buffer);
+        Ok(len)
     }
 }
 

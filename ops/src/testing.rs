@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use block::{
-    BlockDevice, CompressedWrite, DeviceInfo, Error, ErrorKind, Extent, ExtentState, Result, ZeroMode,
+    BlockDevice, CompressedWrite, DeviceInfo, Error, ErrorKind, Extent, ExtentState, HostCopy,
+    OffloadedWrite, Result, Storage, ZeroMode,
 };
 
 pub(crate) const PAGE: u64 = 4096;
@@ -16,6 +17,8 @@ pub(crate) enum Step {
     Write(u64, u64),
     Compressed(u64),
     Zero(u64, u64),
+    /// The host was asked to put so many bytes there, and has put so many.
+    Host(u64, u64, u64),
 }
 
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(crate) struct Toy {
     fail_extents_from: u64,
     fail_reads_from: u64,
     fail_writes_from: u64,
+    /// How much of a run, by its number, the host takes over.
+    host: Option<fn(usize, u64) -> u64>,
     pages: Mutex<BTreeMap<u64, Page>>,
     log: Mutex<Vec<Step>>,
 }
@@ -48,6 +53,7 @@ impl Toy {
             fail_extents_from: u64::MAX,
             fail_reads_from: u64::MAX,
             fail_writes_from: u64::MAX,
+            host: None,
             pages: Mutex::default(),
             log: Mutex::default(),
         }
@@ -72,6 +78,12 @@ impl Toy {
 
     pub(crate) fn failing_writes_from(mut self, offset: u64) -> Self {
         self.fail_writes_from = offset;
+        self
+    }
+
+    /// Leaves writing to a host, which takes so much of each run.
+    pub(crate) fn offloaded(mut self, host: fn(usize, u64) -> u64) -> Self {
+        self.host = Some(host);
         self
     }
 
@@ -227,6 +239,28 @@ impl BlockDevice for Toy {
 
     fn compressed(&self) -> Option<&dyn CompressedWrite> {
         self.compress.then_some(self)
+    }
+
+    fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
+        self.host.map(|_| self as _)
+    }
+}
+
+impl OffloadedWrite for Toy {
+    fn may_copy_from(&self, _: &dyn Storage, _: HostCopy) -> bool {
+        true
+    }
+
+    fn copy_from(&self, offset: u64, source: &dyn Storage, from: u64, len: u64, _: HostCopy) -> Result<u64> {
+        let mut log = self.log.lock().unwrap();
+        let asked = log.iter().filter(|step| matches!(step, Step::Host(..))).count();
+        let copied = self.host.unwrap()(asked, len);
+        log.push(Step::Host(offset, len, copied));
+        drop(log);
+        let mut bytes = vec![0; copied as usize];
+        source.read_exact_at(&mut bytes, from)?;
+        self.put(&bytes, offset)?;
+        Ok(copied)
     }
 }
 

@@ -376,6 +376,10 @@ impl Storage for File {
         self.take_over(offset, source, source_offset, len, how)
     }
 
+    fn may_copy_from(&self, source: &dyn Storage, how: HostCopy) -> bool {
+        self.may_take_over(source, how)
+    }
+
     fn host_extent(&self, offset: u64, len: u64) -> Result<HostExtent> {
         let hole = |len| HostExtent { len, data: false };
         let data = |len| HostExtent { len, data: true };

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use block::{
     Access, Backing, BackingReference, BlockDevice, DeviceInfo, Error, ErrorKind, Extent, ExtentState,
-    Format, Overlay, Preallocation, References, Resize, Result, Storage, ZeroMode,
+    Format, HostCopy, OffloadedWrite, Overlay, Preallocation, References, Resize, Result, Storage, ZeroMode,
 };
 
 /// The unit of a disk's size, in bytes.
@@ -197,6 +197,28 @@ impl BlockDevice for Image {
         }
         self.size.store(new, Ordering::Release);
         Ok(())
+    }
+
+    fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
+        self.write.then_some(self)
+    }
+}
+
+impl OffloadedWrite for Image {
+    fn may_copy_from(&self, source: &dyn Storage, how: HostCopy) -> bool {
+        self.storage.may_copy_from(source, how)
+    }
+
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        len: u64,
+        how: HostCopy,
+    ) -> Result<u64> {
+        self.check_write("write", offset, len)?;
+        self.storage.copy_from(offset, source, source_offset, len, how)
     }
 }
 

@@ -6,7 +6,8 @@
 //! copies (`copy_file_range`), which saves the way through this process and on network file systems the network.
 //!
 //! Neither tells beforehand whether it will work, and both may refuse for any reason, so a refusal is never an error:
-//! the caller copies as usual, and meets the error that there may be then.
+//! the caller copies as usual, and meets the error that there may be then. Only that files cannot share anything at all
+//! can be found out: the kernel says so before it looks at the range, and so it is asked for one that is not there.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -54,6 +55,24 @@ impl File {
             Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => Err(self.fail("write", offset, errno)),
             Err(_) => Ok(0),
         }
+    }
+
+    /// See [`Storage::may_copy_from`].
+    pub(crate) fn may_take_over(&self, source: &dyn Storage, how: HostCopy) -> bool {
+        let (Some(from), false) = (source.host_file(), self.is_block_device()) else {
+            return false;
+        };
+        let (Ok(end), Ok(own_end), Ok(file_system)) =
+            (source.len(), self.host_len(), rustix::fs::fstatvfs(self))
+        else {
+            return false;
+        };
+        let block = file_system.f_bsize.max(1);
+        let past = |end: u64| end.next_multiple_of(block);
+        let refused = [Errno::OPNOTSUPP, Errno::XDEV, Errno::NOTTY, Errno::NOSYS];
+        how == HostCopy::Any
+            || !clone_range(self.as_fd(), past(own_end), from, past(end), block)
+                .is_err_and(|errno| refused.contains(&errno))
     }
 
     /// How many of `len` bytes lie on block boundaries in both files, or end both.
@@ -165,6 +184,31 @@ mod tests {
             target.write_all_at(&[7; 5000], 5 * MIB).unwrap();
             source.read_exact_at(&mut found, MIB).unwrap();
             assert!(found == bytes);
+        }
+    }
+
+    #[test]
+    fn what_can_never_be_shared_is_known_before() {
+        let mounts = [
+            (Mount::with("xfs", 512 * MIB), true),
+            (Mount::with("btrfs", 512 * MIB), true),
+            (Mount::ext4(16 * MIB), false),
+            (Mount::tmpfs(MIB), false),
+        ];
+        let memory = block::MemStorage::from(vec![1; 4096]);
+        for (number, (mount, shares)) in mounts.iter().enumerate() {
+            let [source, target] = ["source", "target"].map(|name| create(mount.path(), name));
+            for len in [0, 100, 8192] {
+                source.write_all_at(&pattern(len), 0).unwrap();
+                assert_eq!(target.may_copy_from(&source, Reflink), *shares, "{number}, {len}");
+                assert!(target.may_copy_from(&source, Any));
+                assert_eq!(target.len().unwrap(), 0);
+            }
+            assert!(!target.may_copy_from(&memory, Any));
+            let elsewhere = create(mounts[(number + 1) % 4].0.path(), "elsewhere");
+            assert!(!elsewhere.may_copy_from(&source, Reflink), "{number}");
+            let empty = target.host_extent(0, MIB).unwrap();
+            assert_eq!((empty.data, target.allocated().unwrap()), (false, Some(0)));
         }
     }
 

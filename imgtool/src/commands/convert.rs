@@ -119,8 +119,8 @@ pub(crate) struct ConvertArgs {
     /// Write out of order, where that is faster
     #[arg(short = 'W', long = "oob")]
     out_of_order: bool,
-    /// Leave copying to a raw image to the host where it can do it, without a look for zeros. Without this, only what
-    /// the file system can share between both images is left to it
+    /// Leave copying to the host where it can do it, without a look for zeros. Without this, only what the file system can
+    /// share between both images is left to it
     #[arg(short = 'C', long = "copy-range-offloading")]
     copy_offloading: bool,
     /// Write so many bytes a second at most
@@ -468,11 +468,7 @@ impl ConvertArgs {
             copy.in_order = false;
         }
         // Room that was to be reserved for the image is not to be shared with another.
-        copy.offload = copy
-            .offload
-            .take()
-            .filter(|_| image.format() == "raw" && !image.is_preallocated())
-            .map(|offload| offload.onto(target.storage()));
+        copy.offload = copy.offload.take().filter(|_| !image.is_preallocated());
         let left = target.if_dropped();
         let copied = (|| {
             targets.create(&image)?;
@@ -521,17 +517,11 @@ impl ConvertArgs {
                 .with_path(path)
                 .with_hint("leave out --target-is-zero"));
         }
-        copy.offload = copy
-            .offload
-            .take()
-            .filter(|_| target.layers()[0].format == "raw" && name.partition.is_none())
-            .map(|offload| offload.onto(target.layers()[0].storage.clone()));
         let copied = fill(&target, &*disk, &copy).and_then(|()| target.settle());
         copied.map_err(|error| interrupted(error.with_path(path), path, "its contents are incomplete"))
     }
 
-    /// What is left to the host, should the target be a raw image: to share what it can in a new one, and more only if
-    /// that was asked for.
+    /// What is left to the host: to share what it can with a new image, and more only if that was asked for.
     fn offload(&self, source: &Source) -> Option<Offload> {
         let how = match (self.copy_offloading, self.no_create) {
             (true, _) => HostCopy::Any,

@@ -52,7 +52,7 @@ pub fn receive(
     copy.run()?;
     let len = match &copy.feed {
         Feed::Stream(_, stream) => stream.lock().unwrap_or_else(PoisonError::into_inner).offset,
-        Feed::Disk(..) => 0,
+        Feed::Disk { .. } => 0,
     };
     let size = len.next_multiple_of(512);
     if length == Length::Follows && target.size() != size {

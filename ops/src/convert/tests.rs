@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::{PAGE, Step, Toy};
 use crate::{Cancel, Progress};
-use block::ErrorKind;
+use block::{ErrorKind, MemStorage};
 
 const CLUSTER: u64 = 4 * PAGE;
 
@@ -61,6 +61,7 @@ fn a_clustered_target_is_written_in_guest_order() {
     assert_eq!(logs[0], logs[1]);
     let offset = |step: &Step| match *step {
         Step::Write(offset, _) | Step::Zero(offset, _) | Step::Compressed(offset) => offset,
+        Step::Host(offset, ..) => offset,
     };
     assert!(logs[0].iter().map(offset).is_sorted());
 }
@@ -194,6 +195,93 @@ fn what_the_backing_holds_already_is_left_out() {
     run(&source, &target, &ConvertOptions { before, ..options(2) });
     assert_eq!(target.contents(), source.contents());
     assert_eq!(target.log()[1], Step::Write(2 * CLUSTER, 4 * CLUSTER));
+}
+
+/// A copy of `source` that is left to a host; what was done.
+fn by_host(source: &Toy, threads: usize, host: fn(usize, u64) -> u64) -> Vec<Step> {
+    let target = Toy::new(source.size()).clustered(CLUSTER).offloaded(host);
+    let file = MemStorage::from(source.contents());
+    let options = ConvertOptions {
+        offload: Some(Offload::of(Arc::new(file))),
+        ..options(threads)
+    };
+    run(source, &target, &options);
+    assert_eq!(target.contents(), source.contents());
+    target.log()
+}
+
+#[test]
+fn what_the_host_takes_over_is_not_written() {
+    let source = source();
+    for threads in [1, 4] {
+        let whole = by_host(&source, threads, |_, len| len);
+        assert!(whole.iter().all(|step| matches!(step, Step::Host(..))));
+        // It is asked again for what it has left.
+        let halves = by_host(&source, threads, |_, len| len.div_ceil(2));
+        assert!(halves.iter().all(|step| matches!(step, Step::Host(..))));
+        assert!(halves.len() > whole.len());
+    }
+}
+
+#[test]
+fn what_the_host_refuses_is_written_in_its_place() {
+    let source = source();
+    for threads in [1, 4] {
+        let done = by_host(
+            &source,
+            threads,
+            |number, len| if number % 2 == 0 { len } else { 0 },
+        );
+        let mut refused = 0;
+        for pair in done.windows(2) {
+            if let Step::Host(offset, len, 0) = pair[0] {
+                // Zeros that nobody has looked for so far are found now.
+                let held = &source.contents()[offset as usize..(offset + len) as usize];
+                if held.chunks(PAGE as usize).all(|page| !is_zero(page)) {
+                    assert_eq!(pair[1], Step::Write(offset, len));
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 10, "{refused}");
+    }
+}
+
+#[test]
+fn a_host_that_always_refuses_is_not_asked_for_ever() {
+    let done = by_host(&source(), 1, |_, _| 0);
+    let asked = |step: &&Step| matches!(step, Step::Host(..));
+    assert_eq!(done.iter().filter(asked).count(), 8);
+}
+
+#[test]
+fn what_has_to_be_read_is_not_left_to_the_host() {
+    let source = source();
+    let file: Arc<MemStorage> = Arc::new(MemStorage::from(source.contents()));
+    let reading = [
+        ConvertOptions {
+            compress: true,
+            ..options(2)
+        },
+        ConvertOptions {
+            whole_clusters: true,
+            ..options(2)
+        },
+        ConvertOptions {
+            before: Before::Device(Arc::new(Toy::new(PAGE))),
+            ..options(2)
+        },
+    ];
+    for options in reading {
+        let options = ConvertOptions {
+            offload: Some(Offload::of(file.clone())),
+            ..options
+        };
+        let target = Toy::new(source.size()).clustered(CLUSTER).offloaded(|_, len| len);
+        run(&source, &target, &options);
+        assert_eq!(target.contents(), source.contents());
+        assert!(!target.log().iter().any(|step| matches!(step, Step::Host(..))));
+    }
 }
 
 #[test]

@@ -105,7 +105,12 @@ impl<'a> Turnstile<'a> {
         *done += prepared.len;
         self.control.report(*done, self.total);
         drop(done);
-        self.lock().spare.extend(prepared.buffer);
+        self.keep(prepared.buffer);
+    }
+
+    /// Keeps a buffer for reuse.
+    pub(super) fn keep(&self, buffer: Option<Buffer>) {
+        self.lock().spare.extend(buffer);
     }
 
     /// Has everybody stop. The first error is the one that [`finish`](Self::finish) gives.

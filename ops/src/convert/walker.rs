@@ -7,6 +7,7 @@ use block::{BlockDevice, Extent, Result};
 use super::{Before, ConvertOptions};
 use crate::buffer::Buffer;
 use crate::extents::extent_at;
+use crate::offload::Offloading;
 
 /// The longest run that is dealt with at once: progress and cancellation come between two.
 const LONGEST: u64 = 1 << 30;
@@ -19,6 +20,8 @@ pub(crate) const IN_TARGET: u32 = u32::MAX;
 pub(super) enum Kind {
     /// Read it, and see.
     Data,
+    /// Data that the host is asked to put there.
+    Host,
     /// Make the target read as zeros.
     Zero,
     /// Nothing: the target reads the same already.
@@ -32,8 +35,8 @@ pub(super) struct Run {
     pub(super) range: Range<u64>,
 }
 
-/// A part of the source: `len` bytes in runs without gaps. Either shorter than a full chunk, or free of data and
-/// then of any length.
+/// A part of the source: `len` bytes in runs without gaps. Either no longer than a full chunk, or free of data that is to
+/// be read, and then of any length.
 #[derive(Debug)]
 pub(super) struct Chunk {
     /// Counts from 0 without gaps.
@@ -50,6 +53,7 @@ pub(super) struct Chunk {
 pub(super) struct Walker<'a> {
     source: &'a dyn BlockDevice,
     options: &'a ConvertOptions,
+    offloading: Option<&'a Offloading<'a>>,
     size: u64,
     /// Bytes in a full chunk; a multiple of `unit`.
     chunk: u64,
@@ -65,12 +69,14 @@ impl<'a> Walker<'a> {
     pub(super) fn new(
         source: &'a dyn BlockDevice,
         options: &'a ConvertOptions,
+        offloading: Option<&'a Offloading<'a>>,
         chunk: u64,
         unit: u64,
     ) -> Self {
         Self {
             source,
             options,
+            offloading,
             size: source.size(),
             chunk,
             unit,
@@ -138,27 +144,12 @@ impl<'a> Walker<'a> {
             .min(LONGEST)
             .min(below.unwrap_or(u64::MAX));
         let extent = extent_at(self.source, self.offset, len)?;
-        let kind = self.kind(&extent, below.is_some());
-        let run = match self.taken_over(kind, &extent)? {
-            0 => Run {
-                kind,
-                range: extent.offset..extent.end(),
-            },
-            taken => Run {
-                kind: Kind::Same,
-                range: extent.offset..extent.offset + taken,
-            },
+        let run = Run {
+            kind: self.kind(&extent, below.is_some()),
+            range: extent.offset..extent.end(),
         };
         self.current = Some(run.clone());
         Ok(run)
-    }
-
-    /// How much of a run the host has put into the target already, from the start.
-    fn taken_over(&self, kind: Kind, extent: &Extent) -> Result<u64> {
-        match &self.options.offload {
-            Some(offload) if kind == Kind::Data => offload.take_over(extent),
-            _ => Ok(0),
-        }
     }
 
     /// What is to be done about a run; `covered` where the target may read as anything but zeros.
@@ -166,6 +157,7 @@ impl<'a> Walker<'a> {
         match &self.options.before {
             _ if extent.depth == IN_TARGET => Kind::Same,
             Before::Layers { depth, .. } if extent.depth >= *depth => Kind::Same,
+            _ if self.offloading.is_some_and(|host| host.may_take_over(extent)) => Kind::Host,
             _ if !extent.state.reads_as_zero() || self.options.sparse == 0 => Kind::Data,
             _ if covered => Kind::Zero,
             _ => Kind::Same,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use block::{
-    BackingReference, BlockDevice, CompressedWrite, DeviceInfo, Error, Extent, Overlay, Resize, Result,
-    Storage, ZeroMode,
+    BackingReference, BlockDevice, CompressedWrite, DeviceInfo, Error, Extent, OffloadedWrite, Overlay,
+    Resize, Result, Storage, ZeroMode,
 };
 
 use super::{Image, Writer};
@@ -140,6 +140,10 @@ impl BlockDevice for Image {
     fn compressed(&self) -> Option<&dyn CompressedWrite> {
         let writer = self.writer.as_ref().filter(|_| !self.geometry.data_file);
         writer.map(|_| self as _)
+    }
+
+    fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
+        self.writer.as_ref().map(|_| self as _)
     }
 }
 

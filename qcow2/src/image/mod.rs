@@ -30,6 +30,7 @@ mod extent;
 mod flush;
 mod header;
 mod mapping;
+mod offload;
 mod plan;
 mod read;
 mod resize;
