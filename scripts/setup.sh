@@ -131,6 +131,8 @@ case $task in
         need xz xz-utils
         need zstd zstd
         need bzip2 bzip2
+        need umoci umoci
+        need skopeo skopeo
         ;;
 esac
 if [ "$task" = demo ]; then

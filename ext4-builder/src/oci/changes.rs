@@ -13,7 +13,7 @@
 //! A character device 0:0 is how overlayfs keeps whiteouts on a disk. In a layer it is none: the specification knows names
 //! only, and those who make layers from an overlay translate it. So it is taken for what it says that it is.
 
-use block::{Error, Result, escape};
+use block::{Error, ErrorKind, Result, escape};
 
 use super::digest::Ended;
 use super::fault::Fault;
@@ -24,7 +24,7 @@ const PREFIX: &[u8] = b".wh.";
 const META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The directory, in the root, of files that have other names.
-pub(super) const PLINK: &[u8] = b".wh..wh.plnk";
+pub(crate) const PLINK: &[u8] = b".wh..wh.plnk";
 
 /// What a layer does to what those below it have made. Paths start at the root, without a slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,27 @@ impl Image {
             next: 0,
             layer: None,
             failed: None,
+        }
+    }
+
+    /// An error of a layer's contents, told of the layer; of any error, where the image is.
+    pub(crate) fn explain(&self, layer: usize, error: Error) -> Error {
+        let name = self.layer_name(layer);
+        let path = &self.reference().path;
+        let of_contents = matches!(
+            error.kind(),
+            ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::InvalidInput
+        );
+        if !of_contents || error.path().is_some() || error.message().contains(&name) {
+            return error.with_path(path);
+        }
+        let mut explained = Error::new(error.kind(), format!("{name}: {}", error.message())).with_path(path);
+        if let Some(hint) = error.hint() {
+            explained = explained.with_hint(hint.to_owned());
+        }
+        match error.offset() {
+            Some(offset) => explained.with_offset(offset),
+            None => explained,
         }
     }
 }
@@ -117,10 +138,11 @@ impl Changes<'_> {
             };
             let index = self.next - 1;
             match archive.next_entry() {
-                Err(error) => return Err(explain(error, &self.image.layer_name(index))),
+                Err(error) => return Err(self.image.explain(index, error)),
                 Ok(Some(entry)) => {
-                    if let Some(change) = classify(entry)? {
-                        return Ok(Some(change));
+                    let change = classify(entry).map_err(|error| self.image.explain(index, error))?;
+                    if change.is_some() {
+                        return Ok(change);
                     }
                 }
                 Ok(None) => {
@@ -133,22 +155,6 @@ impl Changes<'_> {
             }
         }
     }
-}
-
-/// Names the layer, unless the message does already.
-fn explain(error: Error, layer: &str) -> Error {
-    if error.message().contains(layer) {
-        return error;
-    }
-    let message = format!("{layer}: {}", error.message());
-    let mut explained = Error::new(error.kind(), message);
-    if let Some(hint) = error.hint() {
-        explained = explained.with_hint(hint.to_owned());
-    }
-    if let Some(offset) = error.offset() {
-        explained = explained.with_offset(offset);
-    }
-    explained.with_source(error)
 }
 
 /// What an entry of a layer stands for; none for what is passed over.

@@ -24,6 +24,7 @@ mod manifest;
 mod reference;
 mod store;
 
+pub(crate) use changes::PLINK;
 pub use changes::{Change, Changes};
 pub use config::Config;
 pub use digest::Digest;

@@ -29,17 +29,12 @@ pub fn copy_archive(
     let input = tar::decompress(input)?;
     let mut archive = Archive::new(input, options);
     copying::run(builder.storage(), control, |copier| {
-        let mut unpacking = Unpacking {
-            builder,
-            copier,
-            filter,
-            replaced: false,
-        };
+        let mut unpacking = Unpacking::new(builder, copier, filter);
         while let Some(entry) = archive.next_entry()? {
             copier.check()?;
             if !filter.excludes_any_of(&entry.path) {
                 unpacking
-                    .add(&entry, &mut archive)
+                    .add(&entry, &mut |buffer| archive.read_data(buffer))
                     .map_err(|error| named(error, &entry))?;
             }
         }
@@ -47,7 +42,8 @@ pub fn copy_archive(
     })
 }
 
-struct Unpacking<'u, 's> {
+/// Puts entries of archives into a filesystem.
+pub(super) struct Unpacking<'u, 's> {
     builder: &'u mut Builder<'s>,
     copier: &'u Copier<'u>,
     filter: &'u Filter,
@@ -55,8 +51,27 @@ struct Unpacking<'u, 's> {
     replaced: bool,
 }
 
-impl Unpacking<'_, '_> {
-    fn add(&mut self, entry: &Entry, archive: &mut Archive<impl Read>) -> Result<()> {
+impl<'u, 's> Unpacking<'u, 's> {
+    pub(super) fn new(builder: &'u mut Builder<'s>, copier: &'u Copier<'u>, filter: &'u Filter) -> Self {
+        Self {
+            builder,
+            copier,
+            filter,
+            replaced: false,
+        }
+    }
+
+    /// What entries are put into.
+    pub(super) fn builder(&mut self) -> &mut Builder<'s> {
+        self.builder
+    }
+
+    /// Puts an entry where it belongs. `read` is [`Archive::read_data`].
+    pub(super) fn add(
+        &mut self,
+        entry: &Entry,
+        read: &mut dyn FnMut(&mut [u8]) -> Result<usize>,
+    ) -> Result<()> {
         let metadata = self.filter.metadata(&metadata(entry));
         let xattrs = entry.xattrs.iter().map(|(name, value)| (&name[..], &value[..]));
         let Some((way, name)) = paths::split(&entry.path) else {
@@ -79,7 +94,7 @@ impl Unpacking<'_, '_> {
                         let mut bytes = self
                             .copier
                             .buffer((range.end - offset).min(BUFFER as u64) as usize);
-                        let len = archive.read_data(&mut bytes)?;
+                        let len = read(&mut bytes)?;
                         bytes.truncate(len);
                         let placement = Arc::clone(&placement);
                         self.copier.put(Job::Bytes {
@@ -143,7 +158,7 @@ fn metadata(entry: &Entry) -> Metadata {
 }
 
 /// The error, told of the entry where it says nothing of a file.
-fn named(error: Error, entry: &Entry) -> Error {
+pub(super) fn named(error: Error, entry: &Entry) -> Error {
     match error.kind() {
         block::ErrorKind::InvalidInput | block::ErrorKind::Unsupported if error.path().is_none() => {
             let name = String::from_utf8_lossy(&entry.path);

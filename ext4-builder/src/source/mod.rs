@@ -1,4 +1,4 @@
-//! Trees that filesystems are made of: directories of the host and tar archives.
+//! Trees that filesystems are made of: directories of the host, tar archives and container images.
 //!
 //! A source is gone through once, in an order that depends on nothing but the names in it, while threads of their own
 //! copy the data. What is on the way is bounded: neither the size of a tree nor that of a file matters.
@@ -9,6 +9,7 @@ mod archive;
 mod copying;
 mod directory;
 mod filter;
+mod image;
 mod paths;
 mod pattern;
 mod stat;
@@ -21,6 +22,7 @@ use block::Result;
 pub use archive::copy_archive;
 pub use directory::{Directory, copy_directory};
 pub use filter::{Filter, IdMap};
+pub use image::copy_image;
 pub use pattern::Pattern;
 
 /// How the copying of a tree is watched and stopped, and by how many threads it is done.

@@ -25,6 +25,14 @@ pub(super) fn directory(builder: &mut Builder<'_>, path: &[u8]) -> Result<Node> 
     walk(builder, path, true)?.ok_or_else(|| Error::invalid("there is no such directory"))
 }
 
+/// The same; `None` where a directory is missing.
+///
+/// # Errors
+/// As [`directory`].
+pub(super) fn existing(builder: &mut Builder<'_>, path: &[u8]) -> Result<Option<Node>> {
+    walk(builder, path, false)
+}
+
 /// What is at a path, whose last name is not followed; `None` where there is nothing.
 ///
 /// # Errors

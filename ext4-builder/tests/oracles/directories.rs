@@ -18,7 +18,7 @@ use crate::image::{Image, MIB, UUID, run};
 
 const LIST: &str = "cd \"$1\"; find . -not -name lost+found | LC_ALL=C sort; cd /";
 
-const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python");
+pub(crate) const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python");
 
 pub(crate) fn fit() -> Options {
     Options::new(Size::Fit(Free::Bytes(MIB)), UUID)

@@ -6,5 +6,6 @@ mod archives;
 mod directories;
 mod empty;
 mod image;
+mod images;
 mod trees;
 mod xattrs;
