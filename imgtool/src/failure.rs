@@ -1,5 +1,6 @@
 //! How a command fails: one line that says what, where and why, a line that says what to do, and an exit code.
 
+use std::error::Error as _;
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, Write};
@@ -64,11 +65,17 @@ impl fmt::Display for Failure {
         let text = error.to_string();
         // A name from an image may be anywhere in the text.
         writeln!(f, "imgtool: {}", escape(&without_os_codes(&text)))?;
-        match error.hint() {
+        match error.hint().or_else(|| usual_hint(error)) {
             Some(hint) => writeln!(f, "hint: {}", escape(hint)),
             None => Ok(()),
         }
     }
+}
+
+/// What to do about a failure of the host that can happen to every command.
+fn usual_hint(error: &Error) -> Option<&'static str> {
+    let full = error.kind() == ErrorKind::NoSpace && error.path().is_some() && error.source().is_some();
+    full.then_some("make room on that file system, and try again")
 }
 
 /// The text without ` (os error 2)`: the words before it say the same.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Lab;
+use common::{Lab, Mount};
 use serde_json::Value;
 
 /// A disk with data, zeros and holes, a part of it compressed if the options allow it, and two snapshots of it.
@@ -421,4 +421,27 @@ fn help_and_progress() {
     );
     let again = lab.imgtool("amend --output json -o refcount_bits=32,compat=1.1 image");
     assert_eq!(serde_json::from_str::<Value>(&again).unwrap()["changed"], false);
+}
+
+/// The host's words, and what to do.
+#[test]
+fn on_a_full_file_system_nothing_is_changed() {
+    let lab = Lab::new();
+    let _mounted = Mount::tmpfs(&lab, "small", "3m");
+    lab.imgtool("create -q -f qcow2 -o cluster_size=512,preallocation=metadata small/image 60M");
+    lab.run("dd if=/dev/zero of=small/filler bs=4k");
+    let before = std::fs::read(lab.path("small/image")).unwrap();
+    for (command, hint) in [
+        ("amend -o refcount_bits=64", "run it again"),
+        ("snapshot -c s", "try again"),
+    ] {
+        lab.run(&format!("imgtool {command} small/image"))
+            .fails(1, &["small/image", "No space left", "hint: ", hint]);
+        lab.imgtool("check small/image");
+        let now = std::fs::read(lab.path("small/image")).unwrap();
+        assert!(now == before || command.starts_with("snapshot"), "{command}");
+    }
+    std::fs::remove_file(lab.path("small/filler")).unwrap();
+    lab.imgtool("amend -o refcount_bits=8 small/image");
+    lab.imgtool("check small/image");
 }

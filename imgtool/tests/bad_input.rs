@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::Lab;
+use common::{Lab, Mount};
 
 #[test]
 fn files_that_are_no_images() {
@@ -80,7 +80,6 @@ fn places_that_cannot_be_written_to() {
         .fails(1, &["none/new", "directory none"]);
 
     // A small file system: full, and then read-only.
-    std::fs::create_dir(lab.path("small")).unwrap();
     let mounted = Mount::tmpfs(&lab, "small", "2m");
     for target in ["raw", "qcow2"] {
         lab.run(&format!("imgtool convert -O {target} raw small/new"))
@@ -95,22 +94,6 @@ fn places_that_cannot_be_written_to() {
     lab.run("imgtool create -f raw small/new 1M")
         .fails(1, &["small/new", "Read-only file system"]);
     drop(mounted);
-}
-
-struct Mount<'a>(&'a Lab, &'static str);
-
-impl<'a> Mount<'a> {
-    fn tmpfs(lab: &'a Lab, at: &'static str, size: &str) -> Self {
-        lab.run(&format!("mount -t tmpfs -o size={size} imgtool-test {at}"))
-            .ok();
-        Self(lab, at)
-    }
-}
-
-impl Drop for Mount<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.command("umount").arg(self.1).status();
-    }
 }
 
 #[test]

@@ -92,7 +92,10 @@ pub(crate) fn refcount_overflow(geometry: Geometry) -> Error {
     Error::unsupported(format!(
         "refcounts of {bits} bits count {max} references to a cluster at most, and more would be needed"
     ))
-    .with_hint("convert it to an image with wider refcounts: `imgtool convert -O qcow2 -o refcount_bits=16`")
+    .with_hint(format!(
+        "give it wider refcounts first: `imgtool amend -o refcount_bits={}`",
+        (2 * bits).clamp(16, 64)
+    ))
 }
 
 impl RefcountTable {

@@ -502,7 +502,10 @@ fn refcounts_that_are_too_narrow_are_refused_before_anything_changes() {
         let before = storage.to_vec();
         let error = take(&image, "one more").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.hint().unwrap().contains("refcount_bits=16"), "{error}");
+        assert!(
+            error.hint().unwrap().contains("amend -o refcount_bits=16"),
+            "{error}"
+        );
         assert!(storage.to_vec() == before, "order {order}");
         if most > 0 {
             let error = image.apply_snapshot(&named("s0"), &mut go_on).unwrap_err();

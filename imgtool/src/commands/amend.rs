@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::chain::{Chain, Layer};
-use block::{Access, Backing, BackingReference, Error, Result, escape};
+use block::{Access, Backing, BackingReference, Error, ErrorKind, Result, escape};
 use clap::Args;
 use ops::Progress;
 use qcow2::{CompatibleFeatures, Header, Image, NewBacking, Version};
@@ -202,7 +202,12 @@ impl AmendArgs {
             }
         });
         watch.finish();
-        result
+        result.map_err(|error| match error.kind() {
+            ErrorKind::NoSpace if error.hint().is_none() => {
+                error.with_hint("the disk reads as before; make room on that file system, and run it again")
+            }
+            _ => error,
+        })
     }
 
     /// What the image is now.

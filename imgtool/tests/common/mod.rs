@@ -297,3 +297,22 @@ pub(crate) fn kill_and_finish(lab: &Lab, line: &str, slowly: &str) {
     lab.imgtool(line);
     assert_intact(lab, line);
 }
+
+/// A small file system, for as long as this is held.
+pub(crate) struct Mount<'a>(&'a Lab, &'static str);
+
+impl<'a> Mount<'a> {
+    /// Mounts one of `size` on the new directory `at`.
+    pub(crate) fn tmpfs(lab: &'a Lab, at: &'static str, size: &str) -> Self {
+        fs::create_dir(lab.path(at)).unwrap();
+        lab.run(&format!("mount -t tmpfs -o size={size} imgtool-test {at}"))
+            .ok();
+        Self(lab, at)
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.command("umount").arg(self.1).status();
+    }
+}

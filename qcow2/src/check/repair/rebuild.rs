@@ -39,22 +39,17 @@ pub(super) fn budget(host_bytes: u64) -> u64 {
 /// `budget` is the most bytes that its blocks may take. What was written is not durable yet.
 ///
 /// # Errors
-/// `NoSpace` if there is no room in reach of a refcount table; `Unsupported` if the references are so scattered that the
-/// blocks exceed the budget. The room is then as it was. `Io`.
+/// `NoSpace` if there is no room in reach of a refcount table, or on the host; `Unsupported` if the references are so
+/// scattered that the blocks exceed the budget; `Io`. The room is then as it was.
 pub(super) fn build(
     storage: &dyn Storage,
     geometry: Geometry,
     room: &mut Room<'_>,
     budget: u64,
 ) -> Result<NewStructure> {
-    let layout = match Layout::of(geometry, room, budget) {
-        Ok(layout) => layout,
-        Err(error) => {
-            room.take_back_all();
-            return Err(error);
-        }
-    };
-    layout.write(storage, geometry, room.references)
+    let built = Layout::of(geometry, room, budget)
+        .and_then(|layout| layout.write(storage, geometry, room.references));
+    built.inspect_err(|_| room.take_back_all())
 }
 
 struct Layout {

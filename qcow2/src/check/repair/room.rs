@@ -121,8 +121,12 @@ pub(super) fn in_best_room<T>(
         _ => {}
     }
     let behind = place(&mut Room::behind(references, end, limit, dangling));
-    if !inside_first && no_room(&behind) {
-        return place(&mut Room::within(references, whole, old.clone()));
+    if inside_first || !no_room(&behind) {
+        return behind;
     }
-    behind
+    match place(&mut Room::within(references, whole, old.clone())) {
+        // Why the file cannot grow says more than that nothing in it is free.
+        within if no_room(&within) => behind,
+        within => within,
+    }
 }
