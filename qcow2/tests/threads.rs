@@ -89,6 +89,14 @@ fn four_threads_share_clusters_over_a_backing_file() {
     (0..4).for_each(|seed| threads("cluster_size=4096", Some(300_000), 4, seed));
 }
 
+/// Flushes that postpone refcounts, under writes that take and free clusters.
+#[test]
+fn four_threads_share_clusters_with_lazy_refcounts() {
+    (0..3).for_each(|seed| threads("cluster_size=512,lazy_refcounts=on", None, 4, seed));
+    let wide = "cluster_size=4096,refcount_bits=64,lazy_refcounts=on";
+    (0..3).for_each(|seed| threads(wide, Some(300_000), 4, seed));
+}
+
 #[test]
 fn eight_threads_share_one_large_cluster() {
     (0..2).for_each(|seed| threads("cluster_size=2M", Some(100_000), 8, seed));
