@@ -170,7 +170,7 @@ fn what_needs_right_refcounts_finds_and_leaves_them() {
                 .expect("deletion");
         }),
         ("growing", |image| {
-            image.resize(DISK * 20, Resize::default()).expect("resize")
+            image.resize(DISK * 20, Resize::default()).expect("resize");
         }),
         ("shrinking", |image| {
             let how = Resize {
@@ -183,7 +183,9 @@ fn what_needs_right_refcounts_finds_and_leaves_them() {
             use block::Overlay;
             image.set_backing_reference(None).expect("the backing");
         }),
-        ("closing", |image| image.settle().expect("settle")),
+        ("closing", |image| {
+            image.settle().expect("settle");
+        }),
     ];
     let logged = Logged::new("lazy_refcounts=on");
     for (number, (what, op)) in (0..).zip(ops) {
