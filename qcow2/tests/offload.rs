@@ -143,21 +143,17 @@ fn what_is_said_to_be_there_is_there(seed: u64) {
                 let copied = image.copy_from(offset, &source, from, len, HostCopy::Any);
                 let range = |copied: u64| offset as usize..(offset + copied) as usize;
                 let new = |copied: u64| &noise[from as usize..(from + copied) as usize];
-                match copied {
-                    Ok(copied) => {
-                        assert!(copied <= len, "{what}");
-                        disk[range(copied)].copy_from_slice(new(copied));
+                if let Ok(copied) = copied {
+                    assert!(copied <= len, "{what}");
+                    disk[range(copied)].copy_from_slice(new(copied));
+                } else {
+                    // Each byte is the old or the new one.
+                    let now = contents(&image);
+                    let both = disk[range(len)].iter().zip(new(len));
+                    for (now, (old, new)) in now[range(len)].iter().zip(both) {
+                        assert!(now == old || now == new, "{what}");
                     }
-                    Err(_) => {
-                        // Each byte is the old or the new one.
-                        let now = contents(&image);
-                        let both = disk[range(len)].iter().zip(new(len));
-                        let found = now[range(len)].iter().zip(both);
-                        for (now, (old, new)) in found {
-                            assert!(now == old || now == new, "{what}");
-                        }
-                        disk[range(len)].copy_from_slice(&now[range(len)]);
-                    }
+                    disk[range(len)].copy_from_slice(&now[range(len)]);
                 }
             }
         }

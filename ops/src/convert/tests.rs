@@ -60,8 +60,10 @@ fn a_clustered_target_is_written_in_guest_order() {
     }
     assert_eq!(logs[0], logs[1]);
     let offset = |step: &Step| match *step {
-        Step::Write(offset, _) | Step::Zero(offset, _) | Step::Compressed(offset) => offset,
-        Step::Host(offset, ..) => offset,
+        Step::Write(offset, _)
+        | Step::Zero(offset, _)
+        | Step::Compressed(offset)
+        | Step::Host(offset, ..) => offset,
     };
     assert!(logs[0].iter().map(offset).is_sorted());
 }
