@@ -87,6 +87,7 @@ pub mod chain;
 #[cfg(feature = "positioned-io")]
 pub mod compat;
 mod device;
+mod device_storage;
 mod error;
 mod extent;
 mod format;
@@ -103,6 +104,7 @@ pub use device::{
     BackingReference, BlockDevice, CompressedWrite, DataFileReference, DeviceInfo, OffloadedWrite, Overlay,
     Preallocation, Resize, ZeroMode,
 };
+pub use device_storage::DeviceStorage;
 pub use error::{Error, ErrorKind, Result, escape};
 pub use extent::{Extent, ExtentState};
 pub use format::{Access, Backing, FileOpener, Format, References, SnapshotSelector};

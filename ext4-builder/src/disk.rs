@@ -27,10 +27,13 @@ impl<'s> Disk<'s> {
     pub(crate) fn new(storage: &'s dyn Storage, block_size: u64, size: Option<u64>) -> Result<Self> {
         let len = storage.len()?;
         let len = size.map_or(len, |size| size.min(len));
-        let zeroed = len == 0 || {
-            let start = storage.host_extent(0, len)?;
-            !start.data && start.len >= len
-        };
+        let mut zeroed = true;
+        let mut offset = 0;
+        while zeroed && offset < len {
+            let run = storage.host_extent(offset, len - offset)?;
+            zeroed = !run.data;
+            offset += run.len;
+        }
         Ok(Self {
             storage,
             block_size,

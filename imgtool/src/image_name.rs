@@ -15,7 +15,7 @@ use block::{BlockDevice, Error, ErrorKind, Result};
 use raw::partition::{PartitionTable, Selector};
 
 /// The commands that take partitions, for messages.
-const COMMANDS: &str = "compare, convert, dd, fs, info, map and measure";
+const COMMANDS: &str = "compare, convert, dd, fs, info, map, measure and mkfs";
 
 /// What an argument names: an image, or a partition of the disk in one.
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@ fn every_command_helps() {
         "convert",
         "compare",
         "measure",
+        "mkfs",
         "resize",
         "amend",
         "commit",

@@ -174,6 +174,7 @@ impl Walk<'_, '_> {
             return Err(Error::invalid(
                 "the filesystem is being written to a file in the tree that it is made of",
             )
+            .with_path(self.root)
             .with_hint("write it to another directory"));
         }
         let bytes = name.to_bytes();

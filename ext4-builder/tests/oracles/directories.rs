@@ -243,7 +243,7 @@ fn the_filesystem_itself_is_not_to_be_in_the_tree() {
         &Control::unwatched(),
     )
     .expect_err("refused");
-    assert_eq!(error.path(), Some(&*path));
+    assert_eq!(error.path(), Some(directory.path()));
     assert!(error.hint().is_some());
 }
 

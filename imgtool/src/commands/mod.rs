@@ -14,6 +14,7 @@ mod info;
 mod man;
 mod map;
 mod measure;
+mod mkfs;
 mod partition;
 mod rebase;
 mod resize;
@@ -29,7 +30,7 @@ use crate::failure::Failure;
 /// What a command gives: an exit code.
 pub(crate) type Outcome = Result<u8, Failure>;
 
-/// Create, inspect, check, convert, compare and resize disk images
+/// Create, fill, inspect, check, convert, compare and resize disk images
 #[derive(Debug, Parser)]
 #[command(
     name = "imgtool",
@@ -42,12 +43,13 @@ pub(crate) type Outcome = Result<u8, Failure>;
   imgtool create -f qcow2 -b base.qcow2 -F qcow2 clone.qcow2
   imgtool convert -p -c -O qcow2 disk.raw disk.qcow2
   imgtool info disk.qcow2
+  imgtool mkfs rootfs.tar.zst root.img
   imgtool convert -O raw disk.qcow2#name:root root.raw
   imgtool fs ls -l disk.qcow2#name:root /etc
 
 A partition of the disk in an image is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID where compare, \
-convert, dd, fs, info, map and measure take an image; convert writes into one with -n. A file that has such a name is meant \
-itself.
+convert, dd, fs, info, map and measure take an image; convert -n and mkfs write into one. A file that has such a name is \
+meant itself.
 
 Every command's own help (`imgtool convert --help`) has more."
 )]
@@ -67,6 +69,7 @@ enum Command {
     Dd(dd::DdArgs),
     Fs(fs::FsArgs),
     Measure(measure::MeasureArgs),
+    Mkfs(Box<mkfs::MkfsArgs>),
     Resize(resize::ResizeArgs),
     Amend(amend::AmendArgs),
     Snapshot(Box<snapshot::SnapshotArgs>),
@@ -118,6 +121,7 @@ impl Cli {
             }
             Command::Fs(arguments) => arguments.run(&mut out),
             Command::Measure(arguments) => arguments.run(&mut out),
+            Command::Mkfs(arguments) => arguments.run(&mut out),
             Command::Resize(arguments) => arguments.run(&mut out),
             Command::Bitmap(arguments) => arguments.run(&mut out),
             Command::Partition(arguments) => arguments.run(&mut out),

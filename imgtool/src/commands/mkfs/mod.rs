@@ -1,0 +1,309 @@
+//! `imgtool mkfs`: make an ext4 filesystem of a directory or an archive.
+
+mod options;
+mod source;
+
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::{Access, Backing, DeviceStorage, Error, FileId, Result, Storage, escape};
+use clap::Args;
+use ext4_builder::source::{Control, Filter};
+use ext4_builder::{Builder, Options, Size, Summary};
+use ops::{Cancel, Progress};
+use serde_json::json;
+
+use super::Outcome;
+use super::convert::interrupted;
+use crate::arguments::{OpenArgs, ThreadArgs, WatchArgs};
+use crate::formats::NewImage;
+use crate::image_name::ImageName;
+use crate::images::Opening;
+use crate::interrupt;
+use crate::option_list::OptionList;
+use crate::output::{self, OutputFormat, human_size};
+use crate::target::Making;
+use crate::targets::Targets;
+use crate::watch::Watch;
+use options::{FilesystemArgs, show_uuid};
+use source::{Source, TreeArgs};
+
+/// Make an ext4 filesystem of a directory or a tar archive, in a new image or on a disk
+///
+/// Nothing is mounted, and root is not needed. What a kernel finds in the filesystem is what was in the source: all metadata,
+/// extended attributes, access control lists, links and holes. SOURCE is a directory, a tar archive (plain, or compressed
+/// by gzip, zstd or xz), or - for an archive on standard input. TARGET is a new image, which gets its name when it is
+/// whole, or a block device or a partition of an image (IMAGE#2), which is written in place: what it held is lost.
+///
+/// The same source with the same options and --uuid makes the same bytes. A number of seconds in the environment
+/// variable `SOURCE_DATE_EPOCH` is the time of creation, and no time in the filesystem is later.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  imgtool mkfs rootfs/ root.img
+  imgtool mkfs --shrink --journal none --label data site.tar.zst site.img
+  mmdebstrap bookworm - | imgtool mkfs --size 10G -O qcow2 - root.qcow2
+  imgtool mkfs --owner 0:0 --exclude '*.pyc' --exclude /var/cache/* build/ root.img
+  imgtool mkfs --uid-map 1000:0:1 --gid-map 1000:0:1 home/ root.img
+  imgtool mkfs rootfs.tar disk.qcow2#name:root")]
+pub(crate) struct MkfsArgs {
+    /// Format of the new image, or of the image with the partition [default: raw for a new image, else found out]
+    #[arg(short = 'O', long, value_name = "FORMAT")]
+    target_format: Option<String>,
+    /// Options of that format, as key=value,key=value; `help` lists them
+    #[arg(short, long = "target-options", value_name = "OPTIONS")]
+    options: Vec<String>,
+    #[command(flatten)]
+    filesystem: FilesystemArgs,
+    #[command(flatten)]
+    tree: TreeArgs,
+    /// How to print what was made
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    output: OutputFormat,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// A directory, a tar archive, or - for an archive on standard input
+    #[arg(required_unless_present = "options")]
+    source: Option<PathBuf>,
+    /// The new image, or what to write to
+    #[arg(required_unless_present = "options")]
+    target: Option<PathBuf>,
+}
+
+impl MkfsArgs {
+    pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
+        self.open.check()?;
+        let options = OptionList::parse(&self.options)?;
+        if options.help {
+            NewImage::print_options(self.target_format.as_deref().unwrap_or("raw"), out)??;
+            return Ok(0);
+        }
+        let (Some(source), Some(target)) = (&self.source, &self.target) else {
+            let message = "a source and a target have to be named";
+            return Err(Error::invalid(message)
+                .with_hint("imgtool mkfs rootfs/ root.img")
+                .into());
+        };
+        let filter = self.tree.filter()?;
+        let source = Source::open(source)?;
+        let name = ImageName::parse(target)?;
+        if source.is(&name.path) {
+            let error = Error::invalid("the target is the archive that is read").with_path(target);
+            return Err(error.with_hint("give the new image another name").into());
+        }
+        let cancel = interrupt::watch()?;
+        let job = Job {
+            arguments: &self,
+            target,
+            filter,
+            cancel,
+        };
+        let made = if name.partition.is_some() {
+            job.on_partition(source, &name, &options)?
+        } else {
+            job.in_new_image(source, options)?
+        };
+        if !self.watch.quiet {
+            made.print(out, target, self.output)?;
+        }
+        Ok(0)
+    }
+}
+
+/// One run of the command.
+struct Job<'j> {
+    arguments: &'j MkfsArgs,
+    target: &'j Path,
+    filter: Filter,
+    cancel: Cancel,
+}
+
+impl Job<'_> {
+    /// Writes onto a partition that is there.
+    fn on_partition(&self, source: Source, name: &ImageName, options: &OptionList) -> Result<Made> {
+        if let Some(option) = options.untaken() {
+            let message = format!("the option {} is for new images", escape(option));
+            return Err(Error::invalid(message).with_path(self.target));
+        }
+        let opening = Opening {
+            nested: self.arguments.open.nested,
+            io: self.arguments.open.io.into(),
+            access: Access::WRITE,
+            direct: false,
+        };
+        let chain = opening.chain(&name.path, self.arguments.target_format.as_deref())?;
+        let disk = name.on(chain.device())?;
+        let options = self.options(Some(disk.size()))?;
+        let storage = DeviceStorage::fixed(&*disk);
+        let made = self
+            .build(source, &storage, &options, None)
+            .and_then(|made| chain.settle().map(|()| made));
+        made.map_err(|error| {
+            interrupted(
+                error.with_path(self.target),
+                self.target,
+                "its contents are incomplete",
+            )
+        })
+    }
+
+    /// Writes into a new image, or onto a block device.
+    fn in_new_image(&self, source: Source, options: OptionList) -> Result<Made> {
+        let named = |error: Error| error.with_path(self.target);
+        let format = self.arguments.target_format.as_deref().unwrap_or("raw");
+        let mut image = NewImage::parse(format, options, None, None).map_err(named)?;
+        let wrong = match () {
+            () if image.size.is_some() => {
+                Some(("the size is not an option of the image here", "give --size"))
+            }
+            () if image.backing.is_some() => Some((
+                "a new filesystem needs no backing file",
+                "make it first, and clones of it then: imgtool create -f qcow2 -b",
+            )),
+            () if image.is_preallocated() => Some((
+                "an image whose size is found out cannot be preallocated",
+                "convert it afterwards: imgtool convert -o preallocation=...",
+            )),
+            () => None,
+        };
+        if let Some((wrong, hint)) = wrong {
+            return Err(named(Error::invalid(wrong).with_hint(hint)));
+        }
+        let making = Making {
+            io: self.arguments.open.io.into(),
+            ..Making::default()
+        };
+        let targets = Targets::new(self.target, &image, making)?;
+        let file = targets.image().storage();
+        let is_raw = image.format() == "raw";
+        let is_device = targets.image().is_block_device() && is_raw;
+        let disk = is_device.then(|| file.len()).transpose()?;
+        let options = self.options(disk)?;
+        let left = targets.image().if_dropped();
+        let made = (|| {
+            let made = if is_raw {
+                self.build(source, &*file, &options, file.file_id())?
+            } else {
+                image.size = match options.size {
+                    Size::Given(size) => Some(size),
+                    Size::Fit(_) | Size::Shrink => None,
+                };
+                image.check()?;
+                targets.create(&image)?;
+                let new = targets.open(&image, Backing::None, None)?;
+                let storage = match image.size {
+                    Some(_) => DeviceStorage::fixed(new.device()),
+                    None => DeviceStorage::growing(new.device()),
+                };
+                let made = self.build(source, &storage, &options, file.file_id())?;
+                storage.trim()?;
+                new.close()?;
+                made
+            };
+            targets.finish(&self.cancel)?;
+            Ok(made)
+        })();
+        made.map_err(|error| interrupted(named(error), self.target, left))
+    }
+
+    fn options(&self, disk: Option<u64>) -> Result<Options> {
+        let options = self.arguments.filesystem.options(disk);
+        options.map_err(|error| error.with_path(self.target))
+    }
+
+    /// Makes the filesystem.
+    fn build(
+        &self,
+        source: Source,
+        storage: &dyn Storage,
+        options: &Options,
+        target: Option<FileId>,
+    ) -> Result<Made> {
+        let made = |summary| Made {
+            summary,
+            uuid: options.uuid,
+            label: options.label.clone(),
+        };
+        let mut builder = Builder::new(storage, options.clone())?;
+        let watch = Watch::new(&self.arguments.watch);
+        let (total, copied) = (source.len(), AtomicU64::new(0));
+        let read = Arc::new(AtomicU64::new(0));
+        let report = |bytes| {
+            self.cancel.check()?;
+            if bytes > 0 {
+                let copied = copied.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                // Of a compressed archive, nobody knows how much there is in it.
+                let done = if total > 0 {
+                    read.load(Ordering::Relaxed)
+                } else {
+                    copied
+                };
+                watch.report(Progress { done, total });
+            }
+            Ok(())
+        };
+        let mut control = Control {
+            report: &report,
+            ..Control::unwatched()
+        };
+        if let Some(threads) = self.arguments.threads.threads {
+            control.threads = NonZeroUsize::new(threads.into()).unwrap_or(control.threads);
+        }
+        let copied = source.copy(
+            &mut builder,
+            &self.filter,
+            &self.arguments.tree.directory(target),
+            &read,
+            &control,
+        );
+        watch.finish();
+        copied?;
+        builder.finish().map(made)
+    }
+}
+
+/// What was made.
+struct Made {
+    summary: Summary,
+    uuid: [u8; 16],
+    label: String,
+}
+
+impl Made {
+    fn print(&self, out: &mut dyn Write, target: &Path, format: OutputFormat) -> io::Result<()> {
+        let Self { summary, uuid, label } = self;
+        let block_size = u64::from(summary.block_size);
+        if format == OutputFormat::Json {
+            let value = json!({
+                "filename": target.to_string_lossy(),
+                "size": summary.size(),
+                "block-size": block_size,
+                "blocks": summary.blocks,
+                "free-blocks": summary.free_blocks,
+                "inodes": summary.inodes,
+                "free-inodes": summary.free_inodes,
+                "journal-size": summary.journal_blocks * block_size,
+                "label": label,
+                "uuid": show_uuid(uuid),
+            });
+            return output::json(out, &value);
+        }
+        let target = target.to_string_lossy();
+        writeln!(
+            out,
+            "{}: ext4, {}, {} free, {} inodes of which {} are free, UUID {}",
+            escape(&target),
+            human_size(summary.size()),
+            human_size(summary.free_blocks * block_size),
+            summary.inodes,
+            summary.free_inodes,
+            show_uuid(uuid),
+        )
+    }
+}

@@ -1,0 +1,506 @@
+//! Filesystems made by the command, judged by the ext4 tools.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{Done, Lab};
+use serde_json::Value;
+
+const UUID: &str = "0a6d0b5c-9c5f-4d0a-8a6e-2f3b1c9d7e41";
+
+/// A lab with a small tree in `tree`, and the tree in archives.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    fs::create_dir_all(lab.path("tree/etc/init.d")).unwrap();
+    fs::write(lab.path("tree/etc/hostname"), "guest\n").unwrap();
+    fs::write(lab.path("tree/large"), vec![7; 3_000_000]).unwrap();
+    lab.run("ln -s hostname tree/etc/link").ok();
+    lab.run("tar -C tree -cf tree.tar .").ok();
+    for (program, suffix) in [("gzip", "gz"), ("zstd", "zst"), ("xz", "xz")] {
+        let output = File::create(lab.path(&format!("tree.tar.{suffix}"))).unwrap();
+        let mut command = lab.command(program);
+        command.arg("-c").stdin(File::open(lab.path("tree.tar")).unwrap());
+        assert!(command.stdout(output).status().unwrap().success());
+    }
+    lab
+}
+
+/// Runs with `PATH` as root has it.
+fn tool(lab: &Lab, words: &[&str]) -> Done {
+    let mut all = vec!["env", "PATH=/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"];
+    all.extend(words);
+    lab.run_words(&all)
+}
+
+/// e2fsck says nothing but its summary, and the tree is there.
+fn assert_good(lab: &Lab, image: &str) {
+    let text = tool(lab, &["e2fsck", "-fn", image]).ok();
+    let strange: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("Pass ") && !line.contains("% non-contiguous), "))
+        .collect();
+    assert!(strange.is_empty(), "{image}: {strange:?}");
+    assert_eq!(
+        tool(lab, &["debugfs", "-R", "cat /etc/hostname", image]).ok(),
+        "guest\n"
+    );
+    let large = tool(lab, &["debugfs", "-R", "stat /large", image]).ok();
+    assert!(large.contains("Size: 3000000"), "{image}: {large}");
+}
+
+fn field(lab: &Lab, image: &str, name: &str) -> String {
+    let text = tool(lab, &["dumpe2fs", "-h", image]).ok();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("{name}: {text}")).trim().to_owned()
+}
+
+/// With one space between words.
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Runs with a file as standard input.
+fn with_input(lab: &Lab, line: &str, input: &str) -> std::process::Output {
+    let mut command = lab.command("imgtool");
+    command.args(line.split_whitespace());
+    command
+        .stdin(File::open(lab.path(input)).unwrap())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn directories_and_archives_become_filesystems() {
+    let lab = lab();
+    for source in ["tree", "tree.tar", "tree.tar.gz", "tree.tar.zst", "tree.tar.xz"] {
+        for size in ["", "--size 100M", "--free 20%", "--free 50M", "--shrink"] {
+            lab.imgtool(&format!("mkfs -q {size} {source} out"));
+            assert_good(&lab, "out");
+            let len = lab.path("out").metadata().unwrap().len();
+            match size {
+                "--size 100M" => assert_eq!(len, 100 << 20),
+                "--free 50M" => assert!(len > 50 << 20, "{len}"),
+                _ => assert!(len < 8 << 20, "{len}"),
+            }
+        }
+    }
+    let output = with_input(&lab, "mkfs -q - out", "tree.tar.gz");
+    assert!(output.status.success(), "{output:?}");
+    assert_good(&lab, "out");
+    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+}
+
+#[test]
+fn images_of_both_formats_partitions_and_devices_are_written() {
+    let lab = lab();
+    for (options, size) in [
+        ("", ""),
+        ("-o cluster_size=4k,extended_l2=off", "--size 70M"),
+        ("-o extended_l2=on,cluster_size=128k", "--shrink"),
+        ("-o lazy_refcounts=on,data_file=data", ""),
+    ] {
+        lab.imgtool(&format!("mkfs -q -O qcow2 {options} {size} tree.tar out.qcow2"));
+        lab.qemu_img("check -q out.qcow2");
+        lab.qemu_img("convert -O raw out.qcow2 raw");
+        assert_good(&lab, "raw");
+        let blocks: u64 = field(&lab, "raw", "Block count").parse().unwrap();
+        assert_eq!(
+            lab.path("raw").metadata().unwrap().len(),
+            blocks * 4096,
+            "{options}"
+        );
+        fs::remove_file(lab.path("data")).unwrap_or_default();
+    }
+
+    for format in ["raw", "qcow2"] {
+        lab.imgtool(&format!("create -q -f {format} disk 100M"));
+        lab.imgtool("partition create -q disk size=10M,name=before size=30M,name=root name=after");
+        for name in ["before", "root", "after"] {
+            lab.imgtool(&format!("mkfs -q tree disk#name:{name}"));
+        }
+        for name in ["root", "before", "after"] {
+            lab.imgtool(&format!("convert -O raw disk#name:{name} part"));
+            assert_good(&lab, "part");
+        }
+        assert_eq!(field(&lab, "part", "Block count"), "14848");
+        lab.imgtool("partition verify disk");
+        // One that is smaller than what it lies on.
+        lab.imgtool("mkfs -q --shrink tree disk#2");
+        lab.imgtool("convert -O raw disk#2 part");
+        assert_good(&lab, "part");
+    }
+
+    fs::write(lab.path("device"), vec![0xFF; 20 << 20]).unwrap();
+    let device = tool(&lab, &["losetup", "--show", "-f", "device"]).ok();
+    let device = device.trim();
+    let made = lab.run(&format!("imgtool mkfs -q tree {device}"));
+    let small = lab.run(&format!("imgtool mkfs -q --size 2M tree {device}"));
+    let erased = lab.run(&format!("imgtool mkfs -q --size 21M tree {device}"));
+    let again = lab.run(&format!("imgtool mkfs -q --size 19M tree {device}"));
+    tool(&lab, &["losetup", "-d", device]).ok();
+    made.ok();
+    small.fails(1, &[device, "bytes more than", "choose a size of"]);
+    erased.fails(1, &[device]);
+    again.ok();
+    assert_good(&lab, "device");
+}
+
+#[test]
+fn what_is_asked_for_is_what_there_is() {
+    let lab = lab();
+    lab.imgtool(&format!(
+        "mkfs -q --size 64M --block-size 1k --label sixteen-bytes-ok --uuid {UUID} --journal 5M --inodes 5000 --reserved 1 \
+         --hash-seed ffffffff-0000-0000-0000-000000000001 --compat linux-5.15 --grow 1G tree out"
+    ));
+    assert_good(&lab, "out");
+    for (name, value) in [
+        ("Filesystem volume name", "sixteen-bytes-ok"),
+        ("Filesystem UUID", UUID),
+        ("Directory Hash Seed", "ffffffff-0000-0000-0000-000000000001"),
+        ("Block size", "1024"),
+        ("Block count", "65536"),
+        ("Reserved block count", "655"),
+        ("Inode count", "5056"),
+        ("Total journal size", "5120k"),
+    ] {
+        assert_eq!(field(&lab, "out", name), value, "{name}");
+    }
+    assert!(!field(&lab, "out", "Filesystem features").contains("orphan_file"));
+    lab.imgtool("mkfs -q --journal none --compat linux-3.10 tree out");
+    let features = field(&lab, "out", "Filesystem features");
+    assert!(
+        !features.contains("has_journal") && features.contains("uninit_bg"),
+        "{features}"
+    );
+
+    lab.imgtool("mkfs -q --owner 5:70000 --exclude *.d --exclude /large tree out");
+    let listing = tool(&lab, &["debugfs", "-R", "ls -l /etc", "out"]).ok();
+    assert!(
+        words(&listing).contains(" 5 70000 ") && !listing.contains("init.d"),
+        "{listing}"
+    );
+    lab.imgtool("mkfs -q --uid-map 0:1000:1 --gid-map 0:7 tree.tar out");
+    let listing = tool(&lab, &["debugfs", "-R", "ls -l /etc", "out"]).ok();
+    assert!(words(&listing).contains(" 1000 7 "), "{listing}");
+}
+
+#[test]
+fn the_summary_is_that_of_the_superblock() {
+    let lab = lab();
+    let output = lab.imgtool(&format!(
+        "mkfs --output json --uuid {UUID} --label data --size 50M tree out"
+    ));
+    let made: Value = serde_json::from_str(&output).unwrap();
+    assert_eq!(made["filename"], "out");
+    assert_eq!(made["size"], 50 << 20);
+    assert_eq!((&made["uuid"], &made["label"]), (&UUID.into(), &"data".into()));
+    for (key, name) in [
+        ("blocks", "Block count"),
+        ("free-blocks", "Free blocks"),
+        ("inodes", "Inode count"),
+        ("free-inodes", "Free inodes"),
+        ("block-size", "Block size"),
+    ] {
+        assert_eq!(made[key].to_string(), field(&lab, "out", name), "{key}");
+    }
+    assert_eq!(made["journal-size"], 4 << 20);
+    let line = lab.imgtool(&format!("mkfs --uuid {UUID} --size 50M tree out"));
+    assert!(
+        line.starts_with("out: ext4, 50 MiB, ") && line.contains(UUID),
+        "{line}"
+    );
+    let done = lab.run("imgtool mkfs -q --progress json tree.tar out");
+    assert!(done.stderr().is_empty(), "{}", done.stderr());
+    let done = lab.run("imgtool mkfs --progress json tree.tar out");
+    let last: Value = serde_json::from_str(done.stderr().lines().last().unwrap()).unwrap();
+    assert_eq!(last["total"], lab.path("tree.tar").metadata().unwrap().len());
+}
+
+#[test]
+fn the_same_source_makes_the_same_bytes() {
+    let lab = lab();
+    let make = |source: &str, threads: u32, epoch: Option<&str>| {
+        let mut command = lab.command("imgtool");
+        command.args([
+            "mkfs",
+            "-q",
+            "--uuid",
+            UUID,
+            "--threads",
+            &threads.to_string(),
+            source,
+            "out",
+        ]);
+        match epoch {
+            Some(epoch) => command.env("SOURCE_DATE_EPOCH", epoch),
+            None => command.env_remove("SOURCE_DATE_EPOCH"),
+        };
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        fs::read(lab.path("out")).unwrap()
+    };
+    for source in ["tree", "tree.tar.zst"] {
+        assert!(make(source, 1, None) == make(source, 8, None), "{source}");
+    }
+    // Another copy of the tree, made in another order, has other times, all of them later.
+    fs::create_dir(lab.path("other")).unwrap();
+    for name in ["large", "etc"] {
+        lab.run(&format!("cp -a --no-preserve=timestamps tree/{name} other"))
+            .ok();
+    }
+    lab.run("chmod --reference=tree other").ok();
+    let epoch = Some("1000000000");
+    assert!(make("tree", 2, epoch) == make("other", 2, epoch));
+    assert_eq!(
+        field(&lab, "out", "Filesystem created"),
+        "Sun Sep  9 01:46:40 2001"
+    );
+
+    let mut command = lab.command("imgtool");
+    let output = command
+        .args(["mkfs", "tree", "new"])
+        .env("SOURCE_DATE_EPOCH", "today")
+        .output();
+    let text = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(
+        text.starts_with("imgtool: new: SOURCE_DATE_EPOCH is \"today\""),
+        "{text}"
+    );
+    assert!(!lab.path("new").exists());
+}
+
+/// Archives that are wrong, by what is wrong with them.
+fn bad_archives(lab: &Lab) -> Vec<(&'static str, &'static str)> {
+    let script = "
+import io, tarfile
+def write(name, *entries):
+    archive = tarfile.open(name, 'w', format=tarfile.PAX_FORMAT)
+    for path, kind, link in entries:
+        entry = tarfile.TarInfo(path)
+        entry.type, entry.linkname = kind, link
+        archive.addfile(entry)
+    archive.close()
+write('up', ('a/../../b', tarfile.REGTYPE, ''))
+write('absolute', ('/etc/passwd', tarfile.REGTYPE, ''))
+write('dangling', ('a', tarfile.LNKTYPE, 'nothing'))
+write('loop', ('a', tarfile.SYMTYPE, 'b'), ('b', tarfile.SYMTYPE, 'a'), ('a/c', tarfile.REGTYPE, ''))
+write('long', ('n' * 300, tarfile.REGTYPE, ''))
+";
+    lab.run_words(&["python3", "-c", script]).ok();
+    let whole = fs::read(lab.path("tree.tar")).unwrap();
+    fs::write(lab.path("truncated"), &whole[..2_000_000]).unwrap();
+    let compressed = fs::read(lab.path("tree.tar.zst")).unwrap();
+    fs::write(lab.path("truncated.zst"), &compressed[..compressed.len() / 2]).unwrap();
+    fs::write(lab.path("garbage"), vec![b'g'; 100_000]).unwrap();
+    fs::write(lab.path("empty"), "").unwrap();
+    fs::write(lab.path("lz4"), b"\x04\x22\x4d\x18 and more of it").unwrap();
+    // A file of 93 TB, all of which is a hole.
+    lab.run("truncate -s 12T huge").ok();
+    lab.run_words(&[
+        "sh",
+        "-c",
+        "tar --format=posix -cSf - huge | sed 's/GNU.sparse.realsize=13194139533312/GNU.sparse.realsize=93194139533312/' >too-large; rm huge",
+    ])
+    .ok();
+    vec![
+        ("up", "\"..\""),
+        ("absolute", "absolute"),
+        ("dangling", "\"a\": it is a link to \"nothing\""),
+        ("loop", "\"a/c\": on the way to it are more than 40 links"),
+        ("long", "255 at most"),
+        ("truncated", "ends"),
+        ("truncated.zst", "ends"),
+        ("garbage", "tar"),
+        ("empty", "ends early"),
+        ("lz4", "lz4"),
+        ("too-large", "larger than the 17592186040320 that ext4 can hold"),
+    ]
+}
+
+#[test]
+fn bad_archives_are_one_line_and_leave_nothing() {
+    let lab = lab();
+    fs::write(lab.path("old"), "precious").unwrap();
+    let bad = bad_archives(&lab);
+    let names = lab.names();
+    for (archive, words) in &bad {
+        for target in ["new", "old", "-O qcow2 new", "-O qcow2 old"] {
+            lab.run(&format!("imgtool mkfs {archive} {target}"))
+                .fails(1, &[archive, words]);
+        }
+        let output = with_input(&lab, "mkfs - new", archive);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            text.starts_with("imgtool: -: ") && text.contains(words),
+            "{archive}: {text}"
+        );
+    }
+    assert_eq!(lab.names(), names);
+    assert_eq!(fs::read(lab.path("old")).unwrap(), b"precious");
+}
+
+#[test]
+fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
+    let lab = lab();
+    let names = lab.names();
+    for (line, words) in [
+        ("missing new", "missing: open: No such file"),
+        ("tree none/new", "make the directory none first"),
+        ("tree tree", "tree: "),
+        (
+            "tree tree/new",
+            "tree: the filesystem is being written to a file in the tree",
+        ),
+        (
+            "tree.tar tree.tar",
+            "tree.tar: the target is the archive that is read",
+        ),
+        ("--size 2M tree new", "new: the tree needs "),
+        (
+            "--size 10k tree new",
+            "new: cannot make an ext4 filesystem of 10240 bytes",
+        ),
+        ("--size x tree new", "\"x\" is no size"),
+        ("--free 95% tree new", "95 %"),
+        ("--block-size 3k tree new", "3072"),
+        ("--block-size 8k tree new", "8192"),
+        ("--journal 10k tree new", "10240"),
+        ("--reserved 60 tree new", "60"),
+        ("--label seventeen-bytes.. tree new", "seventeen-bytes.."),
+        ("--uuid 1234 tree new", "\"1234\" is no UUID"),
+        ("--hash-seed 1234 tree new", "\"1234\" is no UUID"),
+        ("--exclude a[ tree new", "\"a[\" is no pattern"),
+        ("--owner root tree new", "--owner root"),
+        ("--uid-map 1:2:3:4 tree new", "--uid-map 1:2:3:4"),
+        ("--uid-map 1:2:3 --uid-map 3:9 tree new", "in another range"),
+        ("-O vmdk tree new", "vmdk"),
+        ("-O qcow2 -o size=1G tree new", "give --size"),
+        (
+            "-O qcow2 -o backing_file=tree.tar,backing_fmt=raw tree new",
+            "backing",
+        ),
+        ("-O qcow2 -o preallocation=full tree new", "preallocated"),
+        ("-O qcow2 -o cluster_size=3k tree new", "cluster_size"),
+        ("tree tree.tar#1", "tree.tar"),
+    ] {
+        lab.run(&format!("imgtool mkfs {line}")).fails(1, &[words]);
+    }
+    assert_eq!(lab.run("imgtool mkfs --free 20 --shrink tree new").code(), 1);
+    assert_eq!(lab.names(), names);
+    let too_small = lab.run("imgtool mkfs --size 2M tree new");
+    let hint = too_small.stderr();
+    let enough = hint
+        .split(' ')
+        .filter_map(|word| word.parse::<u64>().ok())
+        .next_back()
+        .unwrap();
+    lab.imgtool(&format!("mkfs -q --size {enough} tree new"));
+    assert_good(&lab, "new");
+}
+
+#[test]
+fn files_that_may_not_be_read_are_named() {
+    let lab = lab();
+    fs::write(lab.path("tree/secret"), "x").unwrap();
+    lab.run("chmod 0 tree/secret").ok();
+    lab.run("chmod 777 .").ok();
+    lab.imgtool("mkfs -q tree out");
+    assert_eq!(tool(&lab, &["debugfs", "-R", "cat /secret", "out"]).ok(), "x");
+    let program = lab.path("imgtool");
+    fs::copy(env!("CARGO_BIN_EXE_imgtool"), &program).unwrap();
+    let done = lab.run_words(&[
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        program.to_str().unwrap(),
+        "mkfs",
+        "tree",
+        "new",
+    ]);
+    done.fails(1, &["tree/secret: open the file: Permission denied", "--exclude"]);
+    assert!(!lab.path("new").exists());
+}
+
+#[test]
+fn a_full_disk_leaves_nothing() {
+    let (lab, _mounted) = Lab::on("ext4", 20);
+    fs::create_dir(lab.path("tree")).unwrap();
+    fs::write(lab.path("tree/file"), vec![1; 12 << 20]).unwrap();
+    let names = lab.names();
+    for options in ["", "-O qcow2"] {
+        lab.run(&format!("imgtool mkfs {options} tree new"))
+            .fails(1, &["new: ", "No space left on device", "make room"]);
+        assert_eq!(lab.names(), names);
+    }
+}
+
+#[test]
+fn an_interrupt_leaves_nothing() {
+    let lab = lab();
+    fs::write(lab.path("old"), "precious").unwrap();
+    let names = lab.names();
+    for (target, signal) in [("new", "INT"), ("old", "TERM")] {
+        let mut command = lab.command("imgtool");
+        command
+            .args(["mkfs", "-", target])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // An archive that does not end.
+        let archive = fs::read(lab.path("tree.tar")).unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&archive[..1_000_000]).unwrap();
+        let start = Instant::now();
+        while lab.names() == names {
+            assert!(start.elapsed() < Duration::from_secs(20), "it does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        lab.run(&format!("kill -{signal} {}", child.id())).ok();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130));
+        assert_eq!(lab.names(), names);
+    }
+    assert_eq!(fs::read(lab.path("old")).unwrap(), b"precious");
+}
+
+/// Nobody takes a disk that is being written, or was when power failed, for a filesystem.
+#[test]
+fn a_killed_run_leaves_no_filesystem_on_a_partition() {
+    let lab = lab();
+    lab.imgtool("create -q disk 40M");
+    lab.imgtool("partition create -q disk name=root");
+    lab.imgtool("mkfs -q tree disk#1");
+    let magic = || {
+        let mut bytes = [0; 2];
+        let file = File::open(lab.path("disk")).unwrap();
+        file.read_exact_at(&mut bytes, (1 << 20) + 1024 + 0x38).unwrap();
+        bytes
+    };
+    assert_eq!(magic(), [0x53, 0xEF]);
+    let mut command = lab.command("imgtool");
+    command.args(["mkfs", "-", "disk#1"]).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input
+        .write_all(&fs::read(lab.path("tree.tar")).unwrap()[..1_000_000])
+        .unwrap();
+    let start = Instant::now();
+    while magic() != [0, 0] {
+        assert!(start.elapsed() < Duration::from_secs(20), "it does not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(magic(), [0, 0]);
+    let found = tool(&lab, &["blkid", "-p", "-O", "1048576", "disk"]);
+    assert_eq!(found.code(), 2, "{}", found.stdout());
+}
