@@ -37,7 +37,7 @@ bench: ## All benchmarks; `make bench BENCH=lookup` runs those whose name contai
 	scripts/setup.sh build
 	$(CARGO) bench --package benches -- $(BENCH)
 
-fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a nightly toolchain and cargo-fuzz
+fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a C++ compiler
 	scripts/fuzz.sh
 
 install: ## imgtool into cargo's bin directory

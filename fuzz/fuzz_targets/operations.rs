@@ -1,17 +1,30 @@
-//! Any sequence of operations on a sound image: it reads as an array of bytes would, and checks clean after
-//! every closing.
+//! Any sequence of operations on a sound image: it reads as an array of bytes would, and so do its snapshots; its bitmap
+//! knows what has changed; and it checks clean after every closing.
 #![no_main]
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arbitrary::{Arbitrary, Unstructured};
-use block::{Access, Backing, BackingReference, BlockDevice, MemStorage, Resize, Storage, ZeroMode};
+use block::{
+    Access, Backing, BackingReference, BlockDevice, ErrorKind, MemStorage, Resize, Result, SnapshotSelector,
+    Storage, ZeroMode,
+};
 use libfuzzer_sys::fuzz_target;
-use qcow2::{CheckOptions, CompressionType, CreateOptions, Image, OpenOptions, Version};
+use qcow2::{
+    CheckOptions, CompressionType, CreateOptions, GuestOffset, Image, OpenOptions, SnapshotProgress, Version,
+};
 
 /// Longest disk in bytes.
 const MAX_SIZE: u64 = 512 * 512;
+
+/// Snapshots at most.
+const SNAPSHOTS: u8 = 4;
+
+/// The only bitmap.
+const BITMAP: &str = "changed";
 
 #[derive(Arbitrary, Debug)]
 struct Setup {
@@ -27,12 +40,52 @@ struct Setup {
 
 #[derive(Arbitrary, Debug)]
 enum Operation {
-    Write { offset: u64, len: u64, byte: u8 },
-    WriteCompressed { cluster: u64, byte: u8 },
-    Zero { offset: u64, len: u64, unmap: bool },
-    Discard { offset: u64, len: u64 },
-    Read { offset: u64, len: u64 },
-    Resize { size: u64 },
+    Write {
+        offset: u64,
+        len: u64,
+        byte: u8,
+    },
+    WriteCompressed {
+        cluster: u64,
+        byte: u8,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+        unmap: bool,
+    },
+    Discard {
+        offset: u64,
+        len: u64,
+    },
+    Read {
+        offset: u64,
+        len: u64,
+    },
+    /// Room is planned, and either written to and committed or given back.
+    Plan {
+        offset: u64,
+        len: u64,
+        byte: u8,
+        commit: bool,
+    },
+    Resize {
+        size: u64,
+    },
+    CreateSnapshot {
+        number: u8,
+    },
+    ApplySnapshot {
+        number: u8,
+    },
+    DeleteSnapshot {
+        number: u8,
+    },
+    AddBitmap {
+        granularity_bits: u8,
+    },
+    ClearBitmap,
+    RemoveBitmap,
     Flush,
     Reopen,
 }
@@ -43,6 +96,10 @@ struct Pair {
     backing: Option<Arc<dyn BlockDevice>>,
     image: Option<Image>,
     model: Vec<u8>,
+    /// What the snapshots hold, by their numbers.
+    snapshots: BTreeMap<u8, Vec<u8>>,
+    /// What the disk held when the bitmap began, as far as it was not cut off since.
+    since: Option<Vec<u8>>,
     /// A discarded cluster reads as zeros. Version 2 can't say so over a backing file, and keeps the data.
     discards: bool,
 }
@@ -57,6 +114,10 @@ fuzz_target!(|bytes: &[u8]| {
     pair.reopen();
     pair.verify();
 });
+
+fn go_on(_: SnapshotProgress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 impl Pair {
     fn new(setup: &Setup) -> Self {
@@ -99,20 +160,25 @@ impl Pair {
             backing,
             image: None,
             model,
+            snapshots: BTreeMap::new(),
+            since: None,
             discards,
         };
         pair.open();
         pair
     }
 
-    fn open(&mut self) {
-        let backing = self.backing.clone().map_or(Backing::None, Backing::Device);
-        let options = OpenOptions {
-            access: Access::WRITE,
-            backing,
+    fn options(&self, access: Access) -> OpenOptions {
+        OpenOptions {
+            access,
+            backing: self.backing.clone().map_or(Backing::None, Backing::Device),
             l2_cache: 8192,
             ..OpenOptions::default()
-        };
+        }
+    }
+
+    fn open(&mut self) {
+        let options = self.options(Access::WRITE);
         self.image = Some(Image::open(self.storage.clone(), options).expect("open"));
     }
 
@@ -123,6 +189,14 @@ impl Pair {
         });
         let report = report.expect("check");
         assert!(report.is_clean(), "{report:#?}");
+        for (number, model) in &self.snapshots {
+            let which = SnapshotSelector::name(number.to_string());
+            let options = self.options(Access::READ);
+            let snapshot = Image::open_snapshot(self.storage.clone(), &which, options).expect("a snapshot");
+            let mut found = vec![0; snapshot.size() as usize];
+            snapshot.read_at(&mut found, 0).expect("read");
+            assert!(found == *model, "snapshot {number}");
+        }
         self.open();
     }
 
@@ -166,19 +240,126 @@ impl Pair {
                 self.image().read_at(&mut found, offset).expect("read");
                 assert!(found == self.model(offset, len), "{operation:?}");
             }
+            Operation::Plan {
+                offset,
+                len,
+                byte,
+                commit,
+            } => self.plan(offset, len, byte, commit),
             Operation::Resize { size } => {
                 let size = size % MAX_SIZE / 512 * 512;
                 let how = Resize {
                     shrink: true,
                     ..Resize::default()
                 };
-                self.image().resize(size, how).expect("resize");
-                self.model.resize(size as usize, 0);
+                // Version 2 has no snapshots of another size.
+                if self.done_or_refused(|image| image.resize(size, how)) {
+                    self.model.resize(size as usize, 0);
+                    self.cut();
+                }
+            }
+            Operation::CreateSnapshot { number } => self.create_snapshot(number % SNAPSHOTS),
+            Operation::ApplySnapshot { number } => self.apply_snapshot(number % SNAPSHOTS),
+            Operation::DeleteSnapshot { number } => self.delete_snapshot(number % SNAPSHOTS),
+            Operation::AddBitmap { granularity_bits } => {
+                let granularity = 1 << (9 + granularity_bits % 10);
+                let add = |image: &Image| {
+                    image.edit_bitmaps(|bitmaps| bitmaps.add(BITMAP, Some(granularity), true))
+                };
+                if self.since.is_none() && self.done_or_refused(add) {
+                    self.since = Some(self.model.clone());
+                }
+            }
+            Operation::ClearBitmap => {
+                if self.since.is_some() {
+                    let clear = self.image().edit_bitmaps(|bitmaps| bitmaps.clear(BITMAP));
+                    clear.expect("clear");
+                    self.since = Some(self.model.clone());
+                }
+            }
+            Operation::RemoveBitmap => {
+                if self.since.take().is_some() {
+                    let remove = self.image().edit_bitmaps(|bitmaps| bitmaps.remove(BITMAP));
+                    remove.expect("remove");
+                }
             }
             Operation::Flush => self.image().flush().expect("flush"),
-            Operation::Reopen => self.reopen(),
+            Operation::Reopen => {
+                self.reopen();
+                self.verify();
+            }
         }
         assert_eq!(self.image().size(), self.model.len() as u64);
+    }
+
+    /// Whether something was done that an image of this kind may refuse; then nothing has changed.
+    fn done_or_refused<T>(&self, act: impl FnOnce(&Image) -> Result<T>) -> bool {
+        match act(self.image()) {
+            Ok(_) => true,
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The bitmap knows nothing of what was cut off.
+    fn cut(&mut self) {
+        let size = self.model.len();
+        if let Some(since) = &mut self.since {
+            since.truncate(size);
+        }
+    }
+
+    fn plan(&mut self, offset: u64, len: u64, byte: u8, commit: bool) {
+        let (offset, len) = self.range(offset, len);
+        if len == 0 {
+            return;
+        }
+        let plan = self.image().plan_write(GuestOffset(offset), len as u64);
+        let plan = plan.expect("plan");
+        // What lies in place is written by writing there.
+        if !commit {
+            return;
+        }
+        for run in plan.runs() {
+            let data = vec![byte; run.len as usize];
+            self.image()
+                .data_storage()
+                .write_all_at(&data, run.host.0)
+                .expect("memory");
+        }
+        plan.commit().expect("commit");
+        self.model(offset, len).fill(byte);
+    }
+
+    fn create_snapshot(&mut self, number: u8) {
+        if self.snapshots.contains_key(&number) {
+            return;
+        }
+        let name = number.to_string();
+        let date = SystemTime::UNIX_EPOCH;
+        // Narrow refcounts have no room for many.
+        if self.done_or_refused(|image| image.create_snapshot(&name, date, &mut go_on)) {
+            self.snapshots.insert(number, self.model.clone());
+        }
+    }
+
+    fn apply_snapshot(&mut self, number: u8) {
+        let which = SnapshotSelector::name(number.to_string());
+        let Some(then) = self.snapshots.get(&number).cloned() else {
+            let refused = self.image().apply_snapshot(&which, &mut go_on);
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
+            return;
+        };
+        if self.done_or_refused(|image| image.apply_snapshot(&which, &mut go_on)) {
+            self.model = then;
+            self.cut();
+        }
+    }
+
+    fn delete_snapshot(&mut self, number: u8) {
+        let which = SnapshotSelector::name(number.to_string());
+        let deleted = self.image().delete_snapshot(&which, &mut go_on);
+        assert_eq!(deleted.is_ok(), self.snapshots.remove(&number).is_some());
     }
 
     fn write_compressed(&mut self, cluster: u64, byte: u8) {
@@ -223,5 +404,18 @@ impl Pair {
         let mut found = vec![0; self.model.len()];
         self.image().read_at(&mut found, 0).expect("read");
         assert!(found == self.model);
+        let Some(since) = &self.since else { return };
+        let dirty = self.image().dirty_bits(BITMAP).expect("a bitmap");
+        let mut known = vec![false; self.model.len()];
+        for range in dirty.ranges() {
+            let end = range.end.min(known.len() as u64) as usize;
+            known[range.start as usize..end].fill(true);
+        }
+        for (at, (then, now)) in since.iter().zip(&self.model).enumerate() {
+            assert!(
+                then == now || known[at],
+                "byte {at} has changed, and the bitmap does not know"
+            );
+        }
     }
 }
