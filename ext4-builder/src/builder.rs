@@ -18,7 +18,7 @@ use crate::time::Time;
 use crate::tree::{Content, Record, Tree};
 use crate::xattr::{Plan, Xattr};
 use crate::xattr_sets::XattrSets;
-use crate::{Metadata, Node, Special, Summary, acl, layout};
+use crate::{Metadata, Node, Special, Summary, acl, inline_data, layout};
 
 /// The directory that is always there.
 pub(crate) const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -63,7 +63,10 @@ impl<'s> Builder<'s> {
             Size::Fit(_) | Size::Shrink => None,
         };
         let descriptor_room = layout::descriptor_room(&options, geometry)?;
-        let features = Features::of(options.compat);
+        let features = Features {
+            inline_data: options.inline_data,
+            ..Features::of(options.compat)
+        };
         let seal = if features.metadata_checksums {
             Seal::Crc32c(Checksum::of_filesystem(&options.uuid))
         } else {
@@ -140,7 +143,7 @@ impl<'s> Builder<'s> {
     /// What a symlink points to; `None` for anything else.
     pub fn target(&self, node: Node) -> Option<&[u8]> {
         match self.tree.record(node).content {
-            Content::Symlink { target } => Some(self.tree.target(target)),
+            Content::Symlink { target } => Some(self.tree.bytes(target)),
             _ => None,
         }
     }
@@ -220,6 +223,44 @@ impl<'s> Builder<'s> {
         Ok((self.put(parent, name, record)?, placement))
     }
 
+    /// Whether [`small_file`](Self::small_file) is the better way to put a file of `size` bytes that holds `data`: it is
+    /// small, has no holes, and inline data is asked for.
+    pub fn is_small_file(&self, size: u64, data: &[Range<u64>]) -> bool {
+        let is_whole = matches!(data, [all] if *all == (0..size));
+        self.options.inline_data && is_whole && size <= inline_data::MAX_FILE as u64
+    }
+
+    /// Puts a file of at most 128 bytes into a directory, whose contents may then be in its inode.
+    ///
+    /// # Errors
+    /// As for [`directory`](Self::directory); `InvalidInput` for more bytes than that.
+    pub fn small_file(
+        &mut self,
+        parent: Node,
+        name: &[u8],
+        metadata: &Metadata,
+        contents: &[u8],
+    ) -> Result<Node> {
+        self.check_place(parent, name, FileType::Regular)?;
+        if contents.len() > inline_data::MAX_FILE {
+            let message = format!("a file of {} bytes is no small one", contents.len());
+            return Err(Error::invalid(message));
+        }
+        let content = if contents.is_empty() {
+            Content::Empty
+        } else {
+            Content::Small {
+                contents: self.tree.put_bytes(contents)?,
+            }
+        };
+        let record = Record {
+            size: contents.len() as u64,
+            content,
+            ..self.record(metadata, FileType::Regular)
+        };
+        self.put(parent, name, record)
+    }
+
     /// Puts a symlink into a directory.
     ///
     /// # Errors
@@ -240,7 +281,7 @@ impl<'s> Builder<'s> {
         let record = Record {
             size: target.len() as u64,
             content: Content::Symlink {
-                target: self.tree.put_target(target)?,
+                target: self.tree.put_bytes(target)?,
             },
             ..self.record(metadata, FileType::Symlink)
         };

@@ -21,6 +21,8 @@ const EA_INODE: u32 = 0x400;
 const CHECKSUM_SEED: u32 = 0x2000;
 /// `large_dir`.
 const LARGE_DIRECTORY: u32 = 0x4000;
+/// `inline_data`.
+const INLINE_DATA: u32 = 0x8000;
 
 /// `sparse_super`, `large_file`, `huge_file`, `dir_nlink`, `extra_isize`.
 const READ_ONLY_COMPATIBLE: u32 = 0x1 | 0x2 | 0x8 | 0x20 | 0x40;
@@ -37,12 +39,13 @@ pub(crate) struct Features {
     pub(crate) orphan_file: bool,
     pub(crate) ea_inode: bool,
     pub(crate) large_directory: bool,
+    pub(crate) inline_data: bool,
     /// Everything is under a CRC-32C; else group descriptors alone, under a CRC-16.
     pub(crate) metadata_checksums: bool,
 }
 
 impl Features {
-    /// All that the kernels of a profile know.
+    /// All that the kernels of a profile know, and that is not to be asked for.
     pub(crate) fn of(compat: Compat) -> Self {
         Self {
             journal: true,
@@ -50,6 +53,7 @@ impl Features {
             orphan_file: compat >= Compat::Latest,
             ea_inode: compat >= Compat::Linux4_19,
             large_directory: compat >= Compat::Linux4_19,
+            inline_data: false,
             metadata_checksums: compat >= Compat::Linux4_19,
         }
     }
@@ -68,6 +72,7 @@ impl Features {
         INCOMPATIBLE
             | flag(self.ea_inode, EA_INODE)
             | flag(self.large_directory, LARGE_DIRECTORY)
+            | flag(self.inline_data, INLINE_DATA)
             | flag(self.metadata_checksums, CHECKSUM_SEED)
     }
 

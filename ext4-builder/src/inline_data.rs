@@ -14,6 +14,9 @@ use crate::xattr::{Xattr, fits_inode};
 /// Bytes before a directory's entries: its parent, which stands for `..`; there is no `.` either.
 const PARENT_SIZE: usize = 4;
 
+/// Bytes of the largest file that fits, where there are no other attributes.
+pub(crate) const MAX_FILE: usize = 128;
+
 /// Contents as the inode holds them, which gets [`FLAG_INLINE_DATA`](crate::inode::FLAG_INLINE_DATA).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct InlineData {
@@ -68,8 +71,8 @@ mod tests {
     #[test]
     fn the_limit_depends_on_other_attributes() {
         // 96 bytes, 8 of them around all entries, 20 for each of ours and theirs.
-        assert!(file(&[1; 60 + 68], &[]).is_some());
-        assert!(file(&[1; 60 + 69], &[]).is_none());
+        assert!(file(&[1; MAX_FILE], &[]).is_some());
+        assert!(file(&[1; MAX_FILE + 1], &[]).is_none());
         let other = Xattr::new(b"user.a", b"1234").unwrap().unwrap();
         assert!(file(&[1; 60 + 44], std::slice::from_ref(&other)).is_some());
         assert!(file(&[1; 60 + 45], &[other]).is_none());

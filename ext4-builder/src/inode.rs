@@ -33,7 +33,6 @@ pub(crate) const FLAG_EXTENTS: u32 = 0x8_0000;
 /// The contents are the value of an extended attribute.
 pub(crate) const FLAG_EA_INODE: u32 = 0x20_0000;
 /// The contents are in the inode itself.
-#[allow(dead_code)] // Until inline data is an option.
 pub(crate) const FLAG_INLINE_DATA: u32 = 0x1000_0000;
 
 /// Links that an inode can count. A directory with more says 1, which means "many" (`dir_nlink`).

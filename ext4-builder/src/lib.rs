@@ -38,7 +38,6 @@ mod geometry;
 mod group_descriptor;
 mod hash;
 mod htree;
-#[allow(dead_code)] // Until all of it is used.
 mod inline_data;
 mod inode;
 mod journal;

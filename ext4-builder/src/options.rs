@@ -86,6 +86,8 @@ pub struct Options {
     pub journal: Journal,
     /// What must be able to use it.
     pub compat: Compat,
+    /// Small files and directories are in their inodes, where all that is to be there fits.
+    pub inline_data: bool,
     /// Bytes up to which a kernel can grow it while it is mounted: room is kept for the group descriptors. Without it,
     /// 1024 times a given size, and otherwise 512 GiB, or what a block of pointers to such room allows.
     pub growth: Option<u64>,
@@ -107,6 +109,7 @@ impl Options {
             reserved_percent: 5,
             journal: Journal::Default,
             compat: Compat::Latest,
+            inline_data: false,
             growth: None,
         }
     }

@@ -34,6 +34,10 @@ pub(crate) enum Content {
         last: u32,
         parent: u32,
     },
+    /// A small file; where its contents are among the names.
+    Small {
+        contents: u32,
+    },
     /// Where the target is among the names.
     Symlink {
         target: u32,
@@ -85,7 +89,7 @@ struct Name {
 pub(crate) struct Tree {
     pub(crate) records: Vec<Record>,
     names: Vec<Name>,
-    /// Names after their length in a byte, and targets of symlinks after theirs in two.
+    /// Names after their length in a byte, and targets of symlinks and small files after theirs in two.
     bytes: Vec<u8>,
     lookup: HashTable<u32>,
     hasher: RandomState,
@@ -120,17 +124,17 @@ impl Tree {
         &mut self.records[node.0 as usize]
     }
 
-    /// The bytes that a symlink points to.
-    pub(crate) fn target(&self, start: u32) -> &[u8] {
+    /// The target of a symlink, or the contents of a small file.
+    pub(crate) fn bytes(&self, start: u32) -> &[u8] {
         let start = start as usize;
         let len = usize::from(u16::from_le_bytes([self.bytes[start], self.bytes[start + 1]]));
         &self.bytes[start + 2..start + 2 + len]
     }
 
-    pub(crate) fn put_target(&mut self, target: &[u8]) -> Result<u32> {
-        let start = self.next_byte(target)?;
-        self.bytes.extend((target.len() as u16).to_le_bytes());
-        self.bytes.extend(target);
+    pub(crate) fn put_bytes(&mut self, bytes: &[u8]) -> Result<u32> {
+        let start = self.next_byte(bytes)?;
+        self.bytes.extend((bytes.len() as u16).to_le_bytes());
+        self.bytes.extend(bytes);
         Ok(start)
     }
 

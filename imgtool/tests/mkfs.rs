@@ -175,6 +175,11 @@ fn what_is_asked_for_is_what_there_is() {
     assert!(!field(&lab, "out", "Filesystem features").contains("orphan_file"));
     lab.imgtool("mkfs -q --journal none --compat linux-3.10 tree out");
     let features = field(&lab, "out", "Filesystem features");
+    lab.imgtool("mkfs -q --inline-data tree.tar inline");
+    tool(&lab, &["e2fsck", "-fn", "inline"]).ok();
+    assert!(field(&lab, "inline", "Filesystem features").contains("inline_data"));
+    let hostname = tool(&lab, &["debugfs", "-R", "stat /etc/hostname", "inline"]).ok();
+    assert!(hostname.contains("Size of inline data: 60"), "{hostname}");
     assert!(
         !features.contains("has_journal") && features.contains("uninit_bg"),
         "{features}"

@@ -13,15 +13,22 @@ use crate::directory::{Entry, fill};
 use crate::disk::BlockWriter;
 use crate::extent::{self, Extent, MAX_LEN};
 use crate::htree::{Directory, Plan};
+use crate::inline_data::{self, InlineData};
 use crate::inode::{
-    self, FIRST_FREE_INODE, FLAG_EXTENTS, FLAG_INDEX, FileType, INODE_SIZE, Inode, MAP_SIZE, ROOT_INODE,
+    self, FIRST_FREE_INODE, FLAG_EXTENTS, FLAG_INDEX, FLAG_INLINE_DATA, FileType, INODE_SIZE, Inode,
+    MAP_SIZE, ROOT_INODE, XATTR_ROOM,
 };
 use crate::time::Time;
 use crate::tree::{Content, Record, Tree};
+use crate::xattr::{self, Xattr};
+use crate::xattr_sets::XattrSets;
 
 /// Bytes of `lost+found`, allocated in advance: whoever repairs a filesystem puts files there, and had better not have
 /// to allocate.
 const LOST_AND_FOUND_SIZE: usize = 16 << 10;
+
+/// Entries that fit an inode at most: they have 12 bytes or more.
+const MAX_INLINE_ENTRIES: usize = 12;
 
 /// Extents that the inode itself has room for.
 const INLINE_EXTENTS: u32 = 4;
@@ -61,6 +68,8 @@ impl Contents {
             builder.tree.record_mut(node).number = number;
         }
         let mut placing = Placing {
+            sets: std::mem::take(&mut builder.xattrs),
+            inline_data: builder.features.inline_data,
             writer: BlockWriter::new(&builder.disk),
             allocator: &mut builder.allocator,
             runs: &mut builder.runs,
@@ -72,11 +81,12 @@ impl Contents {
             mapped: Vec::new(),
         };
         for &node in &nodes {
-            let (content, size) = placing.place(&builder.tree, node)?;
+            let placed = placing.place(&builder.tree, node)?;
             let record = builder.tree.record_mut(node);
-            (record.content, record.size) = (content, size);
+            (record.content, record.size) = (placed.content, placed.size);
+            record.xattrs = placed.xattrs;
         }
-        let sets = std::mem::take(&mut builder.xattrs);
+        let sets = std::mem::take(&mut placing.sets);
         let filesystem = Checksum::of_filesystem(&builder.options.uuid);
         let xattrs = Xattrs::place(sets, filesystem, &mut builder.tree, &nodes, next, &mut placing)?;
         placing.writer.flush()?;
@@ -172,7 +182,7 @@ impl Contents {
             }
             Content::Device { major, minor } => (inode::device(major, minor).unwrap_or([0; MAP_SIZE]), 0, 0),
             Content::Symlink { target } => {
-                let map = inode::fast_symlink(builder.tree.target(target));
+                let map = inode::fast_symlink(builder.tree.bytes(target));
                 (map.unwrap_or([0; MAP_SIZE]), 0, 0)
             }
             _ if file_type == FileType::Regular => (tree(&[]), FLAG_EXTENTS, 0),
@@ -207,8 +217,17 @@ fn single(start: u64, blocks: u32) -> Extent {
     }
 }
 
+/// What is known of an inode when its contents have their place.
+struct Placed {
+    content: Content,
+    size: u64,
+    xattrs: u32,
+}
+
 /// Places contents one after the other.
 pub(super) struct Placing<'a, 's> {
+    sets: XattrSets,
+    inline_data: bool,
     writer: BlockWriter<'a, 's>,
     allocator: &'a mut Allocator,
     runs: &'a mut Vec<Vec<Extent>>,
@@ -222,33 +241,68 @@ pub(super) struct Placing<'a, 's> {
 }
 
 impl Placing<'_, '_> {
-    /// Returns what the inode is to hold, and its size.
-    fn place(&mut self, tree: &Tree, node: Node) -> Result<(Content, u64)> {
+    fn place(&mut self, tree: &Tree, node: Node) -> Result<Placed> {
         let record = tree.record(node);
-        match record.content {
-            Content::Directory { .. } => self.directory(tree, node),
+        let content = match record.content {
+            Content::Directory { .. } => return self.directory(tree, node),
+            Content::Small { contents } => {
+                let bytes = tree.bytes(contents);
+                if let Some(inline) = self.inline(|set| inline_data::file(bytes, set), record)? {
+                    return Ok(inline);
+                }
+                self.contents(record.number, bytes)?
+            }
             Content::Runs(index) => {
                 let extents = std::mem::take(&mut self.runs[index as usize]);
-                Ok((self.map(record.number, &extents, 0)?, record.size))
+                self.map(record.number, &extents, 0)?
             }
             Content::Run { start, blocks } if blocks > MAX_LEN * INLINE_EXTENTS => {
-                let extents = [single(start, blocks)];
-                Ok((self.map(record.number, &extents, 0)?, record.size))
+                self.map(record.number, &[single(start, blocks)], 0)?
             }
             Content::Symlink { target } => {
-                let block = inode::symlink_block(tree.target(target), self.block_size);
+                let block = inode::symlink_block(tree.bytes(target), self.block_size);
                 match block {
-                    Some(bytes) if inode::fast_symlink(tree.target(target)).is_none() => {
-                        Ok((self.contents(record.number, &bytes)?, record.size))
+                    Some(bytes) if inode::fast_symlink(tree.bytes(target)).is_none() => {
+                        self.contents(record.number, &bytes)?
                     }
-                    _ => Ok((record.content, record.size)),
+                    _ => record.content,
                 }
             }
-            content => Ok((content, record.size)),
-        }
+            content => content,
+        };
+        Ok(Placed {
+            content,
+            size: record.size,
+            xattrs: record.xattrs,
+        })
     }
 
-    fn directory(&mut self, tree: &Tree, node: Node) -> Result<(Content, u64)> {
+    /// Places contents in the inode, if they are to be there and fit. What does not fit the map becomes an attribute.
+    fn inline(
+        &mut self,
+        make: impl FnOnce(&[Xattr]) -> Option<InlineData>,
+        record: &Record,
+    ) -> Result<Option<Placed>> {
+        let set = self.sets.plans()[record.xattrs as usize].set();
+        let Some(inline) = self.inline_data.then(|| make(set)).flatten() else {
+            return Ok(None);
+        };
+        let mut set = set.to_vec();
+        set.push(inline.xattr);
+        let plan = xattr::Plan::new(set, XATTR_ROOM, self.block_size, false)?;
+        self.mapped.push(Mapped {
+            map: inline.map,
+            flags: FLAG_INLINE_DATA,
+            blocks: 0,
+        });
+        Ok(Some(Placed {
+            content: Content::Mapped(self.mapped.len() as u32 - 1),
+            size: inline.size,
+            xattrs: self.sets.put(plan)?,
+        }))
+    }
+
+    fn directory(&mut self, tree: &Tree, node: Node) -> Result<Placed> {
         let record = tree.record(node);
         let parent = match record.content {
             Content::Directory { parent, .. } => tree.record(Node(parent)).number,
@@ -264,6 +318,14 @@ impl Placing<'_, '_> {
                 name,
             }
         };
+        // The root and lost+found have blocks: what mounts and repairs expects that.
+        if entries.len() <= MAX_INLINE_ENTRIES && record.number > FIRST_FREE_INODE {
+            let all: Vec<Entry<'_>> = (0..entries.len() as u32).map(entry).collect();
+            let make = |set: &[Xattr]| inline_data::directory(parent, &all, set);
+            if let Some(inline) = self.inline(make, record)? {
+                return Ok(inline);
+            }
+        }
         let seed = self.seed.map(|seed| seed.of_inode(record.number, 0));
         let directory = Directory {
             number: record.number,
@@ -296,7 +358,11 @@ impl Placing<'_, '_> {
         }
         let flags = if plan.is_indexed() { FLAG_INDEX } else { 0 };
         let content = self.content(record.number, &runs, flags)?;
-        Ok((content, u64::from(count) * self.block_size as u64))
+        Ok(Placed {
+            content,
+            size: u64::from(count) * self.block_size as u64,
+            xattrs: record.xattrs,
+        })
     }
 
     /// Gives blocks with these bytes a place, as what an inode holds.

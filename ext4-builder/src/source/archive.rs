@@ -84,6 +84,11 @@ impl<'u, 's> Unpacking<'u, 's> {
             Kind::Directory => self.builder.directory(parent, name, &metadata)?,
             Kind::HardLink { target } => return self.hard_link(parent, name, target),
             Kind::Symlink { target } => self.builder.symlink(parent, name, &metadata, target)?,
+            Kind::File { size, data } if self.builder.is_small_file(*size, data) => {
+                let mut contents = vec![0; *size as usize];
+                read(&mut contents)?;
+                self.builder.small_file(parent, name, &metadata, &contents)?
+            }
             Kind::File { size, data } => {
                 self.settle(parent, name)?;
                 let (node, placement) = self.builder.file(parent, name, &metadata, *size, data)?;

@@ -240,6 +240,21 @@ impl Shared<'_> {
     }
 }
 
+/// All of a file that fits a buffer.
+pub(super) fn read_small(file: &OwnedFd, stat: &Stat) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; stat.size as usize];
+    let mut offset = 0;
+    while offset < bytes.len() {
+        let len = read(file, &mut bytes[offset..], offset as u64)?;
+        if len == 0 {
+            return Err(changed("it became shorter"));
+        }
+        offset += len;
+    }
+    stat.check(file)?;
+    Ok(bytes)
+}
+
 fn read(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
     loop {
         match pread(file, &mut *buffer, offset) {

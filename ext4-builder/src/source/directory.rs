@@ -222,6 +222,14 @@ impl Walk<'_, '_> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let file = open(directory, name, flags).map_err(vanished("open the file"))?;
         let data = data(&file, stat.size).map_err(read("find the holes"))?;
+        if self.builder.is_small_file(stat.size, &data) {
+            let contents = copying::read_small(&file, stat)?;
+            let node = self
+                .builder
+                .small_file(parent, name.to_bytes(), &stat.metadata, &contents)?;
+            self.set_xattrs(node, &Xattrs::Open(file.as_fd()))?;
+            return Ok(node);
+        }
         let (node, placement) =
             self.builder
                 .file(parent, name.to_bytes(), &stat.metadata, stat.size, &data)?;

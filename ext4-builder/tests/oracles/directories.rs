@@ -15,6 +15,7 @@ use ext4_builder::{Builder, Compat, Free, Options, Size, Summary};
 use tempfile::TempDir;
 
 use crate::image::{Image, MIB, UUID, run};
+use crate::trees::CHURN;
 
 const LIST: &str = "cd \"$1\"; find . -not -name lost+found | LC_ALL=C sort; cd /";
 
@@ -66,23 +67,30 @@ pub(crate) fn compare(image: &Image, tree: &Path, without: &str) -> String {
 #[test]
 fn nothing_differs_between_a_tree_and_its_filesystem() {
     let (_directory, tree) = hard_tree();
-    for (block_size, compat) in [
-        (4096, Compat::Latest),
-        (4096, Compat::Linux3_10),
-        (4096, Compat::Linux4_19),
+    for (compat, inline_data) in [
+        (Compat::Latest, false),
+        (Compat::Latest, true),
+        (Compat::Linux3_10, false),
+        (Compat::Linux4_19, true),
     ] {
         let options = Options {
-            block_size,
             compat,
-            ..fit()
+            inline_data,
+            ..Options::new(Size::Fit(Free::Bytes(10 * MIB)), UUID)
         };
         let image = image(&options, &tree, &Default::default());
         image.assert_clean("as made");
         let found = compare(&image, &tree, "");
         let (number, rest) = found.trim().split_once(' ').expect("a summary");
-        assert_eq!(rest, "compared", "{compat:?}: {found}");
+        assert_eq!(rest, "compared", "{compat:?} {inline_data}: {found}");
         assert!(number.parse::<u32>().expect("number") > 3400);
         image.assert_clean("after mounting");
+        if inline_data {
+            let features = image.field("Filesystem features");
+            assert!(features.contains("inline_data"), "{features}");
+            image.mounted(CHURN);
+            image.assert_clean("after churn");
+        }
     }
 }
 

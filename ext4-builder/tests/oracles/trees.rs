@@ -117,7 +117,7 @@ const LIST: &str = r#"mount -o remount,noatime "$1"; cd "$1"; find . -printf '%P
     stat -c '%b %W' directory/holes; stat -c %h directory; cd /"#;
 
 /// Writes, renames and removes in every directory.
-const CHURN: &str = r#"cd "$1"; find . -type d | while read -r d; do
+pub(crate) const CHURN: &str = r#"cd "$1"; find . -type d | while read -r d; do
     for n in 1 2 3 4 5 6 7 8 9; do echo "$n" >"$d/churn$n"; done; mkdir "$d/churn"; mv "$d/churn1" "$d/churn/moved"; rm "$d/churn2"; ln "$d/churn3" "$d/linked-churn"; done; sync; cd /"#;
 
 #[test]

@@ -49,6 +49,9 @@ pub(super) struct FilesystemArgs {
     /// UUID that seeds the hashes of names in large directories [default: that of the filesystem]
     #[arg(long, value_name = "UUID")]
     hash_seed: Option<String>,
+    /// Put small files and directories into their inodes
+    #[arg(long)]
+    inline_data: bool,
     /// The oldest kernel that must be able to use it
     #[arg(long, value_enum, default_value_t, value_name = "KERNEL")]
     compat: CompatArg,
@@ -88,6 +91,7 @@ impl FilesystemArgs {
         options.time = epoch.unwrap_or_default();
         options.clamp = epoch;
         options.reserved_percent = self.reserved;
+        options.inline_data = self.inline_data;
         options.growth = self.grow.as_deref().map(size::parse).transpose()?;
         options.compat = match self.compat {
             CompatArg::Linux3_10 => Compat::Linux3_10,
