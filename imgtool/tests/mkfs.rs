@@ -509,3 +509,115 @@ fn a_killed_run_leaves_no_filesystem_on_a_partition() {
     let found = tool(&lab, &["blkid", "-p", "-O", "1048576", "disk"]);
     assert_eq!(found.code(), 2, "{}", found.stdout());
 }
+
+/// A container image in `layout`, as `TAG`, of two layers: the tree of [`lab`], and one that changes it.
+fn container(lab: &Lab) {
+    let script = "set -e
+        umoci init --layout layout; umoci new --image layout:t; umoci unpack --image layout:t bundle
+        cp -a tree/. bundle/rootfs; echo gone >bundle/rootfs/gone; umoci repack --refresh-bundle --image layout:t bundle
+        rm bundle/rootfs/gone; echo new >bundle/rootfs/etc/new; umoci repack --image layout:t bundle
+        umoci config --image layout:t --config.user 5:6 --config.env A=b --config.entrypoint /sbin/init --config.label a=b
+        skopeo copy -q --insecure-policy oci:layout:t oci-archive:archive.oci:t
+        skopeo copy -q --insecure-policy oci:layout:t docker-archive:archive.docker:name:t";
+    lab.run_words(&["bash", "-c", script]).ok();
+}
+
+#[test]
+fn container_images_become_filesystems_and_say_how_they_are_run() {
+    let lab = lab();
+    container(&lab);
+    for (source, image) in [
+        ("oci:layout:t", "a"),
+        ("oci:layout", "b"),
+        ("oci-archive:archive.oci", "c"),
+        ("docker-archive:archive.docker", "d"),
+    ] {
+        lab.imgtool(&format!("mkfs -q --uuid {UUID} {source} {image}"));
+        assert_good(&lab, image);
+        let root = lab.imgtool(&format!("fs ls {image} / etc"));
+        assert_eq!(
+            root,
+            "/:\netc\nlarge\nlost+found\n\n/etc:\nhostname\ninit.d\nlink\nnew\n"
+        );
+        let config: Value =
+            serde_json::from_slice(&fs::read(lab.path(&format!("{image}.json"))).unwrap()).unwrap();
+        assert_eq!(config["image"], source);
+        assert!(
+            config["platform"].as_str().unwrap().starts_with("linux/"),
+            "{config}"
+        );
+        let config = &config["config"];
+        assert_eq!(config["User"], "5:6");
+        assert_eq!(config["Entrypoint"], serde_json::json!(["/sbin/init"]));
+        assert!(
+            config["Env"].as_array().unwrap().contains(&"A=b".into()),
+            "{config}"
+        );
+        assert_eq!(config["Labels"]["a"], "b");
+        assert!(
+            fs::read(lab.path(image)).unwrap() == fs::read(lab.path("a")).unwrap(),
+            "{source}"
+        );
+        // And again, over what is there.
+        lab.imgtool(&format!("mkfs -q --uuid {UUID} {source} {image}"));
+    }
+    lab.imgtool("mkfs -q -O qcow2 --config elsewhere oci:layout:t disk");
+    lab.qemu_img("check -q disk");
+    assert_eq!(lab.imgtool("fs cat disk /etc/new"), "new\n");
+    assert!(lab.path("elsewhere").exists() && !lab.path("disk.json").exists());
+    lab.imgtool("mkfs -q --config none oci:layout:t quiet");
+    assert!(!lab.path("quiet.json").exists());
+}
+
+#[test]
+fn bad_container_images_are_one_line_and_leave_nothing() {
+    let lab = lab();
+    container(&lab);
+    fs::write(lab.path("precious.json"), "{\"precious\": true}").unwrap();
+    let before = lab.names();
+    for (line, says) in [
+        (
+            "oci:layout:none out",
+            &["layout", "the tag \"none\"", "there are: t"][..],
+        ),
+        ("oci:missing:t out", &["missing", "No such file"]),
+        ("oci:tree out", &["tree", "oci-layout"]),
+        ("oci:tree.tar out", &["tree.tar", "no directory", "oci-archive:"]),
+        ("oci-archive:tree.tar out", &["tree.tar", "oci-layout"]),
+        (
+            "docker-archive:tree.tar.gz out",
+            &["tree.tar.gz", "not compressed"],
+        ),
+        ("oci: out", &["no image is named"]),
+        (
+            "--platform linux/amd64 tree out",
+            &["--platform", "container images"],
+        ),
+        ("--platform linux oci:layout out", &["\"linux\"", "linux/amd64"]),
+        ("--config x tree out", &["--config", "container images"]),
+        ("oci:layout:t precious", &["precious.json", "--config"]),
+        (
+            "oci-archive:archive.oci archive.oci",
+            &["archive.oci", "another name"],
+        ),
+    ] {
+        lab.run(&format!("imgtool mkfs {line}")).fails(1, says);
+        assert_eq!(lab.names(), before, "{line}");
+    }
+    // A layer that is not what it should be: nothing is made, and what was there stays.
+    let blobs = fs::read_dir(lab.path("layout/blobs/sha256")).unwrap();
+    let layer = blobs
+        .map(|blob| blob.unwrap().path())
+        .max_by_key(|path| path.metadata().unwrap().len())
+        .unwrap();
+    let mut bytes = fs::read(&layer).unwrap();
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    fs::write(&layer, bytes).unwrap();
+    fs::write(lab.path("old"), "old").unwrap();
+    lab.run("imgtool mkfs oci:layout:t old")
+        .fails(1, &["layout", "layer 1 of 2"]);
+    assert_eq!(fs::read(lab.path("old")).unwrap(), b"old");
+    fs::remove_file(lab.path("old")).unwrap();
+    assert_eq!(lab.names(), before);
+}

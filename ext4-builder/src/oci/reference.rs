@@ -1,6 +1,7 @@
 //! Names of images: `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]`.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -77,6 +78,18 @@ impl Reference {
     }
 }
 
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = Storing::ALL.iter().find(|(_, storing)| *storing == self.storing);
+        let prefix = prefix.map_or("", |(prefix, _)| prefix);
+        write!(f, "{prefix}{}", self.path.display())?;
+        match &self.tag {
+            Some(tag) => write!(f, ":{tag}"),
+            None => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +137,7 @@ mod tests {
                 (found.storing, found.path.to_str(), found.tag.as_deref()),
                 (storing, Some(&*path), tag)
             );
+            assert_eq!(found.to_string(), text);
         }
         assert_eq!(Reference::parse(OsStr::new("directory")).unwrap(), None);
         for text in ["oci:", "oci:x:"] {

@@ -1,10 +1,13 @@
-//! `imgtool mkfs`: make an ext4 filesystem of a directory or an archive.
+//! `imgtool mkfs`: make an ext4 filesystem of a directory, an archive or a container image.
 
 mod options;
+mod run_config;
 mod source;
 
+use std::fs;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,13 +32,15 @@ use crate::target::Making;
 use crate::targets::Targets;
 use crate::watch::Watch;
 use options::{FilesystemArgs, show_uuid};
+use run_config::ContainerArgs;
 use source::{Source, TreeArgs};
 
-/// Make an ext4 filesystem of a directory or a tar archive, in a new image or on a disk
+/// Make an ext4 filesystem of a directory, a tar archive or a container image, in a new image or on a disk
 ///
 /// Nothing is mounted, and root is not needed. What a kernel finds in the filesystem is what was in the source: all metadata,
 /// extended attributes, access control lists, links and holes. SOURCE is a directory, a tar archive (plain, or compressed
-/// by gzip, zstd or xz), or - for an archive on standard input. TARGET is a new image, which gets its name when it is
+/// by gzip, zstd or xz), - for an archive on standard input, or a container image: oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+/// docker-archive:FILE[:NAME] (of docker save), whose layers are merged, and verified against their digests. TARGET is a new image, which gets its name when it is
 /// whole, or a block device or a partition of an image (IMAGE#2), which is written in place: what it held is lost.
 ///
 /// The same source with the same options and --uuid makes the same bytes. A number of seconds in the environment
@@ -47,7 +52,8 @@ use source::{Source, TreeArgs};
   mmdebstrap bookworm - | imgtool mkfs --size 10G -O qcow2 - root.qcow2
   imgtool mkfs --owner 0:0 --exclude '*.pyc' --exclude /var/cache/* build/ root.img
   imgtool mkfs --uid-map 1000:0:1 --gid-map 1000:0:1 home/ root.img
-  imgtool mkfs rootfs.tar disk.qcow2#name:root")]
+  imgtool mkfs rootfs.tar disk.qcow2#name:root
+  skopeo copy docker://debian:12 oci:debian:12 && imgtool mkfs oci:debian:12 root.img")]
 pub(crate) struct MkfsArgs {
     /// Format of the new image, or of the image with the partition [default: raw for a new image, else found out]
     #[arg(short = 'O', long, value_name = "FORMAT")]
@@ -59,6 +65,8 @@ pub(crate) struct MkfsArgs {
     filesystem: FilesystemArgs,
     #[command(flatten)]
     tree: TreeArgs,
+    #[command(flatten)]
+    container: ContainerArgs,
     /// How to print what was made
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
@@ -68,7 +76,7 @@ pub(crate) struct MkfsArgs {
     watch: WatchArgs,
     #[command(flatten)]
     open: OpenArgs,
-    /// A directory, a tar archive, or - for an archive on standard input
+    /// A directory, a tar archive, - for an archive on standard input, or a container image
     #[arg(required_unless_present = "options")]
     source: Option<PathBuf>,
     /// The new image, or what to write to
@@ -91,12 +99,14 @@ impl MkfsArgs {
                 .into());
         };
         let filter = self.tree.filter()?;
-        let source = Source::open(source)?;
+        let source = Source::open(source, self.container.platform.as_deref())?;
         let name = ImageName::parse(target)?;
         if source.is(&name.path) {
             let error = Error::invalid("the target is the archive that is read").with_path(target);
             return Err(error.with_hint("give the new image another name").into());
         }
+        let is_new = name.partition.is_none() && !is_block_device(&name.path);
+        let config = self.container.keep(&source, is_new.then_some(&*name.path))?;
         let cancel = interrupt::watch()?;
         let job = Job {
             arguments: &self,
@@ -109,11 +119,18 @@ impl MkfsArgs {
         } else {
             job.in_new_image(source, options)?
         };
+        if let Some(config) = config {
+            config.finish()?;
+        }
         if !self.watch.quiet {
             made.print(out, target, self.output)?;
         }
         Ok(0)
     }
+}
+
+fn is_block_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.file_type().is_block_device())
 }
 
 /// One run of the command.

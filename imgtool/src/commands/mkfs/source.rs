@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::{Error, FileId, Result, escape};
 use clap::Args;
-use ext4_builder::source::{Control, Directory, Filter, IdMap, Pattern, copy_archive, copy_directory};
+use ext4_builder::oci::{self, Platform, Reference};
+use ext4_builder::source::{
+    Control, Directory, Filter, IdMap, Pattern, copy_archive, copy_directory, copy_image,
+};
 use ext4_builder::{Builder, tar};
 
 /// What becomes of the source on the way.
@@ -94,13 +97,22 @@ pub(super) enum Source {
         /// Bytes, where that is known.
         len: u64,
     },
+    Image(Box<oci::Image>),
 }
 
 impl Source {
-    /// Looks at what is named.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    /// Looks at what is named: what a file or directory has as its name is that, whatever it looks like. Of a container
+    /// image for several platforms, the one for `platform` is taken.
+    pub(super) fn open(path: &Path, platform: Option<&str>) -> Result<Self> {
         if path == Path::new("-") {
             return standard_input();
+        }
+        if fs::symlink_metadata(path).is_err()
+            && let Some(reference) = Reference::parse(path.as_os_str())?
+        {
+            let platform = platform.map(str::parse::<Platform>).transpose()?;
+            let image = oci::Image::open(&reference, platform.as_ref())?;
+            return Ok(Self::Image(Box::new(image)));
         }
         let failed = |error| Error::io("open", error).with_path(path);
         let metadata = fs::metadata(path).map_err(failed)?;
@@ -117,20 +129,30 @@ impl Source {
     /// Bytes that will be read, where that is known, and otherwise 0.
     pub(super) fn len(&self) -> u64 {
         match self {
-            Self::Directory(_) => 0,
+            Self::Directory(_) | Self::Image(_) => 0,
             Self::Archive { len, .. } => *len,
         }
     }
 
     /// Whether it is this file.
     pub(super) fn is(&self, other: &Path) -> bool {
-        let Self::Archive { file, .. } = self else {
-            return false;
-        };
         let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        match (file.metadata(), fs::metadata(other)) {
+        let own = match self {
+            Self::Directory(_) => return false,
+            Self::Archive { file, .. } => file.metadata(),
+            Self::Image(image) => fs::metadata(&image.reference().path),
+        };
+        match (own, fs::metadata(other)) {
             (Ok(source), Ok(other)) => id(source) == id(other),
             _ => false,
+        }
+    }
+
+    /// The container image that it is.
+    pub(super) fn image(&self) -> Option<&oci::Image> {
+        match self {
+            Self::Image(image) => Some(image),
+            _ => None,
         }
     }
 
@@ -156,6 +178,7 @@ impl Source {
                 };
                 copy_archive(builder, input, tar, filter, control).map_err(|error| error.with_path(path))
             }
+            Self::Image(image) => copy_image(builder, &image, filter, control),
         }
     }
 }
