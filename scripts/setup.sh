@@ -117,6 +117,8 @@ case $task in
         ;;
     test | demo)
         need mke2fs e2fsprogs
+        need mkfs.fat dosfstools
+        need mcopy mtools
         need mkfs.xfs xfsprogs
         need mkfs.btrfs btrfs-progs
         need mount mount
