@@ -35,7 +35,7 @@ use options::{FilesystemArgs, show_uuid};
 use run_config::ContainerArgs;
 use source::{Source, TreeArgs};
 
-/// Make an ext4 filesystem of a directory, a tar archive or a container image, in a new image or on a disk
+/// Make an ext4 filesystem of a directory, a tar archive or a container image
 ///
 /// Nothing is mounted, and root is not needed. What a kernel finds in the filesystem is what was in the source: all metadata,
 /// extended attributes, access control lists, links and holes. SOURCE is a directory, a tar archive (plain, or compressed
