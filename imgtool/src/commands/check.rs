@@ -321,8 +321,8 @@ fn print_left(err: &mut dyn Write, repaired: &RepairReport) -> io::Result<()> {
     if repaired.lost_tables > 0 && repaired.after.leaks > 0 {
         writeln!(
             err,
-            "Not freed, since they may be the only copy of the guest's data: {} leaked clusters; {} L1 entries name no L2 \
-             table. `imgtool check -r leaks` frees them",
+            "Not freed, since they may be the only copy of the guest's data: {} leaked clusters; what L1 tables say is lost or \
+             wrong in {} places. `imgtool check -r leaks` frees them",
             repaired.after.leaks, repaired.lost_tables
         )?;
     }

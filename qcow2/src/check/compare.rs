@@ -73,11 +73,14 @@ impl Checker<'_> {
             self.for_repair.distrusted = true;
             self.recorder.record(1, finding);
         }
+        // What is written to the table would be read as something else. (An entry that takes the header for a table finds the
+        // refcount table named there, wherever that lies.)
+        let is_shared = |cluster| self.references.get(ClusterIndex(cluster)) > 1;
+        self.for_repair.distrusted |= !is_shared(0) && self.refcount_table_clusters().any(is_shared);
         Ok(())
     }
 
-    /// Whether the refcount table lies where the header places something else too, or past the end of the file. (A data
-    /// cluster over it can be told apart by its refcount.)
+    /// Whether the refcount table lies where the header places something else too, or past the end of the file.
     fn has_impossible_refcount_table(&self, clusters: u64) -> bool {
         let table = self.refcount_table_clusters();
         let others = [

@@ -177,8 +177,10 @@ struct ForRepair {
     /// Refcount blocks lie where none can be, or where something else lies.
     distrusted: bool,
     /// Entries of L1 tables that name nothing which can be an L2 table, and an active L1 table that something else lies
-    /// over: clusters that seem to leak may be what they once named.
+    /// over, or that is empty while clusters leak: these may be what there once was named.
     lost_tables: u64,
+    /// The active L1 table names anything.
+    has_tables: bool,
     /// As many entries are enough for the active L1 table, and behind their clusters it lies over something else, or
     /// past the end of the file.
     l1_excess: Option<u32>,
@@ -225,6 +227,7 @@ impl<'a> Checker<'a> {
         checker.recorder.report.total_clusters = geometry.clusters(checker.header.size);
         checker.count_all()?;
         checker.compare()?;
+        checker.judge_empty_l1();
         Ok(checker)
     }
 
@@ -275,6 +278,14 @@ impl<'a> Checker<'a> {
         let excess = excess.end > present || excess.clone().any(is_shared);
         self.for_repair.lost_tables += u64::from(lost);
         self.for_repair.l1_excess = excess.then_some(needed);
+    }
+
+    /// An active L1 table of zeros may lie at a wrong place. A dirty image is expected to leak.
+    fn judge_empty_l1(&mut self) {
+        let dirty = self.header.incompatible.contains(IncompatibleFeatures::DIRTY);
+        let leaks = self.recorder.report.leaks > 0;
+        let empty = self.header.l1_entries > 0 && !self.for_repair.has_tables;
+        self.for_repair.lost_tables += u64::from(empty && leaks && !dirty);
     }
 
     /// Counts `times` references to every cluster that `len` bytes at `start` touch. The last cluster of a file may

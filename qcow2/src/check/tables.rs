@@ -144,6 +144,7 @@ impl Checker<'_> {
             if entry == 0 {
                 continue;
             }
+            self.for_repair.has_tables |= active > 0;
             let (place, table) = (HostOffset(at), loose::l2_table(entry));
             if loose::l1_reserved(entry) {
                 let finding = Finding::ReservedBits {

@@ -100,8 +100,8 @@ pub struct RepairReport {
     pub corruptions_fixed: u64,
     /// Leaks of the first check that the last does not find any more.
     pub leaks_fixed: u64,
-    /// Entries of L1 tables that name nothing which can be an L2 table, and active L1 tables that something else lies
-    /// over. If there are any, clusters that nothing references may be the only copy of what they named: a repair of
+    /// Entries of L1 tables that name nothing which can be an L2 table, and an active L1 table that something else lies
+    /// over, or that is empty while clusters leak. If there are any, clusters that nothing references may be the only copy of what they named: a repair of
     /// everything leaves these leaks, and one of [leaks](super::RepairKind::Leaks) alone does not.
     pub lost_tables: u64,
     /// Tables that have wrong entries and were left alone, since something else references their clusters too, or they do

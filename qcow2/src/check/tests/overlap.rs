@@ -166,6 +166,59 @@ fn an_l1_table_that_an_l2_entry_takes_for_guest_data_keeps_its_entries() {
     assert_eq!(word(&storage, l2 + 8) & COPIED, 0);
 }
 
+#[test]
+fn a_refcount_table_that_lies_over_guest_data_is_made_anew_elsewhere() {
+    let (sample, storage) = image();
+    let header = Header::read(&*storage).unwrap();
+    let table = header.refcount_table_offset.0;
+    let image = open(&storage);
+    // The guest holds an image of the same shape, and its table counts this one as well as its own does.
+    let mut copy = vec![0; 512 * header.refcount_table_clusters as usize];
+    storage.read_exact_at(&mut copy, table).unwrap();
+    image.write_at(&copy, 2 << 20).unwrap();
+    image.close().unwrap();
+    let (_, _, data) = places(&storage, 2 << 20);
+    storage.read_exact_at(&mut copy, table).unwrap();
+    storage.write_all_at(&copy, data).unwrap();
+    let before = content(&storage, &[]);
+    storage.write_all_at(&data.to_be_bytes(), 48).unwrap();
+    let report = repair_all(&storage);
+    let rebuilt = |change: &RepairChange| matches!(change, RepairChange::Rebuilt { .. });
+    assert!(
+        report.changes.iter().any(rebuilt) && report.after.is_clean(),
+        "{report:?}"
+    );
+    qemu_finds_nothing(&sample, &storage);
+    assert!(content(&storage, &[]) == before);
+    let image = open(&storage);
+    let mut now = vec![0; copy.len()];
+    image.write_at(&vec![9; 1 << 20], 3 << 20).unwrap();
+    image.flush().unwrap();
+    image.read_at(&mut now, 2 << 20).unwrap();
+    assert!(now == copy, "the guest's data is the refcount table");
+}
+
+/// QEMU frees the whole disk.
+#[test]
+fn an_l1_table_at_a_wrong_place_that_is_empty_frees_nothing() {
+    let (sample, storage) = image();
+    let header = Header::read(&*storage).unwrap();
+    let hole = storage.len().unwrap().next_multiple_of(512);
+    storage.set_len(hole + 4096).unwrap();
+    let before = content(&storage, &[]);
+    storage.write_all_at(&hole.to_be_bytes(), 40).unwrap();
+    let report = repair_all(&storage);
+    assert!(
+        report.lost_tables > 0 && report.after.leaks > 500,
+        "{:?}",
+        report.changes
+    );
+    let right = header.l1_offset.0.to_be_bytes();
+    storage.write_all_at(&right, 40).unwrap();
+    assert!(repair_all(&storage).after.is_clean() && content(&storage, &[]) == before);
+    qemu_finds_nothing(&sample, &storage);
+}
+
 /// QEMU frees all that was mapped there, in one go.
 #[test]
 fn what_a_lost_l1_entry_named_is_kept_until_leaks_are_to_be_repaired() {
