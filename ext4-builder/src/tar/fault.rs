@@ -67,7 +67,7 @@ impl Fault {
             Some(name) => format!("entry {:?}: {self}", printable(name)),
             None => self.to_string(),
         };
-        let error = Error::new(kind, message).with_offset(offset).with_source(self);
+        let error = Error::new(kind, message).with_offset(offset);
         match hint {
             Some(hint) => error.with_hint(hint),
             None => error,
@@ -112,4 +112,25 @@ pub(super) fn printable(bytes: &[u8]) -> String {
         text.push_str("...");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_it_once() {
+        for (fault, text) in [
+            (
+                Fault::UnknownType('Z'),
+                "type 'Z' of entry is not known at offset 0x200",
+            ),
+            (
+                Fault::NoArchive,
+                "this is no tar archive: its first 512 bytes are not a header at offset 0x200",
+            ),
+        ] {
+            assert_eq!(fault.at(512, None).to_string(), text);
+        }
+    }
 }
