@@ -203,7 +203,7 @@ impl Walk<'_, '_> {
             Some(special) => self.builder.special(parent, bytes, &stat.metadata, special)?,
             None => return Err(Error::unsupported("the type of this file is not known")),
         };
-        if stat.file_type != FileType::RegularFile || stat.size == 0 {
+        if stat.file_type != FileType::RegularFile {
             self.set_xattrs(node, &Xattrs::Named(directory, name))?;
         }
         if stat.links > 1 {
@@ -217,6 +217,7 @@ impl Walk<'_, '_> {
             let (node, _) = self
                 .builder
                 .file(parent, name.to_bytes(), &stat.metadata, 0, &[])?;
+            self.set_xattrs(node, &Xattrs::Named(directory, name))?;
             return Ok(node);
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;

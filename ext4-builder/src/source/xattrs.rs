@@ -8,8 +8,10 @@ use rustix::io::Errno;
 
 use crate::xattr;
 
-/// Bytes that names together have at most, and a value.
+/// Bytes that names together have at most, and a value; and for how many room is made at first. The kernel takes as
+/// much memory for each call, which costs more than the call.
 const MOST: usize = 64 << 10;
+const USUAL: usize = 512;
 
 /// Whose attributes are meant.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +36,7 @@ pub(super) struct XattrReader {
 impl XattrReader {
     pub(super) fn new() -> Self {
         Self {
-            names: vec![0; MOST],
+            names: vec![0; USUAL],
             values: Vec::new(),
             found: Vec::new(),
             path: Vec::new(),
@@ -53,10 +55,15 @@ impl XattrReader {
             self.path.extend(name.to_bytes_with_nul());
         }
         let path = CStr::from_bytes_until_nul(&self.path).unwrap_or_default();
-        let listed = match of {
-            Xattrs::Open(file) => flistxattr(file, &mut self.names[..]),
-            Xattrs::Named(..) => llistxattr(path, &mut self.names[..]),
+        let list = |names: &mut [u8]| match of {
+            Xattrs::Open(file) => flistxattr(file, &mut *names),
+            Xattrs::Named(..) => llistxattr(path, &mut *names),
         };
+        let mut listed = list(&mut self.names);
+        if listed == Err(Errno::RANGE) {
+            self.names.resize(MOST, 0);
+            listed = list(&mut self.names);
+        }
         let len = match listed {
             Ok(len) => len,
             // A file system without any.
@@ -69,11 +76,16 @@ impl XattrReader {
             let bytes = name.to_bytes().len();
             if xattr::is_known(name.to_bytes()) {
                 let at = self.values.len();
-                self.values.resize(at + MOST, 0);
-                let value = match of {
-                    Xattrs::Open(file) => fgetxattr(file, name, &mut self.values[at..]),
-                    Xattrs::Named(..) => lgetxattr(path, name, &mut self.values[at..]),
+                let get = |value: &mut [u8]| match of {
+                    Xattrs::Open(file) => fgetxattr(file, name, &mut *value),
+                    Xattrs::Named(..) => lgetxattr(path, name, &mut *value),
                 };
+                self.values.resize(at + USUAL, 0);
+                let mut value = get(&mut self.values[at..]);
+                if value == Err(Errno::RANGE) {
+                    self.values.resize(at + MOST, 0);
+                    value = get(&mut self.values[at..]);
+                }
                 let value = match value {
                     Ok(value) => value,
                     Err(Errno::NODATA) => {
