@@ -6,7 +6,7 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo check deny bench fuzz install clean
+.PHONY: help build test demo check deny bench compare fuzz install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ deny: ## Licences, advisories and sources of all dependencies (needs cargo-deny)
 bench: ## All benchmarks; `make bench BENCH=lookup` runs those whose name contains it
 	scripts/setup.sh build
 	$(CARGO) bench --package benches -- $(BENCH)
+
+compare: ## Whole commands beside qemu-img's; `make compare WHAT=snapshot` runs those whose name contains it
+	scripts/setup.sh test
+	$(CARGO) build --release --package imgtool
+	scripts/compare.sh "$(WHAT)"
 
 fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a C++ compiler
 	scripts/fuzz.sh
