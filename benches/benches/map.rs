@@ -64,7 +64,7 @@ fn requests(c: &mut Criterion) {
     let mut turns = offsets.iter().copied().cycle();
     let mut next = move || turns.next().unwrap_or_default();
     let mut buf = vec![0; REQUEST];
-    let mut group = c.benchmark_group("4 KiB at random, in memory");
+    let mut group = c.benchmark_group("map, 4 KiB at random in memory");
     group.throughput(Throughput::Elements(1));
     group.bench_function("read: pread of a raw file", |b| {
         b.iter(|| plain.read_exact_at(black_box(&mut buf), next()).expect("pread"));
