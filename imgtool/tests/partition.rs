@@ -256,6 +256,49 @@ fn repair_and_grow() {
 }
 
 #[test]
+fn a_repair_says_what_it_leaves_wrong() {
+    let lab = Lab::new();
+    lab.imgtool("create -q disk 64M");
+    lab.imgtool("partition create -q disk size=10M,type=linux size=10M,type=linux");
+    // The second partition begins where the first one does, in both copies.
+    for entries in [2 * 512, 64 * MIB - 33 * 512] {
+        change(&lab, "disk", &2048u64.to_le_bytes(), entries + 128 + 32);
+    }
+    mend_checksums(&lab.path("disk"));
+    let before = std::fs::read(lab.path("disk")).unwrap();
+    let found = lab.run("imgtool partition repair disk");
+    assert_eq!(found.code(), 2);
+    assert_eq!(
+        found.stderr(),
+        "error: partitions 1 and 2 overlap, from sector 2048 on\n"
+    );
+    assert_eq!(
+        found.stdout(),
+        "1 errors are left, which no other copy can mend.\n"
+    );
+    let found = lab.run("imgtool partition repair -q --output json disk");
+    assert_eq!(found.code(), 2);
+    let json: Value = serde_json::from_str(&found.stdout()).unwrap();
+    assert_eq!(json["findings"][0]["severity"], "error");
+    assert!(std::fs::read(lab.path("disk")).unwrap() == before);
+}
+
+/// Makes the checksums of both copies of a GPT right, whatever the entries are.
+fn mend_checksums(disk: &std::path::Path) {
+    let mut bytes = std::fs::read(disk).unwrap();
+    let number = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    for header in [512, bytes.len() - 512] {
+        let entries = number(&bytes, header + 72) * 512;
+        let sum = crc32fast::hash(&bytes[entries..entries + 128 * 128]);
+        bytes[header + 88..header + 92].copy_from_slice(&sum.to_le_bytes());
+        bytes[header + 16..header + 20].fill(0);
+        let sum = crc32fast::hash(&bytes[header..header + 92]);
+        bytes[header + 16..header + 20].copy_from_slice(&sum.to_le_bytes());
+    }
+    std::fs::write(disk, bytes).unwrap();
+}
+
+#[test]
 fn large_sectors_are_found_out() {
     let lab = Lab::new();
     lab.imgtool("create -q -f qcow2 disk 64M");

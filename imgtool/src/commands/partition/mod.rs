@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use block::chain::Chain;
 use block::{Access, Error, Result};
 use clap::{Args, Subcommand, ValueEnum};
-use raw::partition::{self, CopyKind, Guid, Layout, PartitionTable, SectorSize, Severity};
+use raw::partition::{self, CopyKind, Finding, Guid, Layout, PartitionTable, SectorSize, Severity};
 use serde_json::json;
 
 use super::Outcome;
@@ -299,7 +299,8 @@ enum From {
 
 /// Restore a damaged copy of a GPT from the other, and the MBR that protects it
 ///
-/// What partitions are where is not changed. A power cut leaves the copy that is whole as it was.
+/// What partitions are where is not changed. A power cut leaves the copy that is whole as it was. The exit code is 2 if
+/// errors are left that both copies agree on, such as partitions that overlap.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool partition repair disk.qcow2
@@ -322,8 +323,13 @@ impl RepairArgs {
             From::Primary => CopyKind::Primary,
             From::Backup => CopyKind::Backup,
         });
-        let done = partition::repair(&**chain.active(), self.disk.sector()?, from)
+        let (disk, sector) = (&**chain.active(), self.disk.sector()?);
+        let (done, table) = partition::repair(disk, sector, from)
+            .and_then(|done| Ok((done, PartitionTable::read(disk, sector)?)))
             .map_err(|error| self.disk.named(error))?;
+        // Partitions that overlap, for one.
+        let errors = |finding: &&Finding| finding.severity() == Severity::Error;
+        let left: Vec<_> = table.findings().iter().filter(errors).collect();
         match self.disk.output {
             OutputFormat::Json => {
                 let report = json!({
@@ -331,12 +337,13 @@ impl RepairArgs {
                     "restored": done.restored.map(|copy| copy.to_string()),
                     "backup-moved": done.moved,
                     "mbr-restored": done.mbr,
+                    "findings": show::findings_json(&table),
                 });
                 output::json(out, &report)?;
             }
             OutputFormat::Human if self.quiet => {}
             OutputFormat::Human => {
-                if done.is_nothing() {
+                if done.is_nothing() && left.is_empty() {
                     writeln!(out, "There is nothing to repair.")?;
                 }
                 if let Some(copy) = done.restored {
@@ -350,9 +357,21 @@ impl RepairArgs {
                 if done.mbr {
                     writeln!(out, "The protective MBR was restored.")?;
                 }
+                if !left.is_empty() {
+                    writeln!(
+                        out,
+                        "{} errors are left, which no other copy can mend.",
+                        left.len()
+                    )?;
+                }
             }
         }
-        Ok(0)
+        if self.disk.output == OutputFormat::Human {
+            for finding in &left {
+                writeln!(std::io::stderr(), "error: {finding}")?;
+            }
+        }
+        Ok(if left.is_empty() { 0 } else { DAMAGED })
     }
 }
 
