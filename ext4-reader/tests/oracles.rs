@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
@@ -94,6 +95,32 @@ fn blocks_larger_than_the_kernel_mounts_are_read_as_debugfs_reads_them() {
             let mut bytes = vec![0; content[0].len as usize];
             filesystem.read_run(&content[0], 0, &mut bytes).unwrap();
             assert_eq!((bytes, content.len()), (theirs.into_bytes(), 1));
+        }
+    }
+}
+
+#[test]
+fn files_with_holes_are_read_from_end_to_end_in_pieces_of_any_size() {
+    let script = "seq 9000 | head -c 30000 >f; truncate -s 9M f; printf end >>f; printf x | dd of=f bs=1 seek=5M conv=notrunc status=none; \
+                  : >empty; truncate -s 5000 hole; printf inline >inline";
+    for kind in ["-t ext4 -b 1024 -O inline_data", "-t ext4", "-t ext2"] {
+        let image = Image::new("32M", kind);
+        image.change(script);
+        let filesystem = image.open();
+        let mounted = image.mount("ro");
+        for name in ["f", "empty", "hole", "inline"] {
+            let theirs = fs::read(mounted.0.join(name)).unwrap();
+            let inode = filesystem.resolve(name.as_bytes(), LastLink::Keep).unwrap();
+            let mut ours = Vec::new();
+            filesystem.reader(&inode).unwrap().read_to_end(&mut ours).unwrap();
+            assert!(ours == theirs, "{kind}: {name}");
+            let mut reader = filesystem.reader(&inode).unwrap();
+            let mut piece = [0; 4999];
+            for theirs in theirs.chunks(piece.len()) {
+                reader.read_exact(&mut piece[..theirs.len()]).unwrap();
+                assert!(&piece[..theirs.len()] == theirs, "{kind}: {name} in pieces");
+            }
+            assert_eq!(reader.read(&mut piece).unwrap(), 0);
         }
     }
 }
