@@ -1,5 +1,6 @@
 //! The boot sector ("Boot Sector and BPB"): what says that this is a FAT32 filesystem, and how it is laid out.
 
+use crate::label::Label;
 use crate::layout::{FIRST_CLUSTER, Layout, TABLES};
 use crate::options::Options;
 
@@ -10,11 +11,8 @@ pub(crate) const BOOT_RECORD: u32 = 3;
 /// Where the copy is, as the specification recommends.
 pub(crate) const BACKUP: u32 = 6;
 
-/// Bytes of a label.
-pub(crate) const LABEL_SIZE: usize = 11;
-
 /// The label of a volume that has none.
-const NO_LABEL: [u8; LABEL_SIZE] = *b"NO NAME    ";
+const NO_LABEL: Label = *b"NO NAME    ";
 
 /// A jump over the fields.
 const JUMP: [u8; 3] = [0xEB, 0x58, 0x90];
@@ -29,7 +27,7 @@ pub(crate) const MEDIA: u8 = 0xF8;
 const SIGNATURE: [u8; 2] = [0x55, 0xAA];
 
 /// The first 512 bytes of the boot sector.
-pub(crate) fn encode(layout: &Layout, options: &Options, label: Option<[u8; LABEL_SIZE]>) -> [u8; 512] {
+pub(crate) fn encode(layout: &Layout, options: &Options, label: Option<Label>) -> [u8; 512] {
     let mut bytes = third_sector();
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(0, &JUMP);

@@ -9,14 +9,14 @@ use std::io::{self, Read};
 
 use block::{Error, ErrorKind, Result, Storage};
 
-use crate::boot_sector::LABEL_SIZE;
 use crate::directory_entry::{Entry, MAX_ENTRIES};
 use crate::disk::Disk;
+use crate::label::Label;
 use crate::layout::{FIRST_CLUSTER, Layout};
 use crate::options::Options;
-use crate::short_name::{self, ShortName};
+use crate::short_name::ShortName;
 use crate::time::Time;
-use crate::{finish, long_name};
+use crate::{finish, label, long_name};
 
 /// Bytes that are read and written at once.
 const PIECE: usize = 1 << 20;
@@ -48,7 +48,7 @@ pub struct Builder<'s> {
     pub(crate) disk: Disk<'s>,
     pub(crate) options: Options,
     pub(crate) layout: Layout,
-    pub(crate) label: Option<[u8; LABEL_SIZE]>,
+    pub(crate) label: Option<Label>,
     pub(crate) directories: Vec<Directory>,
     /// Which of a directory's children is known by a name without case.
     names: HashMap<(usize, String), usize>,
@@ -97,7 +97,7 @@ impl<'s> Builder<'s> {
     /// storage that is too short and cannot grow.
     pub fn new(storage: &'s dyn Storage, options: Options) -> Result<Self> {
         let layout = Layout::new(&options)?;
-        let label = label(&options.label)?;
+        let label = label::parse(&options.label)?;
         let root = Directory {
             parent: 0,
             time: options.time,
@@ -324,20 +324,4 @@ fn unreadable(name: &str, error: io::Error) -> Error {
         Ok(inner) => inner,
         Err(error) => Error::io(format!("read the content of {name:?}"), error),
     }
-}
-
-/// A label, filled up with spaces.
-fn label(text: &str) -> Result<Option<[u8; LABEL_SIZE]>> {
-    let allowed = |byte: u8| byte == b' ' || short_name::is_allowed(byte) && !byte.is_ascii_lowercase();
-    if text.is_empty() {
-        return Ok(None);
-    }
-    if text.len() > LABEL_SIZE || !text.bytes().all(allowed) || text.starts_with(' ') {
-        let message = format!("{text:?} cannot be the label of a FAT filesystem");
-        let hint = "choose at most 11 letters in upper case, digits, spaces, or any of $%'-_@~`!(){}^#&";
-        return Err(Error::invalid(message).with_hint(hint));
-    }
-    let mut label = [b' '; LABEL_SIZE];
-    label[..text.len()].copy_from_slice(text.as_bytes());
-    Ok(Some(label))
 }

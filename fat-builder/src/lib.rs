@@ -30,6 +30,7 @@ mod directory_entry;
 mod disk;
 mod finish;
 mod fs_info;
+mod label;
 mod layout;
 mod long_name;
 mod options;

@@ -1,5 +1,9 @@
 //! What is to be made.
 
+use block::Result;
+
+use crate::label;
+use crate::layout::Layout;
 use crate::time::Time;
 
 /// What is to be made. Nothing is taken from the clock, the host or a random number generator.
@@ -35,5 +39,14 @@ impl Options {
             time: Time::default(),
             hidden_sectors: 0,
         }
+    }
+
+    /// Whether such a filesystem can be made.
+    ///
+    /// # Errors
+    /// `InvalidInput` for sizes and a label that cannot be, with what could.
+    pub fn validate(&self) -> Result<()> {
+        Layout::new(self)?;
+        label::parse(&self.label).map(|_| ())
     }
 }

@@ -235,7 +235,7 @@ impl NewImage {
         level: Option<i32>,
     ) -> Result<NewDevice> {
         Ok(match &self.format {
-            NewFormat::Raw => NewDevice::Raw(raw::Image::open(storage, Access::WRITE)?),
+            NewFormat::Raw => NewDevice::Raw(Arc::new(raw::Image::open(storage, Access::WRITE)?)),
             NewFormat::Qcow2 { .. } => {
                 let options = qcow2::OpenOptions {
                     access: Access::WRITE,
@@ -244,7 +244,7 @@ impl NewImage {
                     compression_level: level,
                     ..qcow2::OpenOptions::default()
                 };
-                NewDevice::Qcow2(Box::new(qcow2::Image::open(storage, options)?))
+                NewDevice::Qcow2(Arc::new(qcow2::Image::open(storage, options)?))
             }
         })
     }
@@ -306,15 +306,23 @@ impl NewImage {
 /// A new image, open to be filled.
 #[derive(Debug)]
 pub(crate) enum NewDevice {
-    Raw(raw::Image),
-    Qcow2(Box<qcow2::Image>),
+    Raw(Arc<raw::Image>),
+    Qcow2(Arc<qcow2::Image>),
 }
 
 impl NewDevice {
     pub(crate) fn device(&self) -> &dyn BlockDevice {
         match self {
-            Self::Raw(image) => image,
+            Self::Raw(image) => &**image,
             Self::Qcow2(image) => &**image,
+        }
+    }
+
+    /// The same, to be shared until it is [closed](Self::close).
+    pub(crate) fn shared(&self) -> Arc<dyn BlockDevice> {
+        match self {
+            Self::Raw(image) => image.clone(),
+            Self::Qcow2(image) => image.clone(),
         }
     }
 
@@ -322,7 +330,10 @@ impl NewDevice {
     pub(crate) fn close(self) -> Result<()> {
         match self {
             Self::Raw(image) => image.flush(),
-            Self::Qcow2(image) => image.close(),
+            Self::Qcow2(image) => match Arc::into_inner(image) {
+                Some(image) => image.close(),
+                None => unreachable!("an image is closed by the last who has it"),
+            },
         }
     }
 }

@@ -16,6 +16,7 @@ fn every_command_helps() {
         "compare",
         "measure",
         "mkfs",
+        "mkdisk",
         "resize",
         "amend",
         "commit",

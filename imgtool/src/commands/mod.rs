@@ -14,6 +14,7 @@ mod info;
 mod man;
 mod map;
 mod measure;
+mod mkdisk;
 mod mkfs;
 mod partition;
 mod rebase;
@@ -44,6 +45,7 @@ pub(crate) type Outcome = Result<u8, Failure>;
   imgtool convert -p -c -O qcow2 disk.raw disk.qcow2
   imgtool info disk.qcow2
   imgtool mkfs rootfs.tar.zst root.img
+  imgtool mkdisk --size 20G -O qcow2 rootfs.tar.zst disk.qcow2
   imgtool convert -O raw disk.qcow2#name:root root.raw
   imgtool fs ls -l disk.qcow2#name:root /etc
 
@@ -70,6 +72,7 @@ enum Command {
     Fs(fs::FsArgs),
     Measure(measure::MeasureArgs),
     Mkfs(Box<mkfs::MkfsArgs>),
+    Mkdisk(Box<mkdisk::MkdiskArgs>),
     Resize(resize::ResizeArgs),
     Amend(amend::AmendArgs),
     Snapshot(Box<snapshot::SnapshotArgs>),
@@ -122,6 +125,7 @@ impl Cli {
             Command::Fs(arguments) => arguments.run(&mut out),
             Command::Measure(arguments) => arguments.run(&mut out),
             Command::Mkfs(arguments) => arguments.run(&mut out),
+            Command::Mkdisk(arguments) => arguments.run(&mut out),
             Command::Resize(arguments) => arguments.run(&mut out),
             Command::Bitmap(arguments) => arguments.run(&mut out),
             Command::Partition(arguments) => arguments.run(&mut out),

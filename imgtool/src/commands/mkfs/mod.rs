@@ -1,22 +1,20 @@
 //! `imgtool mkfs`: make an ext4 filesystem of a directory, an archive or a container image.
 
+mod build;
 mod options;
 mod run_config;
 mod source;
 
 use std::fs;
 use std::io::{self, Write};
-use std::num::NonZeroUsize;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::{Access, Backing, DeviceStorage, Error, FileId, Result, Storage, escape};
 use clap::Args;
-use ext4_builder::source::{Control, Filter};
-use ext4_builder::{Builder, Options, Size, Summary};
-use ops::{Cancel, Progress};
+use ext4_builder::source::Filter;
+use ext4_builder::{Options, Size, Summary};
+use ops::Cancel;
 use serde_json::json;
 
 use super::Outcome;
@@ -30,10 +28,11 @@ use crate::option_list::OptionList;
 use crate::output::{self, OutputFormat, human_size};
 use crate::target::Making;
 use crate::targets::Targets;
-use crate::watch::Watch;
-use options::{FilesystemArgs, show_uuid};
 use run_config::ContainerArgs;
-use source::{Source, TreeArgs};
+
+pub(super) use build::Building;
+pub(super) use options::{FilesystemArgs, show_uuid};
+pub(super) use source::{Source, TreeArgs};
 
 /// Make an ext4 filesystem of a directory, a tar archive or a container image
 ///
@@ -174,24 +173,7 @@ impl Job<'_> {
     fn in_new_image(&self, source: Source, options: OptionList) -> Result<Made> {
         let named = |error: Error| error.with_path(self.target);
         let format = self.arguments.target_format.as_deref().unwrap_or("raw");
-        let mut image = NewImage::parse(format, options, None, None).map_err(named)?;
-        let wrong = match () {
-            () if image.size.is_some() => {
-                Some(("the size is not an option of the image here", "give --size"))
-            }
-            () if image.backing.is_some() => Some((
-                "a new filesystem needs no backing file",
-                "make it first, and clones of it then: imgtool create -f qcow2 -b",
-            )),
-            () if image.is_preallocated() => Some((
-                "an image whose size is found out cannot be preallocated",
-                "convert it afterwards: imgtool convert -o preallocation=...",
-            )),
-            () => None,
-        };
-        if let Some((wrong, hint)) = wrong {
-            return Err(named(Error::invalid(wrong).with_hint(hint)));
-        }
+        let mut image = new_image(format, options).map_err(named)?;
         let making = Making {
             io: self.arguments.open.io.into(),
             ..Making::default()
@@ -242,46 +224,40 @@ impl Job<'_> {
         options: &Options,
         target: Option<FileId>,
     ) -> Result<Made> {
-        let made = |summary| Made {
+        let building = Building {
+            filter: &self.filter,
+            tree: &self.arguments.tree,
+            threads: &self.arguments.threads,
+            watch: &self.arguments.watch,
+            cancel: &self.cancel,
+        };
+        let summary = building.build(source, storage, options, target)?;
+        Ok(Made {
             summary,
             uuid: options.uuid,
             label: options.label.clone(),
-        };
-        let mut builder = Builder::new(storage, options.clone())?;
-        let watch = Watch::new(&self.arguments.watch);
-        let (total, copied) = (source.len(), AtomicU64::new(0));
-        let read = Arc::new(AtomicU64::new(0));
-        let report = |bytes| {
-            self.cancel.check()?;
-            if bytes > 0 {
-                let copied = copied.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                // Of a compressed archive, nobody knows how much there is in it.
-                let done = if total > 0 {
-                    read.load(Ordering::Relaxed)
-                } else {
-                    copied
-                };
-                watch.report(Progress { done, total });
-            }
-            Ok(())
-        };
-        let mut control = Control {
-            report: &report,
-            ..Control::unwatched()
-        };
-        if let Some(threads) = self.arguments.threads.threads {
-            control.threads = NonZeroUsize::new(threads.into()).unwrap_or(control.threads);
-        }
-        let copied = source.copy(
-            &mut builder,
-            &self.filter,
-            &self.arguments.tree.directory(target),
-            &read,
-            &control,
-        );
-        watch.finish();
-        copied?;
-        builder.finish().map(made)
+        })
+    }
+}
+
+/// The image that `options` ask for, whose size follows from what is put in it.
+pub(super) fn new_image(format: &str, options: OptionList) -> Result<NewImage> {
+    let image = NewImage::parse(format, options, None, None)?;
+    let wrong = match () {
+        () if image.size.is_some() => Some(("the size is not an option of the image here", "give --size")),
+        () if image.backing.is_some() => Some((
+            "a new filesystem needs no backing file",
+            "make it first, and clones of it then: imgtool create -f qcow2 -b",
+        )),
+        () if image.is_preallocated() => Some((
+            "an image whose size is found out cannot be preallocated",
+            "convert it afterwards: imgtool convert -o preallocation=...",
+        )),
+        () => None,
+    };
+    match wrong {
+        Some((wrong, hint)) => Err(Error::invalid(wrong).with_hint(hint)),
+        None => Ok(image),
     }
 }
 

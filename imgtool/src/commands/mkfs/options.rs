@@ -15,7 +15,7 @@ const EPOCH: &str = "SOURCE_DATE_EPOCH";
 const FREE: u8 = 20;
 
 #[derive(Clone, Debug, Args)]
-pub(super) struct FilesystemArgs {
+pub(in crate::commands) struct FilesystemArgs {
     /// Size of the filesystem [default: what the source takes, and --free 20%; on a disk, all of it]
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["free", "shrink"])]
     size: Option<String>,
@@ -76,7 +76,7 @@ enum CompatArg {
 
 impl FilesystemArgs {
     /// The options; what is on a disk of a fixed size fills it.
-    pub(super) fn options(&self, disk: Option<u64>) -> Result<Options> {
+    pub(in crate::commands) fn options(&self, disk: Option<u64>) -> Result<Options> {
         let size = self.size(disk)?;
         let uuid = match &self.uuid {
             Some(text) => parse_uuid(text)?,
@@ -170,7 +170,7 @@ fn parse_uuid(text: &str) -> Result<[u8; 16]> {
 }
 
 /// The UUID, as it is written everywhere.
-pub(super) fn show_uuid(uuid: &[u8; 16]) -> String {
+pub(in crate::commands) fn show_uuid(uuid: &[u8; 16]) -> String {
     let digits = format!("{:032x}", u128::from_be_bytes(*uuid));
     [
         &digits[..8],

@@ -18,7 +18,7 @@ use ext4_builder::{Builder, tar};
 
 /// What becomes of the source on the way.
 #[derive(Clone, Debug, Args)]
-pub(super) struct TreeArgs {
+pub(in crate::commands) struct TreeArgs {
     /// Leave out what has this name, or with a slash in it, this path from the root: * ? [a-z] and ** are understood
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
@@ -37,7 +37,7 @@ pub(super) struct TreeArgs {
 }
 
 impl TreeArgs {
-    pub(super) fn filter(&self) -> Result<Filter> {
+    pub(in crate::commands) fn filter(&self) -> Result<Filter> {
         let mut filter = Filter {
             uids: id_map("--uid-map", &self.uid_map)?,
             gids: id_map("--gid-map", &self.gid_map)?,
@@ -61,7 +61,7 @@ impl TreeArgs {
     }
 
     /// How directories are gone through, when all is copied to the file `target`.
-    pub(super) fn directory(&self, target: Option<FileId>) -> Directory {
+    pub(in crate::commands) fn directory(&self, target: Option<FileId>) -> Directory {
         Directory {
             one_file_system: self.one_file_system,
             refuse: target.into_iter().collect(),
@@ -88,7 +88,7 @@ fn id_map(option: &str, ranges: &[String]) -> Result<IdMap> {
 
 /// What there is to copy.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(in crate::commands) enum Source {
     Directory(PathBuf),
     Archive {
         /// As it was named.
@@ -103,7 +103,7 @@ pub(super) enum Source {
 impl Source {
     /// Looks at what is named: what a file or directory has as its name is that, whatever it looks like. Of a container
     /// image for several platforms, the one for `platform` is taken.
-    pub(super) fn open(path: &Path, platform: Option<&str>) -> Result<Self> {
+    pub(in crate::commands) fn open(path: &Path, platform: Option<&str>) -> Result<Self> {
         if path == Path::new("-") {
             return standard_input();
         }
@@ -127,7 +127,7 @@ impl Source {
     }
 
     /// Bytes that will be read, where that is known, and otherwise 0.
-    pub(super) fn len(&self) -> u64 {
+    pub(in crate::commands) fn len(&self) -> u64 {
         match self {
             Self::Directory(_) | Self::Image(_) => 0,
             Self::Archive { len, .. } => *len,
@@ -135,7 +135,7 @@ impl Source {
     }
 
     /// Whether it is this file.
-    pub(super) fn is(&self, other: &Path) -> bool {
+    pub(in crate::commands) fn is(&self, other: &Path) -> bool {
         let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
         let own = match self {
             Self::Directory(_) => return false,
@@ -149,7 +149,7 @@ impl Source {
     }
 
     /// The container image that it is.
-    pub(super) fn image(&self) -> Option<&oci::Image> {
+    pub(in crate::commands) fn image(&self) -> Option<&oci::Image> {
         match self {
             Self::Image(image) => Some(image),
             _ => None,
@@ -157,7 +157,7 @@ impl Source {
     }
 
     /// Copies it. Of an archive, `read` counts the bytes that were read.
-    pub(super) fn copy(
+    pub(in crate::commands) fn copy(
         self,
         builder: &mut Builder<'_>,
         filter: &Filter,

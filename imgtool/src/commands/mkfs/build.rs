@@ -1,0 +1,66 @@
+//! Copying a source into a filesystem.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::{FileId, Result, Storage};
+use ext4_builder::source::{Control, Filter};
+use ext4_builder::{Builder, Options, Summary};
+use ops::{Cancel, Progress};
+
+use super::source::{Source, TreeArgs};
+use crate::arguments::{ThreadArgs, WatchArgs};
+use crate::watch::Watch;
+
+/// How a source is copied.
+#[derive(Clone, Copy)]
+pub(in crate::commands) struct Building<'b> {
+    pub(in crate::commands) filter: &'b Filter,
+    pub(in crate::commands) tree: &'b TreeArgs,
+    pub(in crate::commands) threads: &'b ThreadArgs,
+    pub(in crate::commands) watch: &'b WatchArgs,
+    pub(in crate::commands) cancel: &'b Cancel,
+}
+
+impl Building<'_> {
+    /// Makes a filesystem of a source. `target` is the file that it is in, which is no part of the source.
+    pub(in crate::commands) fn build(
+        &self,
+        source: Source,
+        storage: &dyn Storage,
+        options: &Options,
+        target: Option<FileId>,
+    ) -> Result<Summary> {
+        let mut builder = Builder::new(storage, options.clone())?;
+        let watch = Watch::new(self.watch);
+        let (total, copied) = (source.len(), AtomicU64::new(0));
+        let read = Arc::new(AtomicU64::new(0));
+        let report = |bytes| {
+            self.cancel.check()?;
+            if bytes > 0 {
+                let copied = copied.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                // Of a compressed archive, nobody knows how much there is in it.
+                let done = if total > 0 {
+                    read.load(Ordering::Relaxed)
+                } else {
+                    copied
+                };
+                watch.report(Progress { done, total });
+            }
+            Ok(())
+        };
+        let mut control = Control {
+            report: &report,
+            ..Control::unwatched()
+        };
+        if let Some(threads) = self.threads.threads {
+            control.threads = NonZeroUsize::new(threads.into()).unwrap_or(control.threads);
+        }
+        let directory = self.tree.directory(target);
+        let copied = source.copy(&mut builder, self.filter, &directory, &read, &control);
+        watch.finish();
+        copied?;
+        builder.finish()
+    }
+}
