@@ -6,9 +6,13 @@ use super::Image;
 use crate::address::GuestOffset;
 use crate::entry::{L1Entry, L2Entry, L2Mapping};
 
+/// L1 entries without a table that are looked at for one run at most.
+const EMPTY_TABLES: u64 = 4096;
+
 impl Image {
-    /// The run that starts at `guest` in this layer, `len` bytes at most. It ends with its L2 table at the latest,
-    /// unless nothing is allocated there.
+    /// The run that starts at `guest` in this layer, `len` bytes at most. It may go on behind its end: however little of it
+    /// is used, because a layer below has shorter runs, finding it must not cost much. So it ends with its L2 slice at
+    /// the latest, or with so many L1 entries where there are no tables.
     pub(super) fn own_extent(&self, guest: GuestOffset, len: u64) -> Result<Extent> {
         let end = guest + len;
         if self.l1_entry(guest)? == L1Entry::Unallocated {
@@ -22,8 +26,7 @@ impl Image {
                 host,
             });
         }
-        let coverage = self.geometry.l2_coverage();
-        let end = end.min(GuestOffset((guest.0 / coverage + 1).saturating_mul(coverage)));
+        let end = end.min(self.slice_end(guest));
         let mut run = self.extent_in_cluster(guest)?;
         while run.end() < end.0 {
             let next = self.extent_in_cluster(GuestOffset(run.end()))?;
@@ -44,9 +47,13 @@ impl Image {
         }
     }
 
-    /// Where the first L2 table after `guest` starts that exists; `end` if none does before it.
+    /// Where the first L2 table after `guest` starts that exists; if none does before it, `end`, or where enough was
+    /// looked at.
     fn unallocated_tables_end(&self, guest: GuestOffset, end: GuestOffset) -> Result<GuestOffset> {
         let coverage = self.geometry.l2_coverage();
+        let end = end.min(GuestOffset(
+            guest.0.saturating_add(coverage.saturating_mul(EMPTY_TABLES)),
+        ));
         let mut at = guest;
         while at < end && self.l1_entry(at)? == L1Entry::Unallocated {
             at = GuestOffset((at.0 / coverage + 1).saturating_mul(coverage));
