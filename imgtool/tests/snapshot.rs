@@ -91,6 +91,27 @@ fn a_life_with_snapshots() {
 }
 
 #[test]
+fn programs_are_told_what_snapshots_there_are_after_a_change() {
+    let lab = Lab::new();
+    lab.image_with("disk", "", &["one"]);
+    for (line, names) in [
+        ("create --output json disk two", &["one", "two"][..]),
+        ("--output json -c three disk", &["one", "two", "three"]),
+        ("rename --output json disk one first", &["first", "two", "three"]),
+        ("apply --output json disk two", &["first", "two", "three"]),
+        ("delete --output json disk two", &["first", "three"]),
+        ("--output json -d first disk", &["three"]),
+        ("--output json -d three disk", &[]),
+    ] {
+        let said: Value = serde_json::from_str(&lab.imgtool(&format!("snapshot {line}"))).unwrap();
+        let listed: Value = serde_json::from_str(&lab.imgtool("snapshot list --output json disk")).unwrap();
+        assert_eq!(said, listed, "{line}");
+        let said = said.as_array().unwrap().iter();
+        assert_eq!(said.map(|snapshot| &snapshot["name"]).collect::<Vec<_>>(), names);
+    }
+}
+
+#[test]
 fn what_either_made_the_other_handles() {
     let lab = Lab::new();
     lab.image_with("disk", "", &["ours"]);

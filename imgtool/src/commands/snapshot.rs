@@ -115,7 +115,7 @@ struct QemuArgs {
     /// Delete a snapshot
     #[arg(short, long, value_name = "SNAPSHOT")]
     delete: Option<String>,
-    /// How to print the list
+    /// How to print the list; as JSON also after a change
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
     /// List the snapshots of an image that somebody else may be writing to
@@ -153,6 +153,9 @@ struct ListArgs {
 /// An image that is changed.
 #[derive(Debug, Args)]
 struct ImageArgs {
+    /// As JSON: print the list of the snapshots that there are afterwards
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    output: OutputFormat,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
@@ -215,6 +218,7 @@ impl QemuArgs {
             return Err(error.with_path(&file).into());
         }
         let image = ImageArgs {
+            output: self.output,
             watch: self.watch,
             open: self.open,
             format: self.format,
@@ -244,13 +248,17 @@ impl ListArgs {
         let found = SnapshotTable::read(&*storage, &header)?.snapshots;
         let mut out = io::BufWriter::new(io::stdout().lock());
         match self.output {
-            OutputFormat::Json => output::json(&mut out, &found.iter().map(json).collect())?,
+            OutputFormat::Json => print_json(&mut out, &found)?,
             OutputFormat::Human if found.is_empty() => {}
             OutputFormat::Human => snapshots::print(&mut out, &found)?,
         }
         out.flush()?;
         Ok(0)
     }
+}
+
+fn print_json(out: &mut dyn Write, snapshots: &[Snapshot]) -> io::Result<()> {
+    output::json(out, &snapshots.iter().map(json).collect())
 }
 
 /// What `info` says of a snapshot, and how long its disk is.
@@ -291,6 +299,9 @@ impl ImageArgs {
             (_, None) => Ok(()),
         })?;
         chain.settle()?;
+        if self.output == OutputFormat::Json {
+            print_json(&mut io::stdout().lock(), &image.snapshots()?)?;
+        }
         Ok(0)
     }
 
