@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
 qemu_wanted=10
+qemu_packages=(qemu-utils)
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -64,11 +65,11 @@ qemu_installed() {
     qemu-img --version | sed -n 's/^qemu-img version \([0-9]*\).*/\1/p'
 }
 
-# The major version that apt would install, from a suite if one is given; 0 where it knows none.
+# The lowest major version of QEMU's packages that apt would install, from a suite if one is given; 0 where it knows none.
 qemu_candidate() {
     local major
-    major=$(apt-cache ${1:+-t "$1"} policy qemu-utils 2>/dev/null |
-        sed -n 's/^ *Candidate: \([0-9]*:\)\?\([0-9]\+\).*/\2/p') || true
+    major=$(apt-cache ${1:+-t "$1"} policy "${qemu_packages[@]}" 2>/dev/null |
+        sed -n 's/^ *Candidate: \([0-9]*:\)\?\([0-9]\+\).*/\2/p' | sort -n | head -n1) || true
     echo "${major:-0}"
 }
 
@@ -82,7 +83,8 @@ debian_archive() {
 install_qemu() {
     local installed archive mirror codename suite=
     installed=$(qemu_installed)
-    if [ "${installed:-0}" -ge "$qemu_wanted" ] && has qemu-io && has qemu-storage-daemon; then return; fi
+    if [ "${installed:-0}" -ge "$qemu_wanted" ] && has qemu-io && has qemu-storage-daemon &&
+        { [ "$task" != test ] || has qemu-system-x86_64; }; then return; fi
     apt_update qemu-utils
     if [ "$(qemu_candidate)" -lt "$qemu_wanted" ]; then
         archive=$(debian_archive)
@@ -96,12 +98,28 @@ install_qemu() {
             apt_update qemu-utils
         fi
     fi
-    say "installing qemu-utils${suite:+ from $suite}"
-    as_root apt-get install -y -qq --no-install-recommends ${suite:+-t "$suite"} qemu-utils >/dev/null </dev/null ||
-        fail "could not install qemu-utils"
+    say "installing ${qemu_packages[*]}${suite:+ from $suite}"
+    as_root apt-get install -y -qq --no-install-recommends ${suite:+-t "$suite"} "${qemu_packages[@]}" >/dev/null </dev/null ||
+        fail "could not install ${qemu_packages[*]}"
     installed=$(qemu_installed)
     [ "${installed:-0}" -ge "$qemu_wanted" ] ||
         fail "qemu-img is version ${installed:-none}, and the tests need $qemu_wanted or later"
+}
+
+# The kernel of a guest that tests boot, unpacked and not installed: this machine's own is none of our business.
+fetch_guest_kernel() {
+    local into=target/guest-kernel package
+    [ ! -e $into/boot ] || return 0
+    apt_update linux-image-cloud-amd64
+    package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: *\(linux-image-.*\)$/\1/p' | head -n1)
+    [ -n "$package" ] || fail "apt knows no linux-image-cloud-amd64, whose kernel the tests boot"
+    say "unpacking $package for a guest"
+    rm -rf $into.partial
+    mkdir -p $into.partial
+    (cd $into.partial && apt-get download -qq "$package" >/dev/null 2>&1 && dpkg-deb -x ./*.deb . && rm ./*.deb) ||
+        fail "could not fetch $package"
+    rm -rf $into
+    mv $into.partial $into
 }
 
 task=${1:-}
@@ -137,9 +155,18 @@ case $task in
         need skopeo skopeo
         ;;
 esac
+if [ "$task" = test ]; then
+    need busybox busybox-static
+    need cpio cpio
+    [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)
+    [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || packages+=(systemd-boot-efi)
+    # From one suite with the tools, which apt would else replace with older ones that go with an older emulator.
+    qemu_packages+=(qemu-system-x86)
+fi
 if [ "$task" = demo ]; then
     need mmdebstrap mmdebstrap
     need jq jq
 fi
 install_packages
 case $task in test | demo) install_qemu ;; esac
+if [ "$task" = test ]; then fetch_guest_kernel; fi
