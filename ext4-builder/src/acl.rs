@@ -121,6 +121,31 @@ pub(crate) fn to_disk(syscall: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(Some(disk))
 }
 
+/// Sets what a list as it is on disk says of a file's permissions, as a change of its mode does.
+pub(crate) fn set_permissions(disk: &mut [u8], permissions: u16) {
+    let mut places = [None; 4];
+    let mut at = HEADER_SIZE;
+    while let Some(entry) = disk.get(at..at + 4) {
+        let (place, size) = match LittleEndian::read_u16(entry) {
+            USER_OBJ => (Some(0), 4),
+            GROUP_OBJ => (Some(1), 4),
+            MASK => (Some(2), 4),
+            OTHER => (Some(3), 4),
+            _ => (None, ENTRY_SIZE),
+        };
+        if let Some(place) = place {
+            places[place] = Some(at + 2);
+        }
+        at += size;
+    }
+    let [user, group, mask, other] = places;
+    for (place, shift) in [(user, 6), (mask.or(group), 3), (other, 0)] {
+        if let Some(place) = place {
+            LittleEndian::write_u16(&mut disk[place..], permissions >> shift & 7);
+        }
+    }
+}
+
 fn highest(tags: u16) -> u16 {
     tags.checked_ilog2().map_or(0, |bit| 1 << bit)
 }
@@ -147,6 +172,35 @@ mod tests {
     #[test]
     fn an_empty_list_is_none() {
         assert_eq!(to_disk(&list(&[])).unwrap(), None);
+    }
+
+    #[test]
+    fn a_change_of_mode_is_one_of_the_list() {
+        const NONE: u32 = u32::MAX;
+        let with = |user, group, mask, other| {
+            to_disk(&list(&[
+                (USER_OBJ, user, NONE),
+                (USER, 5, 1),
+                (GROUP_OBJ, group, NONE),
+                (MASK, mask, NONE),
+                (OTHER, other, NONE),
+            ]))
+            .unwrap()
+            .unwrap()
+        };
+        let mut changed = with(7, 5, 7, 0);
+        set_permissions(&mut changed, 0o4641);
+        assert_eq!(changed, with(6, 5, 4, 1));
+        let minimal = |group| {
+            to_disk(&list(&[
+                (USER_OBJ, 7, NONE),
+                (GROUP_OBJ, group, NONE),
+                (OTHER, 0, NONE),
+            ]))
+        };
+        let mut changed = minimal(1).unwrap().unwrap();
+        set_permissions(&mut changed, 0o750);
+        assert_eq!(changed, minimal(5).unwrap().unwrap());
     }
 
     #[test]

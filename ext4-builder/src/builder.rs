@@ -16,7 +16,7 @@ use crate::options::{Options, Size};
 use crate::placement::{PlacedRun, Placement};
 use crate::time::Time;
 use crate::tree::{Content, Record, Tree};
-use crate::xattr::{Plan, Xattr};
+use crate::xattr::{self, Plan, Xattr};
 use crate::xattr_sets::XattrSets;
 use crate::{Metadata, Node, Special, Summary, acl, inline_data, layout};
 
@@ -151,6 +151,15 @@ impl<'s> Builder<'s> {
     /// When it is made, as the options say.
     pub fn time(&self) -> Time {
         self.options.time
+    }
+
+    pub(crate) fn file_type(&self, node: Node) -> FileType {
+        self.tree.record(node).file_type
+    }
+
+    /// Whether a node is a file, and neither a directory nor anything else.
+    pub fn is_file(&self, node: Node) -> bool {
+        self.tree.record(node).file_type == FileType::Regular
     }
 
     /// Whether a node is a directory.
@@ -368,7 +377,22 @@ impl<'s> Builder<'s> {
             .clear(directory, |record| release(allocator, runs, record));
     }
 
-    /// Replaces a node's metadata.
+    /// A node's metadata.
+    pub fn metadata(&self, node: Node) -> Metadata {
+        let record = self.tree.record(node);
+        let [accessed, changed, modified, created] = record.times.map(Time::of_fields);
+        Metadata {
+            permissions: record.permissions,
+            uid: record.uid,
+            gid: record.gid,
+            accessed,
+            changed,
+            modified,
+            created,
+        }
+    }
+
+    /// Replaces a node's metadata. Of an access control list, what it says of permissions follows, as when a mode is changed.
     ///
     /// # Errors
     /// `InvalidInput` for metadata that cannot be.
@@ -382,6 +406,13 @@ impl<'s> Builder<'s> {
             permissions: new.permissions,
             ..old
         };
+        if new.permissions != old.permissions && old.xattrs != XattrSets::EMPTY {
+            let mut set = self.xattrs.plans()[old.xattrs as usize].set().to_vec();
+            for xattr in &mut set {
+                xattr.set_permissions(new.permissions);
+            }
+            return self.put_xattrs(node, set);
+        }
         Ok(())
     }
 
@@ -398,10 +429,39 @@ impl<'s> Builder<'s> {
         node: Node,
         xattrs: impl IntoIterator<Item = (&'x [u8], &'x [u8])>,
     ) -> Result<()> {
+        let all = xattrs.into_iter().map(|(name, value)| (name, Some(value)));
+        self.add_xattrs(node, Vec::new(), all)
+    }
+
+    /// Gives a node extended attributes besides those that it has, or takes away those without a value; otherwise as
+    /// [`set_xattrs`](Self::set_xattrs).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn change_xattrs<'x>(
+        &mut self,
+        node: Node,
+        changes: impl IntoIterator<Item = (&'x [u8], Option<&'x [u8]>)>,
+    ) -> Result<()> {
+        let set = self.xattrs.plans()[self.tree.record(node).xattrs as usize].set();
+        self.add_xattrs(node, set.to_vec(), changes)
+    }
+
+    /// Gives a node a set with changes.
+    fn add_xattrs<'x>(
+        &mut self,
+        node: Node,
+        mut set: Vec<Xattr>,
+        changes: impl IntoIterator<Item = (&'x [u8], Option<&'x [u8]>)>,
+    ) -> Result<()> {
         let file_type = self.tree.record(node).file_type;
-        let mut set = Vec::new();
         let mut permissions = None;
-        for (name, value) in xattrs {
+        for (name, value) in changes {
+            let parts = xattr::split_name(name)?;
+            set.retain(|xattr| !xattr.has_name(parts));
+            let Some(value) = value else {
+                continue;
+            };
             check_list(name, file_type)?;
             let xattr = Xattr::new(name, value)?;
             if name == acl::ACCESS {
@@ -412,13 +472,18 @@ impl<'s> Builder<'s> {
             }
             set.extend(xattr);
         }
-        let block_size = self.options.block_size as usize;
-        let plan = Plan::new(set, XATTR_ROOM, block_size, self.features.ea_inode)?;
-        let record = self.tree.record_mut(node);
-        record.xattrs = self.xattrs.put(plan)?;
+        self.put_xattrs(node, set)?;
         if let Some((permissions, _)) = permissions {
+            let record = self.tree.record_mut(node);
             record.permissions = record.permissions & !0o777 | permissions;
         }
+        Ok(())
+    }
+
+    fn put_xattrs(&mut self, node: Node, set: Vec<Xattr>) -> Result<()> {
+        let block_size = self.options.block_size as usize;
+        let plan = Plan::new(set, XATTR_ROOM, block_size, self.features.ea_inode)?;
+        self.tree.record_mut(node).xattrs = self.xattrs.put(plan)?;
         Ok(())
     }
 

@@ -63,25 +63,9 @@ impl Xattr {
     /// # Errors
     /// `InvalidInput` for a name or value that ext4 cannot hold.
     pub(crate) fn new(name: &[u8], value: &[u8]) -> Result<Option<Self>> {
-        let found = PREFIXES
-            .iter()
-            .find_map(|&(prefix, index)| Some((index, name.strip_prefix(prefix)?)));
+        let (index, rest) = split_name(name)?;
         let shown = String::from_utf8_lossy(name);
-        let Some((index, rest)) = found else {
-            return Err(
-                Error::invalid(format!("ext4 cannot store an extended attribute named {shown:?}")).with_hint(
-                    "names start with user., trusted. or security., or are those of access control lists",
-                ),
-            );
-        };
-        // A list is named by its prefix alone; all others need something behind it.
-        let is_list = index == ACL_ACCESS || index == ACL_DEFAULT;
-        if rest.is_empty() != is_list || name.len() > MAX_NAME || rest.contains(&0) {
-            return Err(
-                Error::invalid(format!("{shown:?} cannot be the name of an extended attribute"))
-                    .with_hint("it takes at most 255 bytes, one at least behind the first dot, without NUL"),
-            );
-        }
+        let is_list = is_list(index);
         if value.len() > MAX_VALUE {
             let message = format!(
                 "the extended attribute {shown:?} of {} bytes is too large",
@@ -114,6 +98,18 @@ impl Xattr {
         &self.value
     }
 
+    /// Whether a full name, in the parts that [`split_name`] gives, is its own.
+    pub(crate) fn has_name(&self, (index, name): (u8, &[u8])) -> bool {
+        self.index == index && self.name == name
+    }
+
+    /// Sets what a list of those who have access says of a file's permissions; any other attribute stays as it is.
+    pub(crate) fn set_permissions(&mut self, permissions: u16) {
+        if self.index == ACL_ACCESS {
+            acl::set_permissions(&mut self.value, permissions);
+        }
+    }
+
     /// The order on disk, which look-ups in a block rely on.
     fn key(&self) -> (u8, usize, &[u8]) {
         (self.index, self.name.len(), &self.name)
@@ -126,6 +122,36 @@ impl Xattr {
     fn value_size(&self) -> usize {
         self.value.len().next_multiple_of(ALIGNMENT)
     }
+}
+
+fn is_list(index: u8) -> bool {
+    index == ACL_ACCESS || index == ACL_DEFAULT
+}
+
+/// A full name in parts: the number of its prefix, and what follows that.
+///
+/// # Errors
+/// `InvalidInput` for a name that ext4 cannot hold.
+pub(crate) fn split_name(name: &[u8]) -> Result<(u8, &[u8])> {
+    let found = PREFIXES
+        .iter()
+        .find_map(|&(prefix, index)| Some((index, name.strip_prefix(prefix)?)));
+    let shown = String::from_utf8_lossy(name);
+    let Some((index, rest)) = found else {
+        return Err(
+            Error::invalid(format!("ext4 cannot store an extended attribute named {shown:?}")).with_hint(
+                "names start with user., trusted. or security., or are those of access control lists",
+            ),
+        );
+    };
+    // A list is named by its prefix alone; all others need something behind it.
+    if rest.is_empty() != is_list(index) || name.len() > MAX_NAME || rest.contains(&0) {
+        return Err(
+            Error::invalid(format!("{shown:?} cannot be the name of an extended attribute"))
+                .with_hint("it takes at most 255 bytes, one at least behind the first dot, without NUL"),
+        );
+    }
+    Ok((index, rest))
 }
 
 /// Whether a full name is one that ext4 has a number for.

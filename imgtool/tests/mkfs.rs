@@ -621,3 +621,64 @@ fn bad_container_images_are_one_line_and_leave_nothing() {
     fs::remove_file(lab.path("old")).unwrap();
     assert_eq!(lab.names(), before);
 }
+
+#[test]
+fn manifests_and_labels_are_laid_over_any_source() {
+    let lab = lab();
+    let manifest =
+        "[[entry]]\npath = \"/etc/motd\"\ntype = \"file\"\nsource = \"hello\"\nmode = 0o640\nuid = 7\n";
+    fs::create_dir(lab.path("overlay")).unwrap();
+    fs::write(lab.path("overlay/hello"), "welcome\n").unwrap();
+    fs::write(lab.path("overlay/manifest.toml"), manifest).unwrap();
+    fs::write(lab.path("contexts"), "/etc(/.*)? u:etc\n").unwrap();
+    for source in ["tree", "tree.tar.zst"] {
+        lab.imgtool(&format!(
+            "mkfs -q --manifest overlay/manifest.toml --file-contexts contexts {source} out"
+        ));
+        assert_good(&lab, "out");
+        assert_eq!(
+            tool(&lab, &["debugfs", "-R", "cat /etc/motd", "out"]).ok(),
+            "welcome\n"
+        );
+        let stat = tool(&lab, &["debugfs", "-R", "stat /etc/motd", "out"]).ok();
+        assert!(
+            words(&stat).contains("Mode: 0640") && words(&stat).contains("User: 7 "),
+            "{stat}"
+        );
+        let label = tool(
+            &lab,
+            &["debugfs", "-R", "ea_get /etc/motd security.selinux", "out"],
+        )
+        .ok();
+        assert!(label.contains("75 3a 65 74 63 00"), "{label}");
+    }
+    fs::remove_file(lab.path("out")).unwrap();
+    fs::write(
+        lab.path("bad.toml"),
+        "\n[[entry]]\npath = \"/a\"\ntype = \"pipe\"\n",
+    )
+    .unwrap();
+    fs::write(
+        lab.path("nothing.toml"),
+        "[[entry]]\npath = \"/none\"\nmode = 0\n",
+    )
+    .unwrap();
+    fs::write(lab.path("bad-contexts"), "/a\n").unwrap();
+    let names = lab.names();
+    for (options, what) in [
+        ("--manifest missing.toml", "missing.toml: read: No such file"),
+        (
+            "--manifest bad.toml",
+            "bad.toml: line 2: there is no type \"pipe\"",
+        ),
+        (
+            "--manifest nothing.toml",
+            "nothing.toml: line 1: there is nothing at \"/none\"",
+        ),
+        ("--file-contexts bad-contexts", "bad-contexts: line 1: "),
+    ] {
+        lab.run(&format!("imgtool mkfs {options} tree new"))
+            .fails(1, &[what]);
+    }
+    assert_eq!(lab.names(), names);
+}

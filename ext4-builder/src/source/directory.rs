@@ -332,7 +332,7 @@ fn without_atime(flags: OFlags, open: impl Fn(OFlags) -> Result<OwnedFd, Errno>)
 }
 
 /// The ranges of a file that hold data.
-fn data(file: &OwnedFd, size: u64) -> Result<Vec<Range<u64>>, Errno> {
+pub(super) fn data(file: &OwnedFd, size: u64) -> Result<Vec<Range<u64>>, Errno> {
     let mut ranges = Vec::new();
     let mut end = 0;
     while end < size {

@@ -10,6 +10,8 @@ mod copying;
 mod directory;
 mod filter;
 mod image;
+mod labels;
+pub mod manifest;
 mod paths;
 mod pattern;
 mod stat;
@@ -23,6 +25,8 @@ pub use archive::copy_archive;
 pub use directory::{Directory, copy_directory};
 pub use filter::{Filter, IdMap};
 pub use image::copy_image;
+pub use labels::FileContexts;
+pub use manifest::Manifest;
 pub use pattern::Pattern;
 
 /// How the copying of a tree is watched and stopped, and by how many threads it is done.

@@ -89,6 +89,31 @@ fn walk(builder: &mut Builder<'_>, path: &[u8], make: bool) -> Result<Option<Nod
     Ok(Some(node))
 }
 
+/// Calls `visit` with everything but the root: its path, the directory that it is in, and itself. What is in a directory
+/// follows it, in the order of names.
+pub(super) fn for_each(builder: &Builder<'_>, mut visit: impl FnMut(&[u8], Node, Node)) {
+    // What is still to be visited, the next one last.
+    let mut left: Vec<(Vec<u8>, Node, Node)> = Vec::new();
+    let add = |left: &mut Vec<_>, way: &[u8], directory: Node| {
+        let start = left.len();
+        left.extend(builder.entries(directory).map(|(name, node)| {
+            let path = match way {
+                b"" => name.to_vec(),
+                _ => [way, b"/", name].concat(),
+            };
+            (path, directory, node)
+        }));
+        left[start..].sort_unstable_by(|(a, ..), (b, ..)| b.cmp(a));
+    };
+    add(&mut left, b"", builder.root());
+    while let Some((path, directory, node)) = left.pop() {
+        visit(&path, directory, node);
+        if builder.is_directory(node) {
+            add(&mut left, &path, node);
+        }
+    }
+}
+
 /// The names in a path.
 fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/')

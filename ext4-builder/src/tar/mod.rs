@@ -45,6 +45,7 @@ use std::ops::Range;
 pub use acl::Names;
 pub use archive::Archive;
 pub use compression::{Decompressed, decompress};
+pub(crate) use pax::decode_base64;
 
 /// How an archive is to be read. By default, strictly.
 #[derive(Clone, Debug, Default)]

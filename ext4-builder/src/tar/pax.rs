@@ -304,7 +304,7 @@ fn decode_percent(name: &[u8]) -> Vec<u8> {
 }
 
 /// Base64, whose padding may be missing.
-fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
     let end = text
         .iter()
         .rposition(|&byte| byte != b'=')

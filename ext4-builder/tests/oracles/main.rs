@@ -7,5 +7,6 @@ mod directories;
 mod empty;
 mod image;
 mod images;
+mod overlays;
 mod trees;
 mod xattrs;

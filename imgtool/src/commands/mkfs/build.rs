@@ -32,6 +32,8 @@ impl Building<'_> {
         options: &Options,
         target: Option<FileId>,
     ) -> Result<Summary> {
+        // What is wrong there is found before anything is written.
+        let overlays = self.tree.overlays()?;
         let mut builder = Builder::new(storage, options.clone())?;
         let watch = Watch::new(self.watch);
         let (total, copied) = (source.len(), AtomicU64::new(0));
@@ -58,7 +60,9 @@ impl Building<'_> {
             control.threads = NonZeroUsize::new(threads.into()).unwrap_or(control.threads);
         }
         let directory = self.tree.directory(target);
-        let copied = source.copy(&mut builder, self.filter, &directory, &read, &control);
+        let copied = source
+            .copy(&mut builder, self.filter, &directory, &read, &control)
+            .and_then(|()| overlays.apply(&mut builder, &control));
         watch.finish();
         copied?;
         builder.finish()

@@ -51,6 +51,7 @@ pub(super) use source::{Source, TreeArgs};
   mmdebstrap bookworm - | imgtool mkfs --size 10G -O qcow2 - root.qcow2
   imgtool mkfs --owner 0:0 --exclude '*.pyc' --exclude /var/cache/* build/ root.img
   imgtool mkfs --uid-map 1000:0:1 --gid-map 1000:0:1 home/ root.img
+  imgtool mkfs --manifest overlay.toml --file-contexts file_contexts rootfs.tar root.img
   imgtool mkfs rootfs.tar disk.qcow2#name:root
   skopeo copy docker://debian:12 oci:debian:12 && imgtool mkfs oci:debian:12 root.img")]
 pub(crate) struct MkfsArgs {

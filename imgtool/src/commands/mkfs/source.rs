@@ -12,9 +12,12 @@ use block::{Error, FileId, Result, escape};
 use clap::Args;
 use ext4_builder::oci::{self, Platform, Reference};
 use ext4_builder::source::{
-    Control, Directory, Filter, IdMap, Pattern, copy_archive, copy_directory, copy_image,
+    Control, Directory, FileContexts, Filter, IdMap, Manifest, Pattern, copy_archive, copy_directory,
+    copy_image,
 };
 use ext4_builder::{Builder, tar};
+
+use crate::images::directory_of;
 
 /// What becomes of the source on the way.
 #[derive(Clone, Debug, Args)]
@@ -34,9 +37,54 @@ pub(in crate::commands) struct TreeArgs {
     /// Make COUNT groups from FROM on those from TO on; others stay
     #[arg(long, value_name = "FROM:TO[:COUNT]")]
     gid_map: Vec<String>,
+    /// Lay what a manifest says over the source: files, directories, links, devices, owners, modes and attributes, in
+    /// TOML
+    #[arg(long, value_name = "FILE")]
+    manifest: Vec<PathBuf>,
+    /// Label everything by the patterns in the `file_contexts` of a policy of `SELinux`
+    #[arg(long, value_name = "FILE")]
+    file_contexts: Option<PathBuf>,
+}
+
+/// What is laid over the source.
+#[derive(Debug, Default)]
+pub(super) struct Overlays {
+    manifests: Vec<(PathBuf, Manifest)>,
+    file_contexts: Option<(PathBuf, FileContexts)>,
+}
+
+impl Overlays {
+    pub(super) fn apply(&self, builder: &mut Builder<'_>, control: &Control<'_>) -> Result<()> {
+        for (path, manifest) in &self.manifests {
+            manifest
+                .apply(builder, control)
+                .map_err(|error| error.with_path(path))?;
+        }
+        if let Some((path, contexts)) = &self.file_contexts {
+            contexts.apply(builder).map_err(|error| error.with_path(path))?;
+        }
+        Ok(())
+    }
 }
 
 impl TreeArgs {
+    /// Reads what is to be laid over the source.
+    pub(super) fn overlays(&self) -> Result<Overlays> {
+        let read =
+            |path: &Path| fs::read_to_string(path).map_err(|error| Error::io("read", error).with_path(path));
+        let mut overlays = Overlays::default();
+        for path in &self.manifest {
+            let manifest = Manifest::parse(&read(path)?, directory_of(path));
+            let manifest = manifest.map_err(|error| error.with_path(path))?;
+            overlays.manifests.push((path.clone(), manifest));
+        }
+        if let Some(path) = &self.file_contexts {
+            let contexts = FileContexts::parse(&read(path)?).map_err(|error| error.with_path(path))?;
+            overlays.file_contexts = Some((path.clone(), contexts));
+        }
+        Ok(overlays)
+    }
+
     pub(in crate::commands) fn filter(&self) -> Result<Filter> {
         let mut filter = Filter {
             uids: id_map("--uid-map", &self.uid_map)?,
