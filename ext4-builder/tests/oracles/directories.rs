@@ -14,7 +14,7 @@ use ext4_builder::source::{Control, Directory, Filter, Pattern, copy_directory};
 use ext4_builder::{Builder, Compat, Free, Options, Size, Summary};
 use tempfile::TempDir;
 
-use crate::image::{Image, MIB, UUID, run};
+use crate::image::{Image, MIB, UUID, given, lose_primary_superblock, run, succeed};
 use crate::trees::CHURN;
 
 const LIST: &str = "cd \"$1\"; find . -not -name lost+found | LC_ALL=C sort; cd /";
@@ -92,6 +92,31 @@ fn nothing_differs_between_a_tree_and_its_filesystem() {
             image.assert_clean("after churn");
         }
     }
+}
+
+#[test]
+fn what_is_hard_survives_use_repair_and_growth() {
+    let (_directory, tree) = hard_tree();
+    let image = image(&given(300 * MIB), &tree, &<(Directory, Filter)>::default());
+    let assert_same = |when: &str| {
+        image.assert_clean(when);
+        // Comparing reads the tree.
+        let found = compare(&image, &tree, "accessed");
+        let (_, rest) = found.trim().split_once(' ').expect("a summary");
+        assert_eq!(rest, "compared", "{when}: {found}");
+    };
+    lose_primary_superblock(&image.path);
+    let output = run(Command::new("e2fsck")
+        .args(["-fy", "-b", "32768", "-B", "4096"])
+        .arg(&image.path));
+    assert_eq!(output.status.code(), Some(1), "{output:#?}");
+    assert_same("recovered from the copy in group 1");
+
+    succeed(Command::new("resize2fs").arg("-f").arg(&image.path).arg("1000M"));
+    assert_same("grown");
+    assert_eq!(image.field("Block count"), (1000 * MIB / 4096).to_string());
+    image.mounted(CHURN);
+    image.assert_clean("after the kernel wrote to every directory");
 }
 
 #[test]
