@@ -90,7 +90,8 @@ pub(crate) struct ConvertArgs {
     /// With -n: the target reads as zeros already
     #[arg(long, requires = "no_create")]
     target_is_zero: bool,
-    /// Write the new image under its own name at once, instead of moving it there when it is complete
+    /// Write the new image under its own name at once, instead of moving it there when it is complete; what a killed run
+    /// leaves there may read as a whole disk
     #[arg(long)]
     in_place: bool,
     /// How the page cache is used for the new image; with all but unsafe it is on disk, safe from a power cut, at the

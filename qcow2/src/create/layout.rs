@@ -14,7 +14,7 @@ use block::{Error, Result};
 
 use super::CreateOptions;
 use crate::address::{ClusterIndex, HostOffset};
-use crate::geometry::{Geometry, MAX_HOST_OFFSET, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
+use crate::geometry::{Geometry, MAX_CLUSTER_BITS, MAX_HOST_OFFSET, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 
 /// Bytes in an entry of an L1, L2 or refcount table.
 pub(crate) const ENTRY: u64 = 8;
@@ -123,7 +123,11 @@ fn too_large(options: &CreateOptions, limit: &str) -> Error {
         options.size,
         options.geometry().cluster_size()
     );
-    Error::invalid(message).with_hint("use larger clusters")
+    Error::invalid(message).with_hint(if options.cluster_bits < MAX_CLUSTER_BITS {
+        "use larger clusters"
+    } else {
+        "there are no larger clusters: make the disk smaller"
+    })
 }
 
 /// Clusters that refcounts take.

@@ -384,3 +384,16 @@ fn refuses_what_cannot_be() {
         });
     });
 }
+
+#[test]
+fn larger_clusters_are_advised_only_where_there_are_any() {
+    for (cluster_bits, advice) in [(16, "use larger clusters"), (21, "make the disk smaller")] {
+        let options = CreateOptions {
+            size: 7 << 60,
+            cluster_bits,
+            ..CreateOptions::default()
+        };
+        let error = options.validate().unwrap_err();
+        assert!(error.hint().unwrap().ends_with(advice), "{error}");
+    }
+}
