@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# The main job on real input: the disk of a Debian system becomes a compressed qcow2 base, three copy-on-write
-# clones are made of it and each is changed, and each is flattened to a raw disk again. After every step
-# somebody else's tool says whether it is right: qemu-img, e2fsck, debugfs.
+# The main job on real input: a Debian system in an archive becomes an ext4 disk, the disk a compressed qcow2 base,
+# three copy-on-write clones are made of it and each is changed, and each is flattened to a raw disk again. After
+# every step somebody else's tool says whether it is right: qemu-img, e2fsck, debugfs, tar.
 #
 #   scripts/demo.sh            with the imgtool just built (make demo builds it first)
-#   IMGTOOL=qemu-img scripts/demo.sh    the same with another program of the same command line
+#   IMGTOOL=qemu-img scripts/demo.sh    the same images with another program of the same command line
 #
-# Everything stays under target/demo. The root filesystem there is made once, the rest anew each time.
+# Everything stays under target/demo. The archive of the system there is made once, the rest anew each time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-imgtool=${IMGTOOL:-$target/release/imgtool}
+built=$target/release/imgtool
+imgtool=${IMGTOOL:-$built}
 demo=$target/demo
 clones=(web db mail)
 
@@ -47,7 +48,7 @@ verified() {
 size() { numfmt --to=iec-i --suffix=B "$1"; }
 room() { size $(($(stat -c %b "$1") * 512)); }
 
-# debian_rootfs DIR: a minimal system of the machine's own release, from the mirror its apt reads.
+# debian_rootfs TAR: a minimal system of the machine's own release, from the mirror its apt reads.
 debian_rootfs() {
     local archive mirror codename proxy=
     # shellcheck disable=SC2016  # apt fills these in.
@@ -56,28 +57,38 @@ debian_rootfs() {
     read -r mirror codename <<<"$archive"
     eval "$(apt-config shell proxy Acquire::http::Proxy)"
     mmdebstrap --quiet --variant=minbase ${proxy:+--aptopt="Acquire::http::Proxy \"$proxy\""} \
-        "$codename" "$1.tar" "deb $mirror $codename main" &&
-        tar -C "$1" --exclude='./dev/*' -xf "$1.tar" && rm "$1.tar"
+        "$codename" "$1" "deb $mirror $codename main"
 }
 
-# host_rootfs DIR: with no network, programs and data of this machine in the shape of a root filesystem.
+# host_rootfs TAR: with no network, programs and data of this machine in the shape of a root filesystem.
 host_rootfs() {
-    mkdir -p "$1"/{etc,root,usr/share,var,tmp}
-    cp -a /usr/bin /usr/sbin "$1/usr/"
-    cp -a /usr/share/zoneinfo "$1/usr/share/" 2>/dev/null || true
-    hostname >"$1/etc/hostname"
+    local tree=$demo/host
+    rm -rf "$tree"
+    mkdir -p "$tree"/{etc,root,usr/share,var,tmp}
+    cp -a /usr/bin /usr/sbin "$tree/usr/"
+    cp -a /usr/share/zoneinfo "$tree/usr/share/" 2>/dev/null || true
+    hostname >"$tree/etc/hostname"
+    tar -C "$tree" --owner=0 --group=0 --numeric-owner -cf "$1" .
+    rm -rf "$tree"
 }
 
 make_rootfs() {
-    rm -rf "$demo/rootfs.new"*
-    mkdir -p "$demo/rootfs.new"
     say "making a Debian root filesystem, once (about a minute)"
-    if ! debian_rootfs "$demo/rootfs.new" 2>"$demo/mmdebstrap.log"; then
+    if ! debian_rootfs "$demo/rootfs.new.tar" 2>"$demo/mmdebstrap.log"; then
         say "that failed (see $demo/mmdebstrap.log): taking this machine's own programs instead"
-        rm -rf "$demo/rootfs.new"*
-        host_rootfs "$demo/rootfs.new"
+        host_rootfs "$demo/rootfs.new.tar"
     fi
-    mv "$demo/rootfs.new" "$demo/rootfs"
+    mv "$demo/rootfs.new.tar" "$demo/rootfs.tar"
+}
+
+# same_tree TAR DISK: debugfs takes the same files out of the disk as tar out of the archive, but for devices.
+same_tree() {
+    rm -rf "$demo/by-tar" "$demo/by-debugfs"
+    mkdir "$demo/by-tar" "$demo/by-debugfs"
+    tar -C "$demo/by-tar" --exclude='./dev/*' -xf "$1" &&
+        debugfs -R "rdump / $demo/by-debugfs" "$2" >/dev/null 2>&1 &&
+        diff -r --no-dereference -x dev -x lost+found "$demo/by-tar" "$demo/by-debugfs" || return
+    rm -rf "$demo/by-tar" "$demo/by-debugfs"
 }
 
 # change NAME BYTES: stands in for the guest, which gives itself a hostname, and a file that no other clone has.
@@ -140,13 +151,13 @@ same_map() {
 
 mkdir -p "$demo"
 heading "A Debian system on an ext4 disk"
-[ -d "$demo/rootfs" ] || make_rootfs
+[ -e "$demo/rootfs.tar" ] || make_rootfs
 SECONDS=0
 rm -f "$demo"/*.{raw,qcow2,payload,found,fuse,pid}
-content=$(du -sB1 "$demo/rootfs" | cut -f1)
-mke2fs -q -t ext4 -L demo -E root_owner=0:0 -d "$demo/rootfs" "$demo/disk.raw" 4G >/dev/null
-say "disk.raw: 4 GiB, $(size "$content") of files, $(room "$demo/disk.raw") on the host"
+timed mkfs "$built" mkfs --size 4G --label demo "$demo/rootfs.tar" "$demo/disk.raw"
+say "disk.raw: 4 GiB, made of an archive of $(size "$(stat -c %s "$demo/rootfs.tar")"), $(room "$demo/disk.raw") on the host"
 verified "e2fsck finds nothing wrong" fsck "$demo/disk.raw"
+verified "debugfs finds the files of the archive, as tar does" same_tree "$demo/rootfs.tar" "$demo/disk.raw"
 
 heading "Raw to a compressed qcow2 base"
 ours compress convert -c -f raw -O qcow2 "$demo/disk.raw" "$demo/base.qcow2"
