@@ -224,6 +224,8 @@ fn sizes_are_what_was_asked_for() {
             let partitions = &table["partitions"];
             let len = lab.path("raw").metadata().unwrap().len();
             assert!(range.contains(&mib(len)), "{options}: {len}");
+            let disk = lab.path("disk").metadata().unwrap().len();
+            assert!(disk.is_multiple_of(512), "{options}: {disk}");
             assert_eq!(partitions[0]["size"], esp * 2048, "{options}");
             let root = &partitions[1];
             assert_eq!(root["start"], (1 + esp) * 2048, "{options}");

@@ -1,5 +1,9 @@
 //! Empty filesystems: their sizes, and what their boot record says.
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
 use block::{MemStorage, Storage};
 use fat_builder::{Builder, Options};
 
@@ -62,10 +66,10 @@ fn mkfs_makes_as_large_clusters_and_as_many_of_them() {
         let ours = Image::built(&of_size(size), |_| ());
         let theirs = tempfile::NamedTempFile::new().unwrap();
         theirs.as_file().set_len(size).unwrap();
-        let mut mkfs = std::process::Command::new("mkfs.fat");
+        let mut mkfs = Command::new("mkfs.fat");
         assert!(run(mkfs.args(["-F", "32"]).arg(theirs.path())).status.success());
         let info = |path: &std::path::Path| {
-            let output = run(std::process::Command::new("minfo").arg("-i").arg(path));
+            let output = run(Command::new("minfo").arg("-i").arg(path));
             String::from_utf8(output.stdout).unwrap()
         };
         let field = |text: &str, name: &str| -> u64 {
@@ -110,7 +114,7 @@ fn the_boot_record_says_what_was_asked_for() {
             .mtools("mdir", &["::"])
             .starts_with(" Volume in drive : is MY ESP     \n")
     );
-    let probe = run(std::process::Command::new("blkid")
+    let probe = run(Command::new("blkid")
         .args(["-p", "-o", "export"])
         .arg(&image.path));
     let probe = String::from_utf8(probe.stdout).unwrap();
@@ -126,6 +130,27 @@ fn the_boot_record_says_what_was_asked_for() {
     let shown: String = free.to_string();
     let listing = image.mtools("mdir", &["::"]).replace(' ', "");
     assert!(listing.contains(&format!("{shown}bytesfree")), "{listing}");
+}
+
+#[test]
+fn a_lost_boot_record_is_recovered_from_its_copy() {
+    let image = Image::built(&of_size(64 * MIB), |builder| {
+        put_file(builder, builder.root(), "file", b"hello\n");
+    });
+    let before = fs::read(&image.path).unwrap();
+    let file = File::options().read(true).write(true).open(&image.path).unwrap();
+    let record = 3 * 512;
+    file.write_all_at(&vec![0; record], 0).unwrap();
+    assert!(
+        !run(Command::new("fsck.fat").arg("-n").arg(&image.path))
+            .status
+            .success()
+    );
+    let mut copy = vec![0; record];
+    file.read_exact_at(&mut copy, 6 * 512).unwrap();
+    file.write_all_at(&copy, 0).unwrap();
+    image.assert_clean("recovered from the copy");
+    assert!(fs::read(&image.path).unwrap() == before);
 }
 
 #[test]

@@ -46,7 +46,7 @@ const ALIGNMENT: u64 = 1 << 20;
 /// Number of the root partition; the EFI system partition is 1.
 const ROOT: u32 = 2;
 
-/// Make a disk that boots, of a directory, an archive or an image
+/// Make a disk that boots, of a directory, an archive or a container image
 ///
 /// The disk gets a GPT, an EFI system partition and a root partition, and boots wherever firmware is UEFI for x86-64.
 /// SOURCE is what `imgtool mkfs` takes: a directory, a tar archive, - for one on standard input, or a container image. All of it
@@ -232,6 +232,7 @@ impl Plan<'_> {
         let Size::Given(disk) = options.size else {
             return Ok((options, None));
         };
+        let disk = size::whole_sectors(disk);
         // The last part of a MiB, or all of one, is for the backup of the partition table.
         let end = (disk / ALIGNMENT * ALIGNMENT).saturating_sub(ALIGNMENT);
         let room = end.saturating_sub(self.root_start());
