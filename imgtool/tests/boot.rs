@@ -1,5 +1,6 @@
 //! A disk that `mkdisk` made boots: firmware (OVMF), systemd-boot, Debian's kernel, and an initrd that finds the root by what
-//! it was told, in QEMU without any acceleration. In there the kernel is the judge of both filesystems, and writes to them.
+//! it was told, in QEMU without any acceleration. In there the kernel is the judge of both filesystems, and writes to them;
+//! and of a FAT volume beside them that has all that is hard about names.
 //!
 //! `scripts/setup.sh test` fetches the kernel, which is not installed.
 
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::Lab;
+use fat_builder::{Builder, Options, Time};
 
 /// Far more than it takes: about 20 seconds, and more on a machine that is busy.
 const LIMIT: Duration = Duration::from_secs(400);
@@ -60,7 +62,14 @@ for number in $(seq 200); do echo $number >"/esp/many/the file with the number $
 rm /esp/loader/entries.srel
 echo written by the kernel >/root/etc/answer
 dmesg | grep -i -e 'fat-fs' -e 'ext4-fs.*\(error\|warning\)' | sed 's/^/guest: /'
-umount /esp /root && echo "guest: done"
+mount -t vfat -o rw,check=strict,utf8,tz=UTC /dev/vdb /fat || echo "guest: no vfat"
+cd /fat
+find . -type f -exec md5sum {} + | sed 's/^/guest: sum /'
+echo "guest: times $(find . -mindepth 1 -exec stat -c %Y {} + | sort -u)"
+for number in $(seq 300); do cp "A directory/The quick brown.fox" "a copy of a file, number $number"; done
+find . -name 'number *' -exec rm {} +
+cd /
+umount /esp /root /fat && echo "guest: done"
 poweroff -f
 "#;
 
@@ -92,6 +101,7 @@ fn make_system(lab: &Lab, greeting: &str) -> String {
         "initrd/proc",
         "initrd/root",
         "initrd/esp",
+        "initrd/fat",
     ] {
         fs::create_dir_all(lab.path(directory)).unwrap();
     }
@@ -147,9 +157,11 @@ fn boot(lab: &Lab, disk: &str) -> String {
         ])
         .args(["-drive", "if=pflash,format=raw,file=vars"])
         .args(["-drive", &format!("if=none,id=disk,format=qcow2,file={disk}")])
+        .args(["-drive", "if=none,id=fat,format=raw,file=fat"])
+        .args(["-device", "virtio-blk-pci,drive=fat,addr=5"])
         .args([
             "-device",
-            "virtio-blk-pci,drive=disk,bootindex=0",
+            "virtio-blk-pci,drive=disk,bootindex=0,addr=4",
             "-serial",
             "file:console",
         ])
@@ -171,33 +183,108 @@ fn boot(lab: &Lab, disk: &str) -> String {
     }
 }
 
+/// Names with all that is hard about them; the last is as long as can be.
+fn names() -> Vec<String> {
+    let names = [
+        "BOOTX64.EFI",
+        "bootx64.bak",
+        "The quick brown.fox",
+        "THEQUI~1.FOX",
+        " leading space",
+        ".profile",
+        "..two",
+        "[+,;=]",
+        "grüße aus köln.txt",
+        "日本語のとても長いファイル名.conf",
+        "\u{1F600} face",
+        "exactly 13 ch",
+    ];
+    let many = (0..300).map(|number| format!("number {number} of many"));
+    let long = "long ".repeat(51).replace(' ', "_");
+    names
+        .map(str::to_owned)
+        .into_iter()
+        .chain(many)
+        .chain([long])
+        .collect()
+}
+
+/// Makes the volume `fat`, and the same files in the directory `expected`.
+fn make_volume(lab: &Lab) {
+    let storage = raw::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(lab.path("fat"))
+        .unwrap();
+    let time = Time { secs: 1_700_000_000 };
+    let options = Options {
+        time,
+        ..Options::new(48 << 20, 0x1234_5678)
+    };
+    let mut builder = Builder::new(&storage, options).unwrap();
+    let mut directory = builder.root();
+    let mut path = lab.path("expected");
+    for below in ["A directory", "日本語", "DEEPER"] {
+        directory = builder.directory(directory, below.as_bytes(), time).unwrap();
+        path.push(below);
+        fs::create_dir_all(&path).unwrap();
+        for (number, name) in names().iter().enumerate() {
+            let len = [0, 1, 511, 512, 513, 700_000][number % 6] >> (number / 60);
+            let bytes: Vec<u8> = (0..len).map(|i: usize| (i * (number + 3) / 5) as u8).collect();
+            builder
+                .file(directory, name.as_bytes(), time, len as u64, &mut &bytes[..])
+                .unwrap();
+            fs::write(path.join(name), bytes).unwrap();
+        }
+    }
+    builder.finish().unwrap();
+}
+
 #[test]
 fn a_disk_boots_from_firmware_to_its_root_and_the_kernel_writes_to_both_filesystems() {
     let lab = Lab::new();
     let greeting = "hello from the root";
     let version = make_system(&lab, greeting);
-    lab.imgtool("mkdisk -q --append console=ttyS0 -O qcow2 --size 700M tree disk");
+    make_volume(&lab);
+    let line = "imgtool mkdisk -q -O qcow2 --size 700M tree disk --append";
+    let words: Vec<&str> = line.split(' ').chain(["console=ttyS0 quiet panic=-1"]).collect();
+    lab.run_words(&words).ok();
     let console = boot(&lab, "disk");
-    let said: Vec<&str> = console
+    let said = console
         .lines()
-        .filter_map(|line| line.trim_end().strip_prefix("guest: "))
-        .collect();
+        .filter_map(|line| line.trim_end().strip_prefix("guest: "));
+    let (mut sums, said): (Vec<&str>, Vec<&str>) = said.partition(|line| line.starts_with("sum "));
     let expected = [
         "root on /dev/vda2 says hello from the root",
         "the kernel is on both",
         "the initrd is on both",
         "7 files on the ESP",
+        "times 1700000000",
         "done",
     ];
     assert_eq!(said, expected, "{console}");
+
+    let script = "cd expected; find . -type f -exec md5sum {} + | sed 's/^/sum /'";
+    let theirs = lab.run_words(&["sh", "-ec", script]).ok();
+    let mut theirs: Vec<&str> = theirs.lines().collect();
+    sums.sort_unstable();
+    theirs.sort_unstable();
+    assert_eq!(theirs.len(), 3 * names().len());
+    assert!(sums == theirs, "{sums:#?}\n{theirs:#?}");
 
     lab.qemu_img("check -q disk");
     for name in ["ESP", "root"] {
         lab.imgtool(&format!("convert -O raw disk#name:{name} {name}"));
     }
     let path = "PATH=/usr/sbin:/sbin:/usr/bin:/bin";
-    let fsck = lab.run_words(&["env", path, "fsck.fat", "-n", "ESP"]).ok();
-    assert_eq!(fsck.lines().count(), 2, "after the kernel wrote to it: {fsck}");
+    for volume in ["ESP", "fat"] {
+        let fsck = lab.run_words(&["env", path, "fsck.fat", "-n", volume]).ok();
+        assert_eq!(
+            fsck.lines().count(),
+            2,
+            "after the kernel wrote to {volume}: {fsck}"
+        );
+    }
     let listing = lab.run_words(&["mdir", "-b", "-/", "-i", "ESP", "::"]).ok();
     for name in [
         "::/loader/entries/another entry with a long name.conf",
