@@ -6,7 +6,7 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo check deny bench compare fuzz install clean
+.PHONY: help build test demo check deny bench compare comparefs fuzz install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ compare: ## Whole commands beside qemu-img's; `make compare WHAT=snapshot` runs 
 	scripts/setup.sh test
 	$(CARGO) build --release --package imgtool
 	scripts/compare.sh "$(WHAT)"
+
+comparefs: ## imgtool mkfs beside mke2fs -d: processor time and memory
+	scripts/setup.sh test
+	$(CARGO) build --release --package imgtool
+	scripts/comparefs.sh $(WHAT)
 
 fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a C++ compiler
 	scripts/fuzz.sh
