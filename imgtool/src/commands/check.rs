@@ -293,6 +293,10 @@ impl CheckArgs {
             ("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed)),
             ("lost-tables", repaired.map_or(0, |repaired| repaired.lost_tables)),
             (
+                "cut-l1-tables",
+                repaired.map_or(0, |repaired| repaired.l1_is_cut.into()),
+            ),
+            (
                 "spared-tables",
                 repaired.map_or(0, |repaired| repaired.spared_tables),
             ),
@@ -316,6 +320,18 @@ fn print_left(err: &mut dyn Write, repaired: &RepairReport) -> io::Result<()> {
             err,
             "Not written to, since they may be the guest's data: {} tables whose clusters something else references too",
             repaired.spared_tables
+        )?;
+    }
+    let errors = repaired
+        .after
+        .corruptions
+        .saturating_add(repaired.after.check_errors);
+    if repaired.l1_is_cut && (errors > 0 || repaired.after.leaks > 0) {
+        writeln!(
+            err,
+            "Not freed, nor the file made longer, which would hide what it lacks: its active L1 table is not all there, and what \
+             the missing entries named can't be told from what is free. Fetch the rest of the file if there is another copy; \
+             `imgtool convert` copies what can still be read"
         )?;
     }
     if repaired.lost_tables > 0 && repaired.after.leaks > 0 {

@@ -170,6 +170,8 @@ const DANGLING: u64 = 1 << 16;
 struct ForRepair {
     /// Something that may reference clusters could not be read: a refcount may be right that seems too high.
     incomplete: bool,
+    /// So could the active L1 table not: the file ends before it does, or it lies nowhere.
+    l1_is_cut: bool,
     /// The clusters soon behind the end of the file that something references although they are not there.
     dangling: BTreeSet<u64>,
     /// Something reaches past the end of the file by a cluster or more.
@@ -246,7 +248,8 @@ impl<'a> Checker<'a> {
         let snapshot_tables = self.count_snapshots(&header)?;
         let active = table_range(header.l1_offset, header.l1_entries.into());
         // Without the L1 table everything seems to leak.
-        self.for_repair.incomplete |= !active.is_empty() && (active.start == 0 || active.end > self.file_len);
+        let l1_is_cut = !active.is_empty() && (active.start == 0 || active.end > self.file_len);
+        self.for_repair.l1_is_cut = l1_is_cut;
         self.count_tables(active, &snapshot_tables)?;
         if let Some(bitmaps) = &header.extensions.bitmaps
             && header.autoclear.contains(AutoclearFeatures::BITMAPS)

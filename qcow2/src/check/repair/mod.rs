@@ -17,7 +17,9 @@
 //! So at any time a cluster in use is counted before it may be relied on, and what the image reads as never changes.
 //! Guest data is never written to, nor is a cluster of a table that something else references too. Where it is not sure that
 //! every reference was counted (a table is missing, or too much of it is nonsense), refcounts that seem too high are left: a
-//! leak harms nobody, and may be the only copy of what a damaged entry named.
+//! leak harms nobody, and may be the only copy of what a damaged entry named. A new structure then counts whatever holds
+//! something, and does not make a file longer that ends inside its active L1 table: no one would know any more that entries
+//! are missing.
 //!
 //! Like the check, it costs what the file holds, whatever that claims.
 
@@ -40,7 +42,7 @@ use byteorder::{BE, ByteOrder};
 
 use self::backup::BackupWriter;
 use self::refcounts::Direction;
-use self::room::in_best_room;
+use self::room::{Room, in_best_room, is_no_space};
 use self::staged::Staged;
 use self::tables::Mend;
 use super::{CheckOptions, CheckProgress, CheckReport, Checker};
@@ -171,11 +173,12 @@ fn repair_storage(
         spared_tables: BTreeSet::new(),
     };
     let (before, last) = engine.run()?;
-    let lost_tables = last.for_repair.lost_tables;
+    let (lost_tables, l1_is_cut) = (last.for_repair.lost_tables, last.for_repair.l1_is_cut);
     let after = last.recorder.report;
     let report = RepairReport::new(before, after, engine.changes, staged.written());
     Ok(RepairReport {
         lost_tables,
+        l1_is_cut,
         spared_tables: engine.spared_tables.len() as u64,
         ..report
     })
@@ -261,9 +264,11 @@ impl<'a> Engine<'a> {
     }
 
     /// Takes a step, if there is a need. Returns whether it has changed anything, which is then durable.
-    fn take(&mut self, step: Step, checker: &mut Checker<'_>) -> Result<bool> {
-        let (distrusted, incomplete) = (checker.for_repair.distrusted, checker.for_repair.incomplete);
-        let lost = checker.for_repair.lost_tables > 0 && self.what == RepairKind::All;
+    fn take(&mut self, step: Step, checker: &mut Checker<'a>) -> Result<bool> {
+        let known = &checker.for_repair;
+        let (distrusted, unread) = (known.distrusted, known.incomplete);
+        let incomplete = unread || known.l1_is_cut;
+        let lost = known.lost_tables > 0 && self.what == RepairKind::All;
         match step {
             Step::L1Size => self.cut_l1(checker),
             Step::Preallocated => {
@@ -271,14 +276,10 @@ impl<'a> Engine<'a> {
                 self.finish(Change::Preallocated { entries }, entries)
             }
             Step::Refcounts if distrusted || checker.lacks_blocks() => {
-                if incomplete {
+                if unread {
                     return Ok(false);
                 }
-                if lost {
-                    checker.keep_unreferenced()?;
-                }
-                self.rebuild(checker)?;
-                Ok(true)
+                self.rebuild(checker)
             }
             // With blocks that can't be trusted, nothing can be done that needs refcounts.
             _ if distrusted => Ok(false),
@@ -337,14 +338,31 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    /// Gives the image a new refcount structure.
-    fn rebuild(&mut self, checker: &mut Checker<'_>) -> Result<()> {
+    /// Gives the image a new refcount structure, if there is room for it. Where something may be lost, it counts what nothing
+    /// references too.
+    fn rebuild(&mut self, checker: &mut Checker<'a>) -> Result<bool> {
         let geometry = checker.geometry;
         let old = checker.uncount_refcount_structure();
+        let known = &checker.for_repair;
+        if known.incomplete || known.l1_is_cut || known.lost_tables > 0 {
+            checker.keep_unreferenced()?;
+        }
+        let counted = checker.count_dangling()?;
         let budget = rebuild::budget(checker.host_bytes);
-        let new = in_best_room(checker, self.staged.can_grow(), &old, |room| {
-            rebuild::build(self.staged, geometry, room, budget)
-        })?;
+        let can_grow = self.staged.can_grow() && !checker.needs_its_end();
+        let mut build = |room: &mut Room<'_>| rebuild::build(self.staged, geometry, room, budget);
+        let mut new = in_best_room(checker, can_grow && counted.is_empty(), &old, &mut build);
+        if !counted.is_empty() && is_no_space(&new) {
+            for cluster in counted {
+                checker.references.remove(cluster);
+            }
+            new = in_best_room(checker, can_grow, &old, &mut build);
+        }
+        if checker.needs_its_end() && is_no_space(&new) {
+            *checker = self.check(self.steps().len() as u32)?;
+            return Ok(false);
+        }
+        let new = new?;
         self.staged.commit()?;
         let mut fields = [0; 12];
         BE::write_u64(&mut fields, new.table.0);
@@ -355,7 +373,7 @@ impl<'a> Engine<'a> {
             table: new.table,
             bytes: new.bytes,
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Clears the dirty and corrupt bits of an image that is neither any more.
@@ -392,6 +410,34 @@ impl Checker<'_> {
             at = end;
         }
         Ok(())
+    }
+
+    /// Counts clusters soon behind the end of the file that something references, unless their refcounts were not 1 before.
+    /// So COPIED remains right in entries that name them, even in tables that can't be written to, and nobody takes them
+    /// for free ones. Gives what was counted.
+    fn count_dangling(&mut self) -> Result<Vec<ClusterIndex>> {
+        let dangling = self
+            .for_repair
+            .dangling
+            .iter()
+            .map(|&cluster| ClusterIndex(cluster));
+        let counts = |cluster: &ClusterIndex| {
+            self.stored.is_one(*cluster) != Some(false) && self.references.get(*cluster) == 0
+        };
+        let clusters: Vec<_> = dangling.filter(counts).collect();
+        for &cluster in &clusters {
+            self.references.add(cluster, 1)?;
+        }
+        Ok(clusters)
+    }
+
+    /// Whether the file must not become longer, since it could not be seen any more that it lacks entries of the active L1
+    /// table: they would read as zeros, and the next repair would free what they named. (A table without any entry is
+    /// [suspected](Self::judge_empty_l1) by itself.)
+    fn needs_its_end(&self) -> bool {
+        let dirty = self.header.incompatible.contains(IncompatibleFeatures::DIRTY);
+        let known = &self.for_repair;
+        known.l1_is_cut && self.header.l1_offset.0 != 0 && (known.has_tables || dirty)
     }
 
     /// Takes back the references to the refcount table and its blocks, and gives their clusters.

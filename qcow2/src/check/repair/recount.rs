@@ -40,7 +40,12 @@ impl<'a> Recount<'a> {
         let checker = Checker::run(storage, 1, Box::new(progress))?;
         let (report, known) = (&checker.recorder.report, &checker.for_repair);
         let wrong = report.corruptions - known.missing_flags.min(report.corruptions);
-        if wrong == 0 && report.check_errors == 0 && !known.incomplete && !known.distrusted {
+        if wrong == 0
+            && report.check_errors == 0
+            && !known.incomplete
+            && !known.l1_is_cut
+            && !known.distrusted
+        {
             return Ok(Self(checker));
         }
         let message = format!(

@@ -104,6 +104,10 @@ pub struct RepairReport {
     /// over, or that is empty while clusters leak. If there are any, clusters that nothing references may be the only copy of what they named: a repair of
     /// everything leaves these leaks, and one of [leaks](super::RepairKind::Leaks) alone does not.
     pub lost_tables: u64,
+    /// The file ends before its active L1 table does, or the table lies nowhere. What its missing entries named is lost, unless
+    /// somebody finds the L2 tables: leaks are left, and refcounts are only made anew if there is room in the file as it is,
+    /// or none of the table is there.
+    pub l1_is_cut: bool,
     /// Tables that have wrong entries and were left alone, since something else references their clusters too, or they do
     /// not look like tables.
     pub spared_tables: u64,

@@ -99,6 +99,11 @@ pub(super) fn can_grow(storage: &dyn Storage) -> bool {
     !same_len.is_err_and(|error| error.kind() == ErrorKind::Unsupported)
 }
 
+/// Whether there was no room.
+pub(super) fn is_no_space<T>(result: &Result<T>) -> bool {
+    matches!(result, Err(error) if error.kind() == ErrorKind::NoSpace)
+}
+
 /// Does what takes clusters, which are referenced from then on, in the best room that has enough. Those in `old` are
 /// not taken.
 pub(super) fn in_best_room<T>(
@@ -115,18 +120,17 @@ pub(super) fn in_best_room<T>(
     let references = &mut checker.references;
     let mut inside = |references: &mut _| place(&mut Room::within(references, whole, old.clone()));
     let first = inside_first.then(|| inside(references));
-    let no_room = |result: &Result<T>| matches!(result, Err(error) if error.kind() == ErrorKind::NoSpace);
     match first {
-        Some(result) if !can_grow || !no_room(&result) => return result,
+        Some(result) if !can_grow || !is_no_space(&result) => return result,
         _ => {}
     }
     let behind = place(&mut Room::behind(references, end, limit, dangling));
-    if inside_first || !no_room(&behind) {
+    if inside_first || !is_no_space(&behind) {
         return behind;
     }
     match place(&mut Room::within(references, whole, old.clone())) {
         // Why the file cannot grow says more than that nothing in it is free.
-        within if no_room(&within) => behind,
+        within if is_no_space(&within) => behind,
         within => within,
     }
 }

@@ -15,7 +15,7 @@ use crate::address::HostOffset;
 use crate::check::Checker;
 use crate::check::metadata::{SNAPSHOT_ENTRY, SNAPSHOT_EXTRA, SnapshotTableRepair};
 use crate::check::repair::refcounts::Direction;
-use crate::check::repair::room::in_best_room;
+use crate::check::repair::room::{in_best_room, is_no_space};
 use crate::header::{Header, Version};
 use crate::snapshot::MAX_EXTRA_DATA;
 
@@ -24,9 +24,9 @@ const KNOWN_EXTRA: usize = 24;
 /// Where the header has the number of snapshots; the table's place follows.
 const NB_SNAPSHOTS: u64 = 60;
 
-impl Engine<'_> {
+impl<'a> Engine<'a> {
     /// Writes the snapshot table anew if it is damaged. Returns whether it was.
-    pub(super) fn mend_snapshot_table(&mut self, checker: &mut Checker<'_>) -> Result<bool> {
+    pub(super) fn mend_snapshot_table(&mut self, checker: &mut Checker<'a>) -> Result<bool> {
         let Some(damage) = checker.for_repair.snapshot_table else {
             return Ok(false);
         };
@@ -35,14 +35,17 @@ impl Engine<'_> {
         let mut place = HostOffset(0);
         if !table.is_empty() {
             let clusters = checker.geometry.clusters(table.len() as u64);
-            let start = in_best_room(checker, self.staged.can_grow(), &BTreeSet::new(), |room| {
-                room.take(clusters)
-            })?;
+            let can_grow = self.staged.can_grow() && !checker.needs_its_end();
+            let start = in_best_room(checker, can_grow, &BTreeSet::new(), |room| room.take(clusters));
+            if checker.needs_its_end() && is_no_space(&start) {
+                return Ok(false);
+            }
+            let start = start?;
             if checker.has_blocks_for(start..start + clusters) {
                 checker.mend_refcounts(self.staged, Direction::Raise)?;
                 self.staged.commit()?;
-            } else {
-                self.rebuild(checker)?;
+            } else if !self.rebuild(checker)? {
+                return Ok(false);
             }
             place = HostOffset(start << checker.geometry.cluster_bits);
             self.staged.write_all_at(&table, place.0)?;

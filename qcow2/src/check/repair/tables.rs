@@ -47,8 +47,12 @@ impl Checker<'_> {
 
     /// Sets the COPIED flags of the active L1 table.
     fn mend_l1(&mut self, staged: &Staged<'_>, mend: Mend) -> Result<u64> {
-        let l1 = table_range(self.header.l1_offset, self.header.l1_entries.into());
-        if l1.start == 0 || l1.end > self.file_len {
+        let mut l1 = table_range(self.header.l1_offset, self.header.l1_entries.into());
+        // Of one that is cut, the entries that are there whole.
+        l1.end = l1
+            .end
+            .min(l1.start + self.file_len.saturating_sub(l1.start) / 8 * 8);
+        if l1.start == 0 {
             return Ok(0);
         }
         let mut changed = 0;

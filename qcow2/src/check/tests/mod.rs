@@ -1,6 +1,7 @@
 //! Checks against the original: every figure that `qemu-img check` gives, on sound images and damaged ones.
 
 mod corpus;
+mod cut;
 mod damage;
 mod hostile;
 mod overlap;
