@@ -355,7 +355,10 @@ impl<'s> Builder<'s> {
         if links >= MAX_LINKS {
             return refuse("a file has 65,000 names at most");
         }
+        // What is replaced may be a directory that its only other name is in: that must not be the end of its contents.
+        self.tree.record_mut(node).links += 1;
         self.unlink(parent, name);
+        self.tree.record_mut(node).links -= 1;
         self.tree.link(parent, name, node)
     }
 

@@ -5,6 +5,7 @@
 mod archives;
 mod directories;
 mod empty;
+mod generated;
 mod image;
 mod images;
 mod overlays;

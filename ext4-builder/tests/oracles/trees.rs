@@ -326,3 +326,21 @@ fn a_size_that_is_too_small_says_which_would_do() {
     build(enough - 4096).expect_err("less");
     build(enough).expect("what was said to do");
 }
+
+/// As an archive may have it: a directory, a file in it, and then another name of that file in the directory's place.
+#[test]
+fn a_link_in_the_place_of_the_directory_with_its_only_other_name_keeps_the_contents() {
+    let image = Image::built(&given(16 * MIB), |builder, storage| {
+        let root = builder.root();
+        let directory = builder.directory(root, b"a", &metadata(1)).expect("directory");
+        let file = put_file(builder, storage, directory, b"file", 6, &[(0, b"hello\n")]);
+        builder.settle();
+        builder.hard_link(root, b"a", file).expect("link");
+        put_file(builder, storage, root, b"other", 6, &[(0, b"world\n")]);
+    });
+    image.assert_clean("linked");
+    assert_eq!(
+        image.mounted("cat \"$1\"/a \"$1\"/other; stat -c %h \"$1\"/a"),
+        "hello\nworld\n1\n"
+    );
+}
