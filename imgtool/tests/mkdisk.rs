@@ -475,6 +475,7 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
         ("tree tree", "tree: "),
         ("tree.tar tree.tar", "the target is the archive that is read"),
         ("tree none/new", "make the directory none first"),
+        ("tree -", "cannot be written to standard output"),
     ] {
         lab.run(&format!("imgtool mkdisk {line}")).fails(1, &[words]);
     }

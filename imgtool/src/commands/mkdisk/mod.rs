@@ -129,10 +129,7 @@ impl MkdiskArgs {
         let plan = self.plan(target)?;
         // What it boots on is known.
         let source = Source::open(source, Some("linux/amd64"))?;
-        if source.is(target) {
-            let error = Error::invalid("the target is the archive that is read").with_path(target);
-            return Err(error.with_hint("give the new image another name").into());
-        }
+        source.refuse_as_target(target)?;
         let image = new_image(&self.target_format, options).map_err(|error| error.with_path(target))?;
         let made = plan.make(source, image)?;
         if !self.watch.quiet {

@@ -101,10 +101,7 @@ impl MkfsArgs {
         let filter = self.tree.filter()?;
         let source = Source::open(source, self.container.platform.as_deref())?;
         let name = ImageName::parse(target)?;
-        if source.is(&name.path) {
-            let error = Error::invalid("the target is the archive that is read").with_path(target);
-            return Err(error.with_hint("give the new image another name").into());
-        }
+        source.refuse_as_target(&name.path)?;
         let is_new = name.partition.is_none() && !is_block_device(&name.path);
         let config = self.container.keep(&source, is_new.then_some(&*name.path))?;
         let cancel = interrupt::watch()?;

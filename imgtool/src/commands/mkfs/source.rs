@@ -182,8 +182,26 @@ impl Source {
         }
     }
 
+    /// Refuses a target that is this source, or standard output: what is written does not come in order.
+    pub(in crate::commands) fn refuse_as_target(&self, target: &Path) -> Result<()> {
+        let (wrong, hint) = if target == Path::new("-") {
+            (
+                "a filesystem cannot be written to standard output",
+                "name a file, and copy that; a file of this name is ./-",
+            )
+        } else if self.is(target) {
+            (
+                "the target is the archive that is read",
+                "give the new image another name",
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(wrong).with_path(target).with_hint(hint))
+    }
+
     /// Whether it is this file.
-    pub(in crate::commands) fn is(&self, other: &Path) -> bool {
+    fn is(&self, other: &Path) -> bool {
         let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
         let own = match self {
             Self::Directory(_) => return false,
