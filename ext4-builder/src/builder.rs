@@ -29,8 +29,8 @@ const MAX_TARGET: usize = 4095;
 /// Makes one filesystem on a storage.
 ///
 /// Entries may come in any order in which directories come before what is in them. Data is placed when a file comes, and is
-/// for the caller to write; all metadata is written by [`finish`](Self::finish), and the superblock last. Until then the
-/// storage holds no filesystem, also when a builder is dropped.
+/// for the caller to write; all metadata is written by [`finish`](Self::finish), and the superblock last. The storage holds
+/// what it did until the first data is placed, and from then on no filesystem, also when a builder is dropped.
 ///
 /// Of two entries by one name, the last wins.
 #[derive(Debug)]
@@ -46,11 +46,13 @@ pub struct Builder<'s> {
     /// Runs of files that have more than one, or start with a hole.
     pub(crate) runs: Vec<Vec<Extent>>,
     pub(crate) xattrs: XattrSets,
+    /// Nothing on the storage is taken for a filesystem any more.
+    erased: bool,
 }
 
 impl<'s> Builder<'s> {
-    /// Starts a filesystem of a root directory and `lost+found`. What the storage held is lost, though not all of it is
-    /// overwritten.
+    /// Starts a filesystem of a root directory and `lost+found`. What the storage held is lost when the first data is
+    /// placed, though not all of it is overwritten.
     ///
     /// # Errors
     /// `InvalidInput` for options that cannot be, before anything is written; `Io`, `NoSpace`, and `Unsupported` for a
@@ -88,6 +90,7 @@ impl<'s> Builder<'s> {
             tree: Tree::new(record(&options, &root, FileType::Directory)),
             runs: Vec::new(),
             xattrs: XattrSets::default(),
+            erased: false,
             options,
         };
         let lost_and_found = Metadata {
@@ -99,7 +102,6 @@ impl<'s> Builder<'s> {
             builder.check_size(size)?;
             builder.disk.grow(size)?;
         }
-        builder.disk.erase()?;
         Ok(builder)
     }
 
@@ -212,6 +214,9 @@ impl<'s> Builder<'s> {
         }
         let blocks = self.data_blocks(size, data)?;
         let record = self.record(metadata, FileType::Regular);
+        if !blocks.is_empty() {
+            self.erase()?;
+        }
         let (extents, placement) = self.place(size, data, &blocks)?;
         let content = match extents[..] {
             [] => Content::Empty,
@@ -501,8 +506,19 @@ impl<'s> Builder<'s> {
     /// # Errors
     /// `NoSpace` where a given size is too small, with the size that would do; `Io`. The storage then holds no
     /// filesystem, unless it is the very last sync that failed.
-    pub fn finish(self) -> Result<Summary> {
+    pub fn finish(mut self) -> Result<Summary> {
+        self.erase()?;
         crate::finish::finish(self)
+    }
+
+    /// Removes what the storage held, before the first byte is written and not earlier: where a source turns out to be
+    /// none, nothing is lost.
+    fn erase(&mut self) -> Result<()> {
+        if !self.erased {
+            self.disk.erase()?;
+            self.erased = true;
+        }
+        Ok(())
     }
 
     /// An inode of this metadata, and nothing else yet.

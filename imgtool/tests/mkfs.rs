@@ -683,3 +683,18 @@ fn manifests_and_labels_are_laid_over_any_source() {
     }
     assert_eq!(lab.names(), names);
 }
+
+#[test]
+fn a_source_that_is_none_does_not_cost_what_a_partition_holds() {
+    let lab = lab();
+    lab.imgtool("create -q -f qcow2 disk 64M");
+    lab.imgtool("partition create -q disk name=root");
+    lab.imgtool("mkfs -q tree disk#1");
+    let before = lab.imgtool("fs tree disk#1");
+    fs::write(lab.path("garbage"), [7; 5000]).unwrap();
+    for source in ["garbage", "/dev/null"] {
+        lab.run(&format!("imgtool mkfs {source} disk#1"))
+            .fails(1, &[source]);
+        assert_eq!(lab.imgtool("fs tree disk#1"), before, "{source}");
+    }
+}
