@@ -93,6 +93,7 @@ mod extent;
 mod format;
 pub mod gate;
 mod mem;
+pub mod size;
 pub mod slice_cache;
 mod storage;
 #[cfg(any(test, feature = "test-utils"))]

@@ -19,7 +19,6 @@ mod layers;
 mod option_list;
 mod output;
 mod picture;
-mod size;
 mod snapshots;
 mod target;
 mod targets;
@@ -29,6 +28,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::process::ExitCode;
 
+use block::size;
 use clap::{CommandFactory, FromArgMatches};
 
 use commands::Cli;

@@ -1,6 +1,6 @@
 //! Sizes as people write them: `10G`, `1.5T`, `0x1000`, `512`.
 
-use block::{Error, Result, escape};
+use crate::{Error, Result, escape};
 
 /// Largest size of a disk: a file cannot be longer.
 const MAX: u64 = i64::MAX as u64;
@@ -16,15 +16,15 @@ const HINT: &str =
 ///
 /// # Errors
 /// `InvalidInput` for everything else, for a fraction of a byte without a suffix, and for 2^63 or more.
-pub(crate) fn parse(text: &str) -> Result<u64> {
+pub fn parse(text: &str) -> Result<u64> {
     bytes(text).map_err(|why| Error::invalid(no_size(text, why)).with_hint(HINT))
 }
 
-/// [`parse`] for the value of an option, which an error names.
+/// [`parse()`] for the value of an option, which an error names.
 ///
 /// # Errors
 /// As there.
-pub(crate) fn of(option: &str, text: &str) -> Result<u64> {
+pub fn of(option: &str, text: &str) -> Result<u64> {
     let named = |why| Error::invalid(format!("{option}: {}", no_size(text, why))).with_hint(HINT);
     bytes(text).map_err(named)
 }
@@ -40,11 +40,11 @@ fn bytes(text: &str) -> Result<u64, &'static str> {
         .ok_or("it is larger than a disk can be (2^63 - 1 bytes)")
 }
 
-/// [`parse`] for a new disk, whose size is this in whole sectors.
+/// [`parse()`] for a new disk, whose size is this in whole sectors.
 ///
 /// # Errors
 /// As there.
-pub(crate) fn parse_disk(text: &str) -> Result<u64> {
+pub fn parse_disk(text: &str) -> Result<u64> {
     let bytes = parse(text)?;
     if whole_sectors(bytes) > MAX {
         let why = "in whole sectors it is larger than a disk can be (2^63 - 1 bytes)";
@@ -54,20 +54,27 @@ pub(crate) fn parse_disk(text: &str) -> Result<u64> {
 }
 
 /// `bytes` rounded up to whole sectors; at most 2^63 - 1 of them.
-pub(crate) fn whole_sectors(bytes: u64) -> u64 {
+pub fn whole_sectors(bytes: u64) -> u64 {
     bytes.next_multiple_of(SECTOR)
 }
 
 /// A new size of a disk: as it is, or what is added to or taken from the size it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NewSize {
+pub enum NewSize {
+    /// So many bytes.
     To(u64),
+    /// So many bytes more than there are.
     Grow(u64),
+    /// So many bytes less than there are.
     Shrink(u64),
 }
 
 impl NewSize {
-    pub(crate) fn parse(text: &str) -> Result<Self> {
+    /// A size, with a sign if it is a difference.
+    ///
+    /// # Errors
+    /// As [`parse()`].
+    pub fn parse(text: &str) -> Result<Self> {
         match (text.strip_prefix('+'), text.strip_prefix('-')) {
             (Some(more), _) => parse(more).map(Self::Grow),
             (_, Some(less)) => parse(less).map(Self::Shrink),
@@ -76,7 +83,10 @@ impl NewSize {
     }
 
     /// The size that a disk of `size` bytes gets, in whole sectors.
-    pub(crate) fn of(self, size: u64) -> Result<u64> {
+    ///
+    /// # Errors
+    /// `InvalidInput` where nothing would be left, or more than 2^63 - 1 bytes.
+    pub fn of(self, size: u64) -> Result<u64> {
         let new = match self {
             Self::To(new) => Some(new),
             Self::Grow(more) => size.checked_add(more),

@@ -1,0 +1,10 @@
+//! Templates of disk images, copy-on-write clones of them, and what a launcher is told to boot them.
+//!
+//! A [`Machine`] is what hardware, disks and network one instance has. It is put together from [`Settings`]: those of a
+//! template, of profiles, and of the instance itself, of which the later win.
+
+mod machine;
+mod settings;
+
+pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
+pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};
