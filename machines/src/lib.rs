@@ -2,9 +2,11 @@
 //!
 //! A [`Machine`] is what hardware, disks and network one instance has. It is put together from [`Settings`]: those of a
 //! template, of profiles, and of the instance itself, of which the later win.
+//! A [`Store`](store::Store) keeps templates and instances.
 
 mod machine;
 mod settings;
+pub mod store;
 
 pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
 pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};

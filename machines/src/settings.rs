@@ -64,6 +64,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// These settings, and `later` ones where those say something. What is listed is replaced as a whole.
     #[must_use]
     pub fn then(self, later: Self) -> Self {

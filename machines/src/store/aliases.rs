@@ -1,0 +1,47 @@
+//! Aliases: names that people give to templates.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use block::{Error, Result};
+
+use super::document::{self, load, text_of};
+use super::{Alias, Fingerprint, Held, Store};
+
+/// Whose name an alias is.
+pub(super) type Aliases = BTreeMap<Alias, Fingerprint>;
+
+impl Store {
+    /// All aliases.
+    pub(super) fn aliases(&self) -> Result<Aliases> {
+        Ok(load(&self.directory.join("aliases.toml"))?.unwrap_or_default())
+    }
+
+    /// Fails for a name that another template has.
+    pub(super) fn check_alias(&self, alias: &Alias, fingerprint: Fingerprint) -> Result<()> {
+        match self.aliases()?.get(alias) {
+            Some(other) if *other != fingerprint => {
+                let message = format!("\"{alias}\" is the name of template {}", other.short());
+                Err(Error::invalid(message).with_hint("choose another, or have it moved: --move"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a template another name, and takes it away from any other that has it.
+    pub(super) fn add_alias(&self, held: &Held, alias: &Alias, fingerprint: Fingerprint) -> Result<()> {
+        let mut aliases = self.aliases()?;
+        match aliases.insert(alias.clone(), fingerprint) {
+            Some(before) if before == fingerprint => Ok(()),
+            _ => self.write_aliases(held, &aliases),
+        }
+    }
+
+    pub(super) fn write_aliases(&self, _held: &Held, aliases: &Aliases) -> Result<()> {
+        let scratch = self.scratch()?;
+        let (new, path) = (scratch.path("aliases.toml"), self.directory.join("aliases.toml"));
+        document::create(&new, &text_of(aliases)?, 0o644)?;
+        fs::rename(&new, &path).map_err(|error| Error::io("replace", error).with_path(&path))?;
+        document::sync(&self.directory)
+    }
+}

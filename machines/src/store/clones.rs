@@ -1,0 +1,319 @@
+//! Making instances: copy-on-write clones of a template.
+//!
+//! All clones of one run start as the same few bytes, an empty overlay, which is made once, in memory. Each is then made the
+//! machine that it is to be, in memory too and over a template that is open once for all of them, and written to its file when it is
+//! done: nothing is read twice, and nothing waits for the disk but once, at the end.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use block::chain::{Chain, ChainOptions};
+use block::gate::Deny;
+use block::{Access, Backing, BackingReference, BlockDevice, Error, MemStorage, Result, Storage};
+use ops::{Control, ConvertOptions};
+use qcow2::{CreateOptions, OpenOptions};
+use raw::HostOpener;
+use uuid::Uuid;
+
+use super::document::{self, text_of};
+use super::import::now;
+use super::instance::Mac;
+use super::scratch::Scratch;
+use super::{Alias, Instance, InstanceDocument, InstanceName, Store, Template, publish};
+use crate::Settings;
+
+/// Bytes moved at once from memory to a file.
+const CHUNK: u64 = 1 << 20;
+
+/// Machines in the making.
+#[derive(Clone, Debug, Default)]
+pub struct NewInstances {
+    /// What they are to be called.
+    pub names: Vec<InstanceName>,
+    /// Bytes of each disk, where it is to be longer than the template's.
+    pub size: Option<u64>,
+    /// Profiles that they have, later ones winning.
+    pub profiles: Vec<Alias>,
+    /// Settings of their own.
+    pub machine: Settings,
+    /// The Ethernet address, for a single one.
+    pub mac: Option<Mac>,
+    /// Each has all of the disk, and needs the template no more.
+    pub full: bool,
+}
+
+/// Makes the disk of a new machine its own.
+pub type Personalise<'p> = dyn Fn(&Instance, &Arc<dyn BlockDevice>) -> Result<()> + Sync + 'p;
+
+impl Store {
+    /// Makes machines of a template, all or none. Each has a UUID of its own, and what `personalise` does to its disk.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that is taken, a profile that is not there, or a disk shorter than the template's; `Corrupt` for
+    /// a template that has changed; what `personalise` returns; `NoSpace`, `Io`.
+    pub fn clone_template(
+        &self,
+        template: &Template,
+        new: &NewInstances,
+        personalise: &Personalise<'_>,
+        control: &Control<'_>,
+    ) -> Result<Vec<Instance>> {
+        let instances = self.planned(template, new)?;
+        template.check(control)?;
+        let job = Job {
+            scratch: self.scratch()?,
+            base: open_template(template)?,
+            size: size_of(template, new)?,
+            template,
+            full: new.full,
+            personalise,
+            control,
+        };
+        let empty = job.empty()?;
+        job.make_all(&instances, &empty)?;
+        self.publish_all(&job.scratch, template, &instances)?;
+        Ok(instances)
+    }
+
+    /// The instances, after all that can be refused was.
+    fn planned(&self, template: &Template, new: &NewInstances) -> Result<Vec<Instance>> {
+        if new.mac.is_some() && new.names.len() > 1 {
+            return Err(Error::invalid(
+                "several machines cannot share an address of a network card",
+            ));
+        }
+        for profile in &new.profiles {
+            self.profile(profile)?;
+        }
+        let instance = |name: &InstanceName| Instance {
+            name: name.clone(),
+            document: InstanceDocument {
+                uuid: Uuid::new_v4(),
+                template: template.fingerprint,
+                created: now(),
+                mac: new.mac,
+                profiles: new.profiles.clone(),
+                machine: new.machine.clone(),
+            },
+            directory: self.instances_directory(),
+        };
+        let instances: Vec<Instance> = new.names.iter().map(instance).collect();
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = new.names.iter().find(|name| !seen.insert(*name)) {
+            return Err(Error::invalid(format!("the name \"{twice}\" is given twice")));
+        }
+        instances.iter().try_for_each(Instance::free)?;
+        Ok(instances)
+    }
+
+    /// Gives all files their names.
+    fn publish_all(&self, scratch: &Scratch, template: &Template, instances: &[Instance]) -> Result<()> {
+        let directory = self.instances_directory();
+        let failed = |error| Error::io("make a directory", error).with_path(&directory);
+        let _held = self.hold()?;
+        fs::create_dir_all(&directory).map_err(failed)?;
+        // It may have been removed while nobody stood on it.
+        self.load_template(template.fingerprint)?;
+        if !template.image().exists() {
+            return Err(Error::invalid(format!(
+                "template {} was removed",
+                template.name()
+            )));
+        }
+        instances.iter().try_for_each(Instance::free)?;
+        for instance in instances {
+            let to = Self::file(&directory, &instance.name, "toml");
+            document::remove(&to)?;
+            publish(&scratch.path(&format!("{}.toml", instance.name)), &to)?;
+        }
+        document::sync(&directory)?;
+        for (done, instance) in instances.iter().enumerate() {
+            let from = scratch.path(&format!("{}.qcow2", instance.name));
+            if let Err(error) = publish(&from, &instance.image()) {
+                // All or none: these were nobody's yet.
+                for instance in &instances[..done] {
+                    document::remove(&instance.image())?;
+                }
+                return Err(error);
+            }
+        }
+        document::sync(&directory)
+    }
+}
+
+/// One run.
+struct Job<'j> {
+    scratch: Scratch,
+    /// The template's disk.
+    base: Chain,
+    size: u64,
+    template: &'j Template,
+    full: bool,
+    personalise: &'j Personalise<'j>,
+    control: &'j Control<'j>,
+}
+
+impl Job<'_> {
+    /// An overlay that nothing is in, or an image that stands alone.
+    fn empty(&self) -> Result<MemStorage> {
+        let storage = MemStorage::new();
+        let backing = BackingReference {
+            name: format!("../templates/{}.qcow2", self.template.fingerprint),
+            format: Some("qcow2".to_owned()),
+        };
+        let options = CreateOptions {
+            size: self.size,
+            backing: (!self.full).then_some(backing),
+            ..CreateOptions::default()
+        };
+        qcow2::create(&storage, &options)?;
+        Ok(storage)
+    }
+
+    /// Makes all files, on all processors.
+    fn make_all(&self, instances: &[Instance], empty: &MemStorage) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            while let Some(instance) = instances.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.control.check()?;
+                self.make(instance, empty).inspect_err(|_| {
+                    // The others need not go on.
+                    next.store(instances.len(), Ordering::Relaxed);
+                })?;
+            }
+            Ok(())
+        };
+        let threads = thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(instances.len());
+        thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut result = work();
+            for other in others {
+                let joined = other
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                result = result.and(joined);
+            }
+            result
+        })?;
+        self.sync()
+    }
+
+    fn make(&self, instance: &Instance, empty: &MemStorage) -> Result<()> {
+        let path = self.scratch.path(&format!("{}.qcow2", instance.name));
+        let file: Arc<dyn Storage> = Arc::new(create_private(&path)?);
+        if self.full {
+            // Too much for memory.
+            copy(empty, &*file)?;
+            let image = Arc::new(self.open(file.clone())?);
+            ops::convert(
+                &*self.base.device(),
+                &*image,
+                &ConvertOptions::new(),
+                self.control,
+            )?;
+            self.personalise(instance, image)?;
+        } else {
+            let storage = Arc::new(empty.clone());
+            self.personalise(instance, Arc::new(self.open(storage.clone())?))?;
+            copy(&storage, &*file)?;
+        }
+        let text = text_of(&instance.document)?;
+        document::create(
+            &self.scratch.path(&format!("{}.toml", instance.name)),
+            &text,
+            0o644,
+        )
+    }
+
+    fn open(&self, storage: Arc<dyn Storage>) -> Result<qcow2::Image> {
+        let options = OpenOptions {
+            access: Access::WRITE,
+            backing: if self.full {
+                Backing::None
+            } else {
+                Backing::Device(self.base.device())
+            },
+            ..OpenOptions::default()
+        };
+        qcow2::Image::open(storage, options)
+    }
+
+    fn personalise(&self, instance: &Instance, image: Arc<qcow2::Image>) -> Result<()> {
+        let disk: Arc<dyn BlockDevice> = image.clone();
+        (self.personalise)(instance, &disk)?;
+        drop(disk);
+        match Arc::into_inner(image) {
+            Some(image) => image.close(),
+            None => unreachable!("whoever personalises a disk does not keep it"),
+        }
+    }
+
+    /// Has all files on the disk.
+    fn sync(&self) -> Result<()> {
+        let directory = self.scratch.path("");
+        let failed = |error| Error::io("sync the file system", error).with_path(&directory);
+        let open = fs::File::open(&directory).map_err(failed)?;
+        rustix::fs::syncfs(open).map_err(|error| failed(error.into()))
+    }
+}
+
+/// A new file that nobody else may read: it is going to have private keys.
+fn create_private(path: &Path) -> Result<raw::File> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| Error::io("create", error).with_path(path))?;
+    raw::OpenOptions::new().write(true).lock(false).open(path)
+}
+
+/// Copies what memory holds into a new file.
+fn copy(from: &MemStorage, to: &dyn Storage) -> Result<()> {
+    let len = from.len()?;
+    to.set_len(len)?;
+    let (mut offset, mut buffer) = (0, Vec::new());
+    while offset < len {
+        let run = from.host_extent(offset, (len - offset).min(CHUNK))?;
+        if run.data {
+            buffer.resize(run.len as usize, 0);
+            from.read_exact_at(&mut buffer, offset)?;
+            to.write_all_at(&buffer, offset)?;
+        }
+        offset += run.len;
+    }
+    Ok(())
+}
+
+fn open_template(template: &Template) -> Result<Chain> {
+    let options = ChainOptions {
+        format: Some("qcow2"),
+        ..ChainOptions::default()
+    };
+    Chain::open_with(
+        &HostOpener::new(),
+        &[&qcow2::Qcow2],
+        &Deny,
+        &template.image(),
+        &options,
+    )
+}
+
+fn size_of(template: &Template, new: &NewInstances) -> Result<u64> {
+    let least = template.document.disk_size;
+    match new.size.map(block::size::whole_sectors) {
+        Some(size) if size < least => Err(Error::invalid(format!(
+            "a disk of {size} bytes is shorter than that of template {}, which has {least}",
+            template.name()
+        ))
+        .with_hint("disks of clones can be longer, and not shorter")),
+        size => Ok(size.unwrap_or(least)),
+    }
+}

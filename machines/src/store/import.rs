@@ -1,0 +1,195 @@
+//! Making templates of images.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use block::chain::{Below, Chain, ChainOptions, Layer};
+use block::gate::Deny;
+use block::{Access, Backing, Error, HostCopy, Result, Storage};
+use jiff::Timestamp;
+use ops::{Control, ConvertOptions, Offload};
+use raw::HostOpener;
+
+use super::document::{self, text_of};
+use super::template::modified;
+use super::{Alias, Fingerprint, Provenance, Store, Template, TemplateDocument, publish};
+use crate::Settings;
+
+/// A template in the making.
+#[derive(Clone, Debug, Default)]
+pub struct NewTemplate {
+    /// What it is to be called.
+    pub alias: Option<Alias>,
+    /// The alias is taken away from another template that has it.
+    pub move_alias: bool,
+    /// The operating system; found out where it is not stated.
+    pub os: Option<String>,
+    /// Who people log in as.
+    pub user: Option<String>,
+    /// Whatever there is to say.
+    pub notes: Option<String>,
+    /// The template that it was made of.
+    pub parent: Option<Fingerprint>,
+    /// How machines of it are.
+    pub machine: Settings,
+    /// How it came about.
+    pub provenance: Option<Provenance>,
+    /// The kernel and what goes with it, files of the host, for machines whose launcher loads them.
+    pub kernel: Option<PathBuf>,
+    /// As `kernel`.
+    pub initrd: Option<PathBuf>,
+    /// Compress the image, unless it is taken as it is.
+    pub compress: bool,
+}
+
+impl Store {
+    /// Makes a template of the disk that a chain is. An image that stands alone is taken as it is, byte by byte; what else there
+    /// may be is copied into one that does.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an alias that another template has; `NoSpace`, `Io`.
+    pub fn import(&self, source: &Chain, new: &NewTemplate, control: &Control<'_>) -> Result<Template> {
+        let scratch = self.scratch()?;
+        let image = scratch.path("qcow2");
+        copy_image(source, &image, new.compress, control)?;
+        set_mode(&image, 0o444)?;
+        let fingerprint = Fingerprint::of_file(&image, control)?;
+        let file = fs::metadata(&image).map_err(|error| Error::io("look at", error).with_path(&image))?;
+        let beside = |from: &Option<PathBuf>, name: &str| -> Result<Option<Fingerprint>> {
+            let Some(from) = from else { return Ok(None) };
+            let to = scratch.path(name);
+            fs::copy(from, &to).map_err(|error| Error::io("copy", error).with_path(from))?;
+            set_mode(&to, 0o444)?;
+            Fingerprint::of_file(&to, control).map(Some)
+        };
+        let document = TemplateDocument {
+            os: new.os.clone(),
+            created: now(),
+            disk_size: source.size(),
+            image_size: file.len(),
+            image_modified: modified(&file),
+            user: new.user.clone(),
+            notes: new.notes.clone(),
+            parent: new.parent,
+            kernel: beside(&new.kernel, "kernel")?,
+            initrd: beside(&new.initrd, "initrd")?,
+            machine: new.machine.clone(),
+            provenance: new.provenance.clone(),
+        };
+        document::create(&scratch.path("toml"), &text_of(&document)?, 0o644)?;
+        control.check()?;
+        let held = self.hold()?;
+        if let (Some(alias), false) = (&new.alias, new.move_alias) {
+            self.check_alias(alias, fingerprint)?;
+        }
+        let directory = self.templates_directory();
+        fs::create_dir_all(&directory)
+            .map_err(|error| Error::io("make a directory", error).with_path(&directory))?;
+        // The same content is the same template, and what is known of it stays.
+        if !Self::file(&directory, fingerprint, "qcow2").exists() {
+            for name in ["toml", "kernel", "initrd"] {
+                let to = Self::file(&directory, fingerprint, name);
+                document::remove(&to)?;
+                if scratch.path(name).exists() {
+                    publish(&scratch.path(name), &to)?;
+                }
+            }
+            document::sync(&directory)?;
+            publish(&image, &Self::file(&directory, fingerprint, "qcow2"))?;
+            document::sync(&directory)?;
+        }
+        if let Some(alias) = &new.alias {
+            self.add_alias(&held, alias, fingerprint)?;
+        }
+        self.load_template(fingerprint)
+    }
+}
+
+pub(super) fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
+}
+
+pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(|error| Error::io("set the mode", error).with_path(path))
+}
+
+/// Copies the disk of a chain into a new qcow2 image that stands alone.
+fn copy_image(source: &Chain, path: &Path, compress: bool, control: &Control<'_>) -> Result<()> {
+    let storage: Arc<dyn Storage> = Arc::new(
+        raw::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .lock(false)
+            .open(path)?,
+    );
+    let copied = if stands_alone(source)? {
+        copy_file(&source.layers()[0], &storage, control)
+    } else {
+        copy_disk(source, &storage, compress, control)
+    };
+    copied.and_then(|()| storage.sync_data())
+}
+
+/// Whether an image is a qcow2 image with nothing in it but its disk.
+fn stands_alone(source: &Chain) -> Result<bool> {
+    let [layer] = source.layers() else {
+        return Ok(false);
+    };
+    let device: &dyn std::any::Any = &*layer.device;
+    let Some(image) = device.downcast_ref::<qcow2::Image>() else {
+        return Ok(false);
+    };
+    Ok(layer.data_file.is_none()
+        && layer.device.backing_reference().is_none()
+        && image.header().incompatible.is_empty()
+        && image.snapshots()?.is_empty()
+        && image.bitmaps()?.is_empty())
+}
+
+/// Copies a file as it is: as if it were a raw image, so that holes stay holes, and the host shares what it can.
+fn copy_file(from: &Layer, to: &Arc<dyn Storage>, control: &Control<'_>) -> Result<()> {
+    let options = ChainOptions {
+        format: Some("raw"),
+        below: Below::Nothing,
+        ..ChainOptions::default()
+    };
+    let source = Chain::open_with(&HostOpener::new(), &[&raw::Raw], &Deny, &from.path, &options)?;
+    to.set_len(from.storage.len()?)?;
+    let target = raw::Image::open(to.clone(), Access::WRITE)?;
+    let options = ConvertOptions {
+        offload: Some(Offload::new(&source, HostCopy::Any)),
+        ..ConvertOptions::new()
+    };
+    ops::convert(&*source.device(), &target, &options, control)
+}
+
+fn copy_disk(source: &Chain, to: &Arc<dyn Storage>, compress: bool, control: &Control<'_>) -> Result<()> {
+    let new = qcow2::CreateOptions {
+        size: source.size(),
+        compression: if compress {
+            qcow2::CompressionType::Zstd
+        } else {
+            qcow2::CompressionType::Zlib
+        },
+        ..qcow2::CreateOptions::default()
+    };
+    qcow2::create(&**to, &new)?;
+    let target = qcow2::Image::open(
+        to.clone(),
+        qcow2::OpenOptions {
+            access: Access::WRITE,
+            backing: Backing::None,
+            ..qcow2::OpenOptions::default()
+        },
+    )?;
+    let options = ConvertOptions {
+        compress,
+        offload: (!compress).then(|| Offload::new(source, HostCopy::Reflink)),
+        ..ConvertOptions::new()
+    };
+    ops::convert(&*source.device(), &target, &options, control)?;
+    target.close()
+}

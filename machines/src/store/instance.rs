@@ -1,0 +1,464 @@
+//! Instances: machines that are copy-on-write clones of templates.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use block::chain::MAX_LAYERS;
+use block::{Error, ErrorKind, Format, Result, escape};
+use jiff::Timestamp;
+use ops::Control;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::document::{self, load};
+use super::name::nearest;
+use super::{Alias, Fingerprint, InstanceName, Listing, Store, publish, stems};
+use crate::machine::{Boot, Disk, Layer, Machine, Network};
+use crate::settings::{BootKind, NetworkKind, Settings};
+
+/// Bytes of memory that a machine has for which nothing is said.
+const MEMORY: u64 = 1 << 30;
+
+/// The files of an instance beside its disk.
+const BESIDE: [&str; 2] = ["toml", "vars"];
+
+/// What is known of an instance, as its document has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct InstanceDocument {
+    /// What its hardware calls itself, and its MAC address follows from.
+    pub uuid: Uuid,
+    /// The template that it is a clone of.
+    pub template: Fingerprint,
+    /// When it was made, as in RFC 3339.
+    pub created: Timestamp,
+    /// Its Ethernet address, where it is not to follow from the UUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    /// The profiles whose settings it has; later ones win.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<Alias>,
+    /// Its own settings, which win over those of profiles and template.
+    #[serde(default, skip_serializing_if = "Settings::is_empty")]
+    pub machine: Settings,
+}
+
+/// An Ethernet address, in text as `52:54:00:12:34:56`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// One that is always the same for a UUID, and locally administered.
+    pub fn of(uuid: &Uuid) -> Self {
+        let digest = Sha256::digest(uuid.as_bytes());
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&digest[..6]);
+        // The two lowest bits of the first octet: locally administered, and of one station.
+        mac[0] = mac[0] & 0xfc | 0x02;
+        Self(mac)
+    }
+}
+
+impl FromStr for Mac {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |why| {
+            Error::invalid(format!(
+                "\"{}\" is no address of a network card: {why}",
+                escape(text)
+            ))
+            .with_hint("such as 52:54:00:12:34:56")
+        };
+        let mut mac = [0; 6];
+        let parts: Vec<&str> = text.split(':').collect();
+        if parts.len() != mac.len() {
+            return Err(wrong("it has to be six numbers with colons between them"));
+        }
+        for (byte, part) in mac.iter_mut().zip(parts) {
+            let digits = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+            *byte = u8::from_str_radix(part, 16)
+                .ok()
+                .filter(|_| digits)
+                .ok_or_else(|| wrong("numbers are two hexadecimal digits"))?;
+        }
+        if mac[0] & 1 != 0 {
+            return Err(wrong("it is one of a group (the first number is odd)"));
+        }
+        Ok(Self(mac))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map_err(|error: Error| error.to_string())
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+/// An instance of a store.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// What it is called.
+    pub name: InstanceName,
+    /// What is known of it.
+    pub document: InstanceDocument,
+    pub(super) directory: PathBuf,
+}
+
+impl Instance {
+    /// Its disk.
+    pub fn image(&self) -> PathBuf {
+        self.file("qcow2")
+    }
+
+    /// Its Ethernet address.
+    pub fn mac(&self) -> Mac {
+        self.document.mac.unwrap_or_else(|| Mac::of(&self.document.uuid))
+    }
+
+    fn file(&self, extension: &str) -> PathBuf {
+        Store::file(&self.directory, &self.name, extension)
+    }
+
+    /// Fails if somebody uses the disk; nobody can while the result is there.
+    fn lock(&self) -> Result<raw::File> {
+        let image = self.image();
+        let open = raw::OpenOptions::new().write(true).open(&image);
+        open.map_err(|error| match error.kind() {
+            ErrorKind::Locked => error.with_hint("the machine is running: stop it first"),
+            _ => error,
+        })
+    }
+}
+
+impl Store {
+    /// All instances.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn instances(&self) -> Result<Listing<Instance>> {
+        let mut listing = Listing {
+            found: Vec::new(),
+            broken: Vec::new(),
+        };
+        for stem in stems(&self.instances_directory(), "qcow2")? {
+            let Ok(name) = stem.parse() else { continue };
+            match self.load_instance(name) {
+                Ok(instance) => listing.found.push(instance),
+                Err(error) => listing.broken.push(error),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// The instance of a name.
+    ///
+    /// # Errors
+    /// `InvalidInput` where there is none, with names that may have been meant.
+    pub fn instance(&self, name: &str) -> Result<Instance> {
+        let directory = self.instances_directory();
+        if let Ok(name) = name.parse::<InstanceName>()
+            && Self::file(&directory, &name, "qcow2").exists()
+        {
+            return self.load_instance(name);
+        }
+        let names = stems(&directory, "qcow2")?;
+        let near = nearest(name, names.iter().map(String::as_str));
+        let hint = match near.as_slice() {
+            [] => "imgtool ls lists those that there are".to_owned(),
+            near => format!("there is {}", near.join(", ")),
+        };
+        let hint = match self.template(name) {
+            Ok(_) => format!("it is a template; make a machine of it: imgtool clone NAME --from {name}"),
+            Err(_) => hint,
+        };
+        Err(Error::invalid(format!("there is no machine \"{}\"", escape(name))).with_hint(hint))
+    }
+
+    fn load_instance(&self, name: InstanceName) -> Result<Instance> {
+        let directory = self.instances_directory();
+        let path = Self::file(&directory, &name, "toml");
+        let Some(document) = load(&path)? else {
+            let error = Error::invalid("a disk without the description of its machine").with_path(path);
+            return Err(error.with_hint("bring that back from a copy, or move the disk elsewhere"));
+        };
+        Ok(Instance {
+            name,
+            document,
+            directory,
+        })
+    }
+
+    /// The settings of an instance: its template's, its profiles', and its own.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a template or a profile that is not there.
+    pub fn settings(&self, instance: &Instance) -> Result<Settings> {
+        let template = self.load_template(instance.document.template)?;
+        let mut settings = template.document.machine;
+        for profile in &instance.document.profiles {
+            settings = settings.then(self.profile(profile)?);
+        }
+        Ok(settings.then(instance.document.machine.clone()))
+    }
+
+    /// What a launcher is told of an instance, `with` settings that win over all others.
+    ///
+    /// # Errors
+    /// `InvalidInput` for settings that make no machine, a template, profile or kernel that is not there; `Corrupt` for a
+    /// template that has changed.
+    pub fn machine(&self, instance: &Instance, with: Settings, control: &Control<'_>) -> Result<Machine> {
+        let settings = self.settings(instance)?.then(with);
+        let chain = self.layers(instance, control)?;
+        let boot = self.boot(instance, &settings)?;
+        let cpus = settings.cpus.unwrap_or(1);
+        let memory = settings.memory.unwrap_or(MEMORY);
+        let wrong = |message: String| Err(Error::invalid(message).with_path(instance.file("toml")));
+        if cpus == 0 {
+            return wrong("a machine needs a processor".to_owned());
+        }
+        if memory == 0 || memory % (1 << 20) != 0 {
+            return wrong(format!("memory comes in whole MiB, and not as {memory} bytes"));
+        }
+        let network = match settings.network.kind.unwrap_or(NetworkKind::User) {
+            NetworkKind::User => Network::User {
+                forwards: settings.network.forward.clone().unwrap_or_default(),
+            },
+            NetworkKind::Bridge => match settings.network.bridge.clone() {
+                Some(name) => Network::Bridge { name },
+                None => return wrong("a network of kind bridge needs the bridge's name".to_owned()),
+            },
+            NetworkKind::None => Network::None,
+        };
+        Ok(Machine {
+            name: instance.name.to_string(),
+            uuid: instance.document.uuid,
+            architecture: settings.architecture.unwrap_or_default(),
+            cpus,
+            memory,
+            boot,
+            disks: vec![Disk {
+                chain,
+                read_only: false,
+                limits: settings.limits,
+            }],
+            network,
+            mac: instance.mac().0,
+            credentials: Vec::new(),
+        })
+    }
+
+    fn boot(&self, instance: &Instance, settings: &Settings) -> Result<Boot> {
+        let template = self.load_template(instance.document.template)?;
+        let direct = match settings.boot.kind {
+            Some(kind) => kind == BootKind::Direct,
+            None => template.kernel().is_some(),
+        };
+        if !direct {
+            return Ok(Boot::Uefi {
+                firmware: settings.boot.firmware.clone(),
+                variables: instance.file("vars"),
+            });
+        }
+        let missing = |what: &str, path: Option<PathBuf>| {
+            let error = Error::invalid(format!("template {} has no {what}", template.name()));
+            let error = error.with_hint("import it once more, or have its machines boot by UEFI");
+            match path {
+                Some(path) => error.with_path(path),
+                None => error,
+            }
+        };
+        let kernel = template.kernel().ok_or_else(|| missing("kernel", None))?;
+        for (what, path) in [("kernel", Some(kernel.clone())), ("initrd", template.initrd())] {
+            if path.as_ref().is_some_and(|path| !path.exists()) {
+                return Err(missing(what, path));
+            }
+        }
+        Ok(Boot::Direct {
+            kernel,
+            initrd: template.initrd(),
+            command_line: settings.boot.append.clone().unwrap_or_default(),
+        })
+    }
+
+    /// The images of an instance's disk, as their headers name them.
+    ///
+    /// # Errors
+    /// `InvalidInput` where one is missing, or is another than the template that the instance is a clone of; `Corrupt` for
+    /// a template that has changed.
+    pub fn layers(&self, instance: &Instance, control: &Control<'_>) -> Result<Vec<Layer>> {
+        let layers = chain(instance.image())?;
+        if let Some(base) = layers.last().filter(|_| layers.len() > 1) {
+            let template = self.load_template(instance.document.template)?;
+            let is = fs::canonicalize(&base.path).ok();
+            if is.is_none() || is != fs::canonicalize(template.image()).ok() {
+                let message = format!(
+                    "the disk is based on {}, and not on template {}",
+                    escape(&base.path.to_string_lossy()),
+                    template.name()
+                );
+                return Err(Error::invalid(message).with_path(instance.image()));
+            }
+            template.check(control)?;
+        }
+        Ok(layers)
+    }
+
+    /// The instances whose disks are based on a template, as far as can be seen: by their headers, and where those cannot be
+    /// read, by what is known of them.
+    pub(super) fn instances_on(&self, template: Fingerprint) -> Result<Vec<String>> {
+        let image = Self::file(&self.templates_directory(), template, "qcow2");
+        let image = fs::canonicalize(&image).unwrap_or(image);
+        let directory = self.instances_directory();
+        let mut users = Vec::new();
+        for stem in stems(&directory, "qcow2")? {
+            let stands_on = match chain(Self::file(&directory, &stem, "qcow2")) {
+                Ok(layers) => layers[1..].iter().any(|layer| layer.path == image),
+                // Rather one too many than a base too few.
+                Err(_) => true,
+            };
+            if stands_on {
+                users.push(stem);
+            }
+        }
+        Ok(users)
+    }
+
+    /// Removes an instance.
+    ///
+    /// # Errors
+    /// `Locked` while it runs.
+    pub fn remove_instance(&self, instance: &Instance) -> Result<()> {
+        let _held = self.hold()?;
+        let lock = instance.lock()?;
+        document::remove(&instance.image())?;
+        document::sync(&instance.directory)?;
+        drop(lock);
+        BESIDE
+            .iter()
+            .try_for_each(|name| document::remove(&instance.file(name)))
+    }
+
+    /// Gives an instance another name. What the guest calls itself stays.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that another has; `Locked` while it runs.
+    pub fn rename(&self, instance: &Instance, name: &InstanceName) -> Result<Instance> {
+        let _held = self.hold()?;
+        let lock = instance.lock()?;
+        let renamed = Instance {
+            name: name.clone(),
+            ..instance.clone()
+        };
+        renamed.free()?;
+        for beside in BESIDE {
+            let (from, to) = (instance.file(beside), renamed.file(beside));
+            document::remove(&to)?;
+            if from.exists() {
+                fs::hard_link(&from, &to).map_err(|error| Error::io("name", error).with_path(&to))?;
+            }
+        }
+        document::sync(&instance.directory)?;
+        publish(&instance.image(), &renamed.image())?;
+        document::sync(&instance.directory)?;
+        drop(lock);
+        for beside in BESIDE {
+            document::remove(&instance.file(beside))?;
+        }
+        Ok(renamed)
+    }
+
+    /// The settings of a profile.
+    ///
+    /// # Errors
+    /// `InvalidInput` where there is none, or for what is in it.
+    pub fn profile(&self, name: &Alias) -> Result<Settings> {
+        let directory = self.directory.join("profiles");
+        if let Some(settings) = load(&Self::file(&directory, name, "toml"))? {
+            return Ok(settings);
+        }
+        let names = stems(&directory, "toml")?;
+        let near = nearest(name.as_str(), names.iter().map(String::as_str));
+        let hint = match near.as_slice() {
+            [] => format!(
+                "profiles are files such as {}/small.toml",
+                escape(&directory.to_string_lossy())
+            ),
+            near => format!("there is {}", near.join(", ")),
+        };
+        Err(Error::invalid(format!("there is no profile \"{name}\"")).with_hint(hint))
+    }
+}
+
+impl Instance {
+    /// Fails if its name is taken.
+    pub(super) fn free(&self) -> Result<()> {
+        if self.image().exists() {
+            let message = format!("there is a machine \"{}\" already", self.name);
+            return Err(Error::invalid(message).with_hint("choose another name, or remove it: imgtool rm"));
+        }
+        Ok(())
+    }
+}
+
+/// The image at `path` and what it is based on, the nearest first, by their headers. Nothing is locked, since a machine may run.
+fn chain(path: PathBuf) -> Result<Vec<Layer>> {
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut next = Some((path, "qcow2".to_owned()));
+    while let Some((path, format)) = next.take() {
+        let below = |error: Error| match layers.last() {
+            Some(above) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Error::invalid(format!(
+                "{} is missing, which {} is based on",
+                escape(&path.to_string_lossy()),
+                escape(&above.path.to_string_lossy())
+            )),
+            _ => error,
+        };
+        if layers.len() == MAX_LAYERS {
+            return Err(
+                Error::unsupported(format!("the chain has more than {MAX_LAYERS} layers")).with_path(path),
+            );
+        }
+        let path =
+            fs::canonicalize(&path).map_err(|error| below(Error::io("look up", error).with_path(&path)))?;
+        let storage = raw::OpenOptions::new().lock(false).open(&path)?;
+        let reference = match format.as_str() {
+            "qcow2" => {
+                qcow2::Qcow2
+                    .references(&storage)
+                    .map_err(|error| error.with_path(&path))?
+                    .backing
+            }
+            _ => None,
+        };
+        if let Some(reference) = reference {
+            let Some(format) = reference.format else {
+                let message = "it does not state the format of its backing file";
+                return Err(Error::invalid(message).with_path(path));
+            };
+            let directory = path.parent().unwrap_or(&path);
+            next = Some((directory.join(&reference.name), format));
+        }
+        layers.push(Layer { path, format });
+    }
+    Ok(layers)
+}

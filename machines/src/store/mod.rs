@@ -1,0 +1,167 @@
+//! A store of templates and of the machines that are clones of them.
+//!
+//! # What is where
+//!
+//! A store is a directory that can be read without this program:
+//!
+//! ```text
+//! templates/FINGERPRINT.qcow2    the disk, mode 0444
+//! templates/FINGERPRINT.toml     what it is: TemplateDocument
+//! templates/FINGERPRINT.kernel   } for machines whose launcher loads the kernel
+//! templates/FINGERPRINT.initrd   }
+//! instances/NAME.qcow2           the disk, an overlay of a template's
+//! instances/NAME.toml            what it is: InstanceDocument
+//! profiles/NAME.toml             settings that instances can share: Settings
+//! aliases.toml                   names of templates
+//! .lock                          held while any of these are changed
+//! .work/                         what is not finished
+//! ```
+//!
+//! # How it stays whole
+//!
+//! All files of a template or an instance are made, and durable, in `.work` before they get their names, and the disk gets its name last:
+//! what has no disk is not there, and its other files are rubbish of a killed process, which the next one may replace. In the same
+//! way the disk is what is removed first. Names are given and taken under one lock, so a template cannot go while a clone of
+//! it comes; and what is removed is looked for in the headers of all instances' disks, not only in what is written about them.
+
+mod aliases;
+mod clones;
+mod document;
+mod fingerprint;
+mod import;
+mod instance;
+mod name;
+mod scratch;
+mod template;
+mod upkeep;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use block::{Error, ErrorKind, Result, escape};
+use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
+
+pub use clones::{NewInstances, Personalise};
+pub use document::parse;
+pub use fingerprint::Fingerprint;
+pub use import::NewTemplate;
+pub use instance::{Instance, InstanceDocument, Mac};
+pub use name::{Alias, InstanceName};
+pub use template::{Provenance, Template, TemplateDocument};
+pub use upkeep::Verified;
+
+use scratch::Scratch;
+
+/// A store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+/// What is in a part of a store.
+#[derive(Debug)]
+pub struct Listing<T> {
+    /// In the order of names.
+    pub found: Vec<T>,
+    /// What cannot be read.
+    pub broken: Vec<Error>,
+}
+
+/// The lock of a store, let go when dropped.
+#[derive(Debug)]
+struct Held(#[expect(dead_code, reason = "it is closed when dropped")] File);
+
+impl Store {
+    /// The store in a directory, which need not be there before something is put into it.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+        }
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn templates_directory(&self) -> PathBuf {
+        self.directory.join("templates")
+    }
+
+    fn instances_directory(&self) -> PathBuf {
+        self.directory.join("instances")
+    }
+
+    /// A file of a template or an instance.
+    fn file(directory: &Path, name: impl std::fmt::Display, extension: &str) -> PathBuf {
+        directory.join(format!("{name}.{extension}"))
+    }
+
+    /// Waits until nobody else changes the store, and keeps others from it.
+    fn hold(&self) -> Result<Held> {
+        let path = self.directory.join(".lock");
+        let failed = |error| self.explain(Error::io("lock the store", error).with_path(&path));
+        fs::create_dir_all(&self.directory).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        let file = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+        Ok(Held(file))
+    }
+
+    /// A directory for what is not finished.
+    fn scratch(&self) -> Result<Scratch> {
+        Scratch::new(&self.directory.join(".work")).map_err(|error| self.explain(error))
+    }
+
+    /// Says of a store that cannot be written to how to have another.
+    fn explain(&self, error: Error) -> Error {
+        let refused = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+        match error.io_kind() {
+            Some(kind) if refused.contains(&kind) => error.with_hint(format!(
+                "the store is {}; choose another with --store or IMGTOOL_STORE",
+                escape(&self.directory.to_string_lossy())
+            )),
+            _ => error,
+        }
+    }
+}
+
+/// The names, without an extension, of the files in a directory that have it; none where there is no directory.
+fn stems(directory: &Path, extension: &str) -> Result<Vec<String>> {
+    let failed = |error| Error::io("read the directory", error).with_path(directory);
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut stems = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let stem = name.to_str().and_then(|name| name.strip_suffix(extension));
+        if let Some(stem) = stem.and_then(|stem| stem.strip_suffix('.')) {
+            stems.push(stem.to_owned());
+        }
+    }
+    stems.sort_unstable();
+    Ok(stems)
+}
+
+/// Gives a file a name that no other has.
+fn publish(from: &Path, to: &Path) -> Result<()> {
+    let none = rustix::fs::CWD;
+    renameat_with(none, from, none, to, RenameFlags::NOREPLACE).map_err(|error| {
+        let error = io::Error::from(error);
+        if error.kind() == io::ErrorKind::AlreadyExists {
+            return Error::new(ErrorKind::InvalidInput, "a file of that name is there already")
+                .with_path(to)
+                .with_hint("choose another name, or remove it");
+        }
+        Error::io("give the file its name", error).with_path(to)
+    })
+}

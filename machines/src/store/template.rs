@@ -1,0 +1,296 @@
+//! Templates: disks that do not change, and what is known of them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use block::{Error, ErrorKind, Result, escape};
+use jiff::Timestamp;
+use ops::Control;
+use serde::{Deserialize, Serialize};
+
+use super::document::{self, load};
+use super::name::nearest;
+use super::{Alias, Fingerprint, Listing, Store, stems};
+use crate::Settings;
+
+/// Digits of a fingerprint that are enough to name a template by, at least.
+const MIN_PREFIX: usize = 4;
+
+/// What is known of a template, as its document has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TemplateDocument {
+    /// The operating system, as it calls itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// When it was made, as in RFC 3339.
+    pub created: Timestamp,
+    /// Bytes of the disk.
+    pub disk_size: u64,
+    /// Bytes of the image.
+    pub image_size: u64,
+    /// When the image was last written to, in nanoseconds since 1970: an image of this time and size is not read to see
+    /// whether it has changed.
+    pub image_modified: i64,
+    /// Who people log in as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Whatever there is to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notes: Option<String>,
+    /// The template that it was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Fingerprint>,
+    /// The kernel beside the disk, by its SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Fingerprint>,
+    /// The initrd beside the disk, by its SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<Fingerprint>,
+    /// How machines of it are, unless they say otherwise.
+    #[serde(default)]
+    pub machine: Settings,
+    /// How it came about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
+}
+
+/// How a template came about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Provenance {
+    /// What was imported or built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The SHA-256 of the recipe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Fingerprint>,
+    /// Packages that were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<String>,
+}
+
+/// A template of a store.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// The SHA-256 of its image.
+    pub fingerprint: Fingerprint,
+    /// What else it is called.
+    pub aliases: Vec<Alias>,
+    /// What is known of it.
+    pub document: TemplateDocument,
+    pub(super) directory: PathBuf,
+}
+
+impl Template {
+    /// Its image.
+    pub fn image(&self) -> PathBuf {
+        Store::file(&self.directory, self.fingerprint, "qcow2")
+    }
+
+    /// The kernel for machines whose launcher loads one.
+    pub fn kernel(&self) -> Option<PathBuf> {
+        let path = Store::file(&self.directory, self.fingerprint, "kernel");
+        self.document.kernel.map(|_| path)
+    }
+
+    /// What goes with the kernel.
+    pub fn initrd(&self) -> Option<PathBuf> {
+        let path = Store::file(&self.directory, self.fingerprint, "initrd");
+        self.document.initrd.map(|_| path)
+    }
+
+    /// The first of its aliases, or the start of its fingerprint.
+    pub fn name(&self) -> String {
+        match self.aliases.first() {
+            Some(alias) => alias.to_string(),
+            None => self.fingerprint.short(),
+        }
+    }
+
+    /// Fails if the image is not what it was: read in full only where its time or size say that it may have changed.
+    ///
+    /// # Errors
+    /// `Corrupt` for another content; `Io` for none.
+    pub fn check(&self, control: &Control<'_>) -> Result<()> {
+        let path = self.image();
+        let file = fs::metadata(&path).map_err(|error| Error::io("look at", error).with_path(&path))?;
+        if file.len() == self.document.image_size && modified(&file) == self.document.image_modified {
+            return Ok(());
+        }
+        self.verify(control)
+    }
+
+    /// Fails if the image is not what it was, or its kernel or initrd, reading all of them.
+    ///
+    /// # Errors
+    /// `Corrupt` for other contents; `Io`.
+    pub fn verify(&self, control: &Control<'_>) -> Result<()> {
+        let files = [
+            (Some(self.image()), Some(self.fingerprint)),
+            (self.kernel(), self.document.kernel),
+            (self.initrd(), self.document.initrd),
+        ];
+        for (path, wanted) in files {
+            let (Some(path), Some(wanted)) = (path, wanted) else {
+                continue;
+            };
+            let found = Fingerprint::of_file(&path, control)?;
+            if found != wanted {
+                let message = format!("the file has changed: its SHA-256 is {found} and was {wanted}");
+                return Err(Error::new(ErrorKind::Corrupt, message)
+                    .with_path(path)
+                    .with_hint("nothing based on it is reliable; bring back the file from a copy"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// All templates.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn templates(&self) -> Result<Listing<Template>> {
+        let mut listing = Listing {
+            found: Vec::new(),
+            broken: Vec::new(),
+        };
+        for stem in stems(&self.templates_directory(), "qcow2")? {
+            let Ok(fingerprint) = stem.parse() else {
+                continue;
+            };
+            match self.load_template(fingerprint) {
+                Ok(template) => listing.found.push(template),
+                Err(error) => listing.broken.push(error),
+            }
+        }
+        listing
+            .found
+            .sort_by_key(|template| (template.name(), template.fingerprint));
+        Ok(listing)
+    }
+
+    /// The template of an alias, or of a fingerprint, of which the first digits are enough.
+    ///
+    /// # Errors
+    /// `InvalidInput` where there is none, with names that may have been meant, or where there are several.
+    pub fn template(&self, name: &str) -> Result<Template> {
+        let aliases = self.aliases()?;
+        let by_alias = name
+            .parse::<Alias>()
+            .ok()
+            .and_then(|alias| aliases.get(&alias).copied());
+        if let Some(fingerprint) = by_alias {
+            return self.load_template(fingerprint);
+        }
+        let stems = stems(&self.templates_directory(), "qcow2")?;
+        let begins = |stem: &&String| name.len() >= MIN_PREFIX && stem.starts_with(name);
+        let found: Vec<&String> = stems.iter().filter(begins).collect();
+        match found.as_slice() {
+            [one] => self.load_template(one.parse()?),
+            [] => {
+                let error = Error::invalid(format!("there is no template \"{}\"", escape(name)));
+                let near = nearest(name, aliases.keys().map(Alias::as_str));
+                Err(error.with_hint(match near.as_slice() {
+                    [] => "imgtool template ls lists those that there are".to_owned(),
+                    near => format!("there is {}", near.join(", ")),
+                }))
+            }
+            _ => Err(Error::invalid(format!(
+                "{} templates have fingerprints that start with {name}",
+                found.len()
+            ))
+            .with_hint("give more of its digits")),
+        }
+    }
+
+    pub(super) fn load_template(&self, fingerprint: Fingerprint) -> Result<Template> {
+        let directory = self.templates_directory();
+        let path = Self::file(&directory, fingerprint, "toml");
+        let Some(document) = load::<TemplateDocument>(&path)? else {
+            return Err(Error::invalid("a template without its description")
+                .with_path(path)
+                .with_hint("bring it back from a copy, or import the image once more"));
+        };
+        let aliases = self.aliases()?;
+        let own = aliases.iter().filter(|(_, other)| **other == fingerprint);
+        Ok(Template {
+            fingerprint,
+            aliases: own.map(|(alias, _)| alias.clone()).collect(),
+            document,
+            directory,
+        })
+    }
+
+    /// Gives a template another name.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that another template has, unless it is to be `moved`.
+    pub fn tag(&self, template: &Template, alias: &Alias, moved: bool) -> Result<()> {
+        let held = self.hold()?;
+        self.load_template(template.fingerprint)?;
+        if !moved {
+            self.check_alias(alias, template.fingerprint)?;
+        }
+        self.add_alias(&held, alias, template.fingerprint)
+    }
+
+    /// Takes a name away from the template that has it.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that none has.
+    pub fn untag(&self, alias: &Alias) -> Result<()> {
+        let held = self.hold()?;
+        let mut aliases = self.aliases()?;
+        if aliases.remove(alias).is_none() {
+            return Err(Error::invalid(format!("\"{alias}\" is the name of no template")));
+        }
+        self.write_aliases(&held, &aliases)
+    }
+
+    /// Removes a template with its aliases.
+    ///
+    /// # Errors
+    /// `InvalidInput` while instances stand on it, which are named.
+    pub fn remove_template(&self, template: &Template) -> Result<()> {
+        let held = self.hold()?;
+        let users = self.instances_on(template.fingerprint)?;
+        if !users.is_empty() {
+            let message = format!(
+                "template {} is what {} based on",
+                template.name(),
+                several(&users)
+            );
+            return Err(Error::invalid(message).with_hint("remove those first, or make them stand alone"));
+        }
+        let directory = self.templates_directory();
+        document::remove(&Self::file(&directory, template.fingerprint, "qcow2"))?;
+        document::sync(&directory)?;
+        for name in ["toml", "kernel", "initrd"] {
+            document::remove(&Self::file(&directory, template.fingerprint, name))?;
+        }
+        let mut aliases = self.aliases()?;
+        aliases.retain(|_, other| *other != template.fingerprint);
+        self.write_aliases(&held, &aliases)
+    }
+}
+
+/// `a is`, `a and b are`, `a, b, c and 4 more are`.
+fn several(names: &[String]) -> String {
+    match names {
+        [one] => format!("{one} is"),
+        [one, other] => format!("{one} and {other} are"),
+        [a, b, c, rest @ ..] if !rest.is_empty() => format!("{a}, {b}, {c} and {} more are", rest.len()),
+        names => format!("{} are", names.join(", ")),
+    }
+}
+
+/// When a file was last written to, in nanoseconds since 1970.
+pub(super) fn modified(file: &fs::Metadata) -> i64 {
+    file.mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(file.mtime_nsec())
+}
