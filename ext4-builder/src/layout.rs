@@ -11,7 +11,7 @@ use crate::allocator::{Cursor, Run};
 use crate::builder::push_extent;
 use crate::extent::{self, Extent};
 use crate::geometry::{FLEX_GROUPS, Geometry, groups_with_superblock, has_superblock};
-use crate::options::{Free, Inodes, Journal, Options, Size};
+use crate::options::{Free, Inodes, Journal, Options, Size, TooSmall};
 use crate::{journal, orphan_file};
 
 /// A last group with less room for data than this is left off a given size: its metadata would be most of it.
@@ -246,12 +246,15 @@ impl Demand<'_> {
         let block_size = self.geometry.block_size();
         let error = |message: String| Error::new(ErrorKind::NoSpace, message);
         match self.enough(blocks) {
-            Some(enough) => error(format!(
-                "the tree needs {} bytes more than the {} there are",
-                (enough - blocks) * block_size,
-                blocks * block_size
-            ))
-            .with_hint(format!("choose a size of {} bytes or more", enough * block_size)),
+            Some(enough) => {
+                let enough = enough * block_size;
+                error("the filesystem is too small".to_owned())
+                    .with_source(TooSmall {
+                        given: blocks * block_size,
+                        enough,
+                    })
+                    .with_hint(format!("choose a size of {enough} bytes or more"))
+            }
             None => error(format!(
                 "{} bytes leave no room for the tree beside this many inodes",
                 blocks * block_size

@@ -60,7 +60,7 @@ use block::{Result, Storage};
 
 pub use builder::Builder;
 pub use metadata::{Metadata, Node, Special, Summary};
-pub use options::{Compat, Free, Inodes, Journal, Options, Size};
+pub use options::{Compat, Free, Inodes, Journal, Options, Size, TooSmall};
 pub use placement::{PlacedRun, Placement};
 pub use time::Time;
 

@@ -27,6 +27,16 @@ pub enum Free {
     Percent(u8),
 }
 
+/// Why a filesystem of a [given size](Size::Given) cannot be made: the cause of the error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the tree needs {} bytes more than the {given} there are", enough - given)]
+pub struct TooSmall {
+    /// Bytes that there are, in whole blocks.
+    pub given: u64,
+    /// Bytes that would do.
+    pub enough: u64,
+}
+
 /// How many inodes, the tree's included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inodes {

@@ -4,28 +4,18 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use block::escape;
-use ext4_builder::Summary;
-use raw::partition::PartitionTable;
+use disk_builder::Kernel;
 use serde_json::{Value, json};
 
 use super::super::mkfs::show_uuid;
 use super::super::partition::partition_json;
-use super::boot::Kernel;
-use super::esp::Filled;
 use crate::output::{self, OutputFormat, human_size};
 
 /// What was made.
 pub(super) struct Made {
-    pub(super) format: String,
-    pub(super) size: u64,
-    pub(super) table: PartitionTable,
-    pub(super) esp: Filled,
-    pub(super) root: Summary,
+    pub(super) disk: disk_builder::Made,
+    pub(super) format: &'static str,
     pub(super) uuid: [u8; 16],
-    pub(super) loader: String,
-    pub(super) title: String,
-    pub(super) kernels: Vec<Kernel>,
-    pub(super) command_line: String,
 }
 
 impl Made {
@@ -38,21 +28,21 @@ impl Made {
 
     /// Bytes that are free on the EFI system partition.
     fn esp_free(&self) -> u64 {
-        u64::from(self.esp.summary.free_clusters) * u64::from(self.esp.summary.cluster_size)
+        u64::from(self.disk.esp.free_clusters) * u64::from(self.disk.esp.cluster_size)
     }
 
     fn root_free(&self) -> u64 {
-        self.root.free_blocks * u64::from(self.root.block_size)
+        self.disk.root.free_blocks * u64::from(self.disk.root.block_size)
     }
 
     /// As it is in `/dev/disk/by-uuid`.
     fn volume_id(&self) -> String {
-        let id = self.esp.volume_id;
+        let id = self.disk.volume_id;
         format!("{:04X}-{:04X}", id >> 16, id & 0xFFFF)
     }
 
     fn json(&self, target: &Path) -> Value {
-        let mut partitions: Vec<Value> = self.table.partitions().iter().map(partition_json).collect();
+        let mut partitions: Vec<Value> = self.disk.table.partitions().iter().map(partition_json).collect();
         let filesystems = [
             ("vfat", self.volume_id(), self.esp_free()),
             ("ext4", show_uuid(&self.uuid), self.root_free()),
@@ -70,12 +60,12 @@ impl Made {
         json!({
             "filename": target.to_string_lossy(),
             "format": self.format,
-            "virtual-size": self.size,
+            "virtual-size": self.disk.size,
             "partitions": partitions,
-            "boot-loader": self.loader,
-            "title": self.title,
-            "kernels": self.kernels.iter().map(kernel).collect::<Vec<_>>(),
-            "command-line": self.command_line,
+            "boot-loader": self.disk.boot_loader,
+            "title": self.disk.system.title,
+            "kernels": self.disk.system.kernels.iter().map(kernel).collect::<Vec<_>>(),
+            "command-line": self.disk.command_line,
         })
     }
 
@@ -86,13 +76,13 @@ impl Made {
             "{}: {}, {}",
             escape(&target),
             self.format,
-            human_size(self.size)
+            human_size(self.disk.size)
         )?;
         let filesystems = [
             ("FAT32", self.volume_id(), self.esp_free()),
             ("ext4", show_uuid(&self.uuid), self.root_free()),
         ];
-        for (partition, (kind, uuid, free)) in self.table.partitions().iter().zip(filesystems) {
+        for (partition, (kind, uuid, free)) in self.disk.table.partitions().iter().zip(filesystems) {
             writeln!(
                 out,
                 "  {} {}: {kind}, {}, {} free, UUID {uuid}",
@@ -103,6 +93,8 @@ impl Made {
             )?;
         }
         let versions: Vec<&str> = self
+            .disk
+            .system
             .kernels
             .iter()
             .map(|kernel| kernel.version.as_str())
@@ -110,9 +102,9 @@ impl Made {
         writeln!(
             out,
             "It boots {} (Linux {}) by {}.",
-            escape(&self.title),
+            escape(&self.disk.system.title),
             escape(&versions.join(", ")),
-            escape(&self.loader)
+            escape(&self.disk.boot_loader)
         )
     }
 }

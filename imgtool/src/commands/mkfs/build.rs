@@ -4,9 +4,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{FileId, Result, Storage};
+use block::{FileId, Result};
+use ext4_builder::Builder;
 use ext4_builder::source::{Control, Filter};
-use ext4_builder::{Builder, Options, Summary};
 use ops::{Cancel, Progress};
 
 use super::source::{Source, TreeArgs};
@@ -24,17 +24,15 @@ pub(in crate::commands) struct Building<'b> {
 }
 
 impl Building<'_> {
-    /// Makes a filesystem of a source. `target` is the file that it is in, which is no part of the source.
-    pub(in crate::commands) fn build(
+    /// Fills a filesystem with a source. `target` is the file that it is in, which is no part of the source.
+    pub(in crate::commands) fn fill(
         &self,
         source: Source,
-        storage: &dyn Storage,
-        options: &Options,
+        builder: &mut Builder<'_>,
         target: Option<FileId>,
-    ) -> Result<Summary> {
+    ) -> Result<()> {
         // What is wrong there is found before anything is written.
         let overlays = self.tree.overlays()?;
-        let mut builder = Builder::new(storage, options.clone())?;
         let watch = Watch::new(self.watch);
         let (total, copied) = (source.len(), AtomicU64::new(0));
         let read = Arc::new(AtomicU64::new(0));
@@ -61,10 +59,9 @@ impl Building<'_> {
         }
         let directory = self.tree.directory(target);
         let copied = source
-            .copy(&mut builder, self.filter, &directory, &read, &control)
-            .and_then(|()| overlays.apply(&mut builder, &control));
+            .copy(builder, self.filter, &directory, &read, &control)
+            .and_then(|()| overlays.apply(builder, &control));
         watch.finish();
-        copied?;
-        builder.finish()
+        copied
     }
 }

@@ -1,5 +1,6 @@
 //! `imgtool mkfs`: make an ext4 filesystem of a directory, an archive or a container image.
 
+mod arguments;
 mod build;
 mod options;
 mod run_config;
@@ -8,19 +9,17 @@ mod source;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use block::{Access, Backing, DeviceStorage, Error, FileId, Result, Storage, escape};
 use clap::Args;
 use ext4_builder::source::Filter;
-use ext4_builder::{Options, Size, Summary};
+use ext4_builder::{Builder, Options, Size, Summary};
 use ops::Cancel;
 use serde_json::json;
 
 use super::Outcome;
 use super::convert::interrupted;
-use crate::arguments::{OpenArgs, ThreadArgs, WatchArgs};
-use crate::formats::NewImage;
 use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::interrupt;
@@ -30,9 +29,10 @@ use crate::target::Making;
 use crate::targets::Targets;
 use run_config::ContainerArgs;
 
+pub(super) use arguments::MakeArgs;
 pub(super) use build::Building;
-pub(super) use options::{FilesystemArgs, show_uuid};
-pub(super) use source::{Source, TreeArgs};
+pub(super) use options::show_uuid;
+pub(super) use source::Source;
 
 /// Make an ext4 filesystem of a directory, a tar archive or a container image
 ///
@@ -55,50 +55,18 @@ pub(super) use source::{Source, TreeArgs};
   imgtool mkfs rootfs.tar disk.qcow2#name:root
   skopeo copy docker://debian:12 oci:debian:12 && imgtool mkfs oci:debian:12 root.img")]
 pub(crate) struct MkfsArgs {
-    /// Format of the new image, or of the image with the partition [default: raw for a new image, else found out]
-    #[arg(short = 'O', long, value_name = "FORMAT")]
-    target_format: Option<String>,
-    /// Options of that format, as key=value,key=value; `help` lists them
-    #[arg(short, long = "target-options", value_name = "OPTIONS")]
-    options: Vec<String>,
     #[command(flatten)]
-    filesystem: FilesystemArgs,
-    #[command(flatten)]
-    tree: TreeArgs,
+    make: MakeArgs,
     #[command(flatten)]
     container: ContainerArgs,
-    /// How to print what was made
-    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    output: OutputFormat,
-    #[command(flatten)]
-    threads: ThreadArgs,
-    #[command(flatten)]
-    watch: WatchArgs,
-    #[command(flatten)]
-    open: OpenArgs,
-    /// A directory, a tar archive, - for an archive on standard input, or a container image
-    #[arg(required_unless_present = "options")]
-    source: Option<PathBuf>,
-    /// The new image, or what to write to
-    #[arg(required_unless_present = "options")]
-    target: Option<PathBuf>,
 }
 
 impl MkfsArgs {
     pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
-        self.open.check()?;
-        let options = OptionList::parse(&self.options)?;
-        if options.help {
-            NewImage::print_options(self.target_format.as_deref().unwrap_or("raw"), out)??;
+        let Some((source, target, options)) = self.make.start(out)? else {
             return Ok(0);
-        }
-        let (Some(source), Some(target)) = (&self.source, &self.target) else {
-            let message = "a source and a target have to be named";
-            return Err(Error::invalid(message)
-                .with_hint("imgtool mkfs rootfs/ root.img")
-                .into());
         };
-        let filter = self.tree.filter()?;
+        let filter = self.make.tree.filter()?;
         let source = Source::open(source, self.container.platform.as_deref())?;
         let name = ImageName::parse(target)?;
         source.refuse_as_target(&name.path)?;
@@ -106,7 +74,7 @@ impl MkfsArgs {
         let config = self.container.keep(&source, is_new.then_some(&*name.path))?;
         let cancel = interrupt::watch()?;
         let job = Job {
-            arguments: &self,
+            arguments: &self.make,
             target,
             filter,
             cancel,
@@ -119,8 +87,8 @@ impl MkfsArgs {
         if let Some(config) = config {
             config.finish()?;
         }
-        if !self.watch.quiet {
-            made.print(out, target, self.output)?;
+        if !self.make.watch.quiet {
+            made.print(out, target, self.make.output)?;
         }
         Ok(0)
     }
@@ -132,7 +100,7 @@ fn is_block_device(path: &Path) -> bool {
 
 /// One run of the command.
 struct Job<'j> {
-    arguments: &'j MkfsArgs,
+    arguments: &'j MakeArgs,
     target: &'j Path,
     filter: Filter,
     cancel: Cancel,
@@ -170,8 +138,7 @@ impl Job<'_> {
     /// Writes into a new image, or onto a block device.
     fn in_new_image(&self, source: Source, options: OptionList) -> Result<Made> {
         let named = |error: Error| error.with_path(self.target);
-        let format = self.arguments.target_format.as_deref().unwrap_or("raw");
-        let mut image = new_image(format, options).map_err(named)?;
+        let mut image = self.arguments.new_image(options).map_err(named)?;
         let making = Making {
             io: self.arguments.open.io.into(),
             ..Making::default()
@@ -229,33 +196,14 @@ impl Job<'_> {
             watch: &self.arguments.watch,
             cancel: &self.cancel,
         };
-        let summary = building.build(source, storage, options, target)?;
+        let mut builder = Builder::new(storage, options.clone())?;
+        building.fill(source, &mut builder, target)?;
+        let summary = builder.finish()?;
         Ok(Made {
             summary,
             uuid: options.uuid,
             label: options.label.clone(),
         })
-    }
-}
-
-/// The image that `options` ask for, whose size follows from what is put in it.
-pub(super) fn new_image(format: &str, options: OptionList) -> Result<NewImage> {
-    let image = NewImage::parse(format, options, None, None)?;
-    let wrong = match () {
-        () if image.size.is_some() => Some(("the size is not an option of the image here", "give --size")),
-        () if image.backing.is_some() => Some((
-            "a new filesystem needs no backing file",
-            "make it first, and clones of it then: imgtool create -f qcow2 -b",
-        )),
-        () if image.is_preallocated() => Some((
-            "an image whose size is found out cannot be preallocated",
-            "convert it afterwards: imgtool convert -o preallocation=...",
-        )),
-        () => None,
-    };
-    match wrong {
-        Some((wrong, hint)) => Err(Error::invalid(wrong).with_hint(hint)),
-        None => Ok(image),
     }
 }
 

@@ -85,6 +85,11 @@ impl TreeArgs {
         Ok(overlays)
     }
 
+    /// Whether anything is added to the source.
+    pub(in crate::commands) fn adds(&self) -> bool {
+        !self.manifest.is_empty()
+    }
+
     pub(in crate::commands) fn filter(&self) -> Result<Filter> {
         let mut filter = Filter {
             uids: id_map("--uid-map", &self.uid_map)?,

@@ -1,65 +1,64 @@
 //! What of a system is needed to boot it: kernels, initrds, and what it is called.
 
+use std::fs;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result, escape};
 use ext4_reader::{FileKind, Filesystem, Inode, LastLink};
 
-use super::loader;
+use crate::arch::Arch;
+use crate::loader::{self, BootLoader};
 
 /// Bytes of a file that describes a system at most.
 const MAX_RELEASE: u64 = 64 << 10;
 
 /// A system in a filesystem.
-pub(super) struct System<'f> {
-    pub(super) filesystem: &'f Filesystem,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct System {
     /// At least one, by version.
-    pub(super) kernels: Vec<Kernel>,
-    /// `debian`: what its files are called after.
-    pub(super) id: String,
-    /// `Debian GNU/Linux 12 (bookworm)`
-    pub(super) title: String,
+    pub kernels: Vec<Kernel>,
+    /// What its files are called after: `debian`.
+    pub id: String,
+    /// What it is called: `Debian GNU/Linux 12 (bookworm)`.
+    pub title: String,
 }
 
 /// A kernel in a system, by its path there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Kernel {
-    pub(super) version: String,
-    pub(super) path: String,
+pub struct Kernel {
+    /// As its file or its directory says: `6.1.0-18-amd64`.
+    pub version: String,
+    /// From the root on.
+    pub path: String,
     /// One that has all it needs is started without.
-    pub(super) initrd: Option<String>,
+    pub initrd: Option<String>,
 }
 
-impl<'f> System<'f> {
+impl System {
     /// Looks for what is there.
     ///
     /// # Errors
     /// `InvalidInput` if there is no kernel that can be booted; `Corrupt`, `Io`.
-    pub(super) fn find(filesystem: &'f Filesystem) -> Result<Self> {
+    pub(crate) fn find(filesystem: &Filesystem, arch: Arch) -> Result<Self> {
         let mut kernels = kernels_in_boot(filesystem)?;
         if kernels.is_empty() {
             kernels = kernels_with_modules(filesystem)?;
         }
         if kernels.is_empty() {
-            let message =
-                "there is no kernel in the source: neither boot/vmlinuz-* nor usr/lib/modules/*/vmlinuz";
-            return Err(Error::invalid(message).with_hint(
-                "install one in it, such as Debian's linux-image-cloud-amd64; imgtool mkfs makes filesystems without",
-            ));
+            return Err(no_kernel());
         }
         for kernel in &kernels {
-            let mut start = Vec::new();
-            if let Some(inode) = find(filesystem, &kernel.path)? {
-                let reader = filesystem.reader(&inode)?;
-                reader
-                    .take(loader::HEADERS)
-                    .read_to_end(&mut start)
-                    .map_err(inside)?;
-            }
-            if !loader::is_efi_program(&start) {
+            let inode = find(filesystem, &kernel.path)?;
+            let is_program = match inode {
+                Some(inode) => loader::is_program(filesystem.reader(&inode)?, arch)?,
+                None => false,
+            };
+            if !is_program {
                 let message = format!(
-                    "{} is no kernel that firmware for x86-64 can start",
-                    escape(&kernel.path)
+                    "{} is no kernel that firmware for {} can start",
+                    escape(&kernel.path),
+                    arch.name()
                 );
                 let hint = "it has to have an EFI stub (CONFIG_EFI_STUB), as those of all distributions have";
                 return Err(Error::invalid(message).with_hint(hint));
@@ -69,7 +68,6 @@ impl<'f> System<'f> {
         let release = release(filesystem)?;
         let id = value(&release, "ID").filter(|id| is_file_name(id));
         Ok(Self {
-            filesystem,
             kernels,
             id: id.unwrap_or_else(|| "linux".to_owned()),
             title: value(&release, "PRETTY_NAME").unwrap_or_else(|| "Linux".to_owned()),
@@ -77,15 +75,79 @@ impl<'f> System<'f> {
     }
 }
 
+/// Fails for a directory of this machine that certainly has no kernel for a disk that is made of all of it, or no boot
+/// loader where there is none elsewhere either. Where links are on the way, that is not certain.
+pub(crate) fn check_directory(root: &Path, boot_loader: &BootLoader, arch: Arch) -> Result<()> {
+    let in_boot = |names: &[String]| names.iter().any(|name| name.starts_with("vmlinuz-"));
+    let boot = Listing::of(root, "boot");
+    let modules = Listing::of(root, "usr/lib/modules");
+    let with_modules = |versions: &[String]| {
+        let directory = root.join("usr/lib/modules");
+        let is_there =
+            |version: &String| fs::symlink_metadata(directory.join(version).join("vmlinuz")).is_ok();
+        versions.iter().any(is_there)
+    };
+    if boot.lacks(in_boot) && modules.lacks(with_modules) {
+        return Err(no_kernel().with_path(root));
+    }
+    let names = loader::names(arch);
+    let has_loader = |there: &[String]| there.iter().any(|name| names.contains(name));
+    if Listing::of(root, BootLoader::DIRECTORY.trim_start_matches('/')).lacks(has_loader) {
+        boot_loader
+            .check_elsewhere(arch)
+            .map_err(|error| error.with_path(root))?;
+    }
+    Ok(())
+}
+
+/// What is in a directory of this machine.
+enum Listing {
+    Names(Vec<String>),
+    /// There are links on the way, or it cannot be read.
+    Unknown,
+}
+
+impl Listing {
+    fn of(root: &Path, path: &str) -> Self {
+        let mut directory = PathBuf::from(root);
+        for name in path.split('/') {
+            directory.push(name);
+            match fs::symlink_metadata(&directory) {
+                Ok(found) if found.is_dir() => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::Names(Vec::new()),
+                _ => return Self::Unknown,
+            }
+        }
+        let names = fs::read_dir(directory).and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect()
+        });
+        names.map_or(Self::Unknown, Self::Names)
+    }
+
+    /// Whether it is certain that `has` is not so.
+    fn lacks(&self, has: impl Fn(&[String]) -> bool) -> bool {
+        matches!(self, Self::Names(names) if !has(names))
+    }
+}
+
+fn no_kernel() -> Error {
+    let message = "there is no kernel in the source: neither boot/vmlinuz-* nor usr/lib/modules/*/vmlinuz";
+    let hint =
+        "install one in it, such as Debian's linux-image-cloud-amd64; imgtool mkfs makes filesystems without";
+    Error::invalid(message).with_hint(hint)
+}
+
 /// The error of a reader of files, which has one of ours inside.
-pub(super) fn inside(error: std::io::Error) -> Error {
+pub(crate) fn inside(error: std::io::Error) -> Error {
     error
         .downcast::<Error>()
         .unwrap_or_else(|error| Error::io("read", error))
 }
 
 /// The regular file at a path, links followed.
-pub(super) fn find(filesystem: &Filesystem, path: &str) -> Result<Option<Inode>> {
+pub(crate) fn find(filesystem: &Filesystem, path: &str) -> Result<Option<Inode>> {
     match filesystem.resolve(path.as_bytes(), LastLink::Follow) {
         Ok(inode) => Ok(Some(inode).filter(|inode| inode.kind() == FileKind::Regular)),
         Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(None),
