@@ -4,7 +4,7 @@
 //! and metadata last. The same calls with the same options make the same bytes, always: nothing is taken from the clock,
 //! the host or a random number generator.
 //!
-//! [`source`] has the trees that are ready to be copied: directories of the host and tar archives.
+//! [`source`] has the trees that are ready to be copied: directories of the host, tar archives and container images.
 //!
 //! Every on-disk structure has a module of its own, named as in the kernel's documentation of the format ("ext4 Data
 //! Structures and Algorithms"), and the section there is named in its first line.

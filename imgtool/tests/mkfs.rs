@@ -369,7 +369,10 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
             "tree.tar: the target is the archive that is read",
         ),
         ("tree -", "-: a filesystem cannot be written to standard output"),
-        ("--size 2M tree new", "new: the filesystem is too small: the tree needs "),
+        (
+            "--size 2M tree new",
+            "new: the filesystem is too small: the tree needs ",
+        ),
         (
             "--size 10k tree new",
             "new: cannot make an ext4 filesystem of 10240 bytes",

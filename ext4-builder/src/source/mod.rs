@@ -1,4 +1,5 @@
-//! Trees that filesystems are made of: directories of the host, tar archives and container images.
+//! Trees that filesystems are made of: directories of the host, tar archives and container images. [`Source::open`] opens
+//! any of them by its name.
 //!
 //! A source is gone through once, in an order that depends on nothing but the names in it, while threads of their own
 //! copy the data. What is on the way is bounded: neither the size of a tree nor that of a file matters.
@@ -12,6 +13,7 @@ mod filter;
 mod image;
 mod labels;
 pub mod manifest;
+mod named;
 mod paths;
 mod pattern;
 mod stat;
@@ -27,6 +29,7 @@ pub use filter::{Filter, IdMap};
 pub use image::copy_image;
 pub use labels::FileContexts;
 pub use manifest::Manifest;
+pub use named::{Copying, Source};
 pub use pattern::Pattern;
 
 /// How the copying of a tree is watched and stopped, and by how many threads it is done.

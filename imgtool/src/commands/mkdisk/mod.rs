@@ -9,10 +9,11 @@ use block::{Backing, Error, Result};
 use clap::{Args, ValueEnum};
 use disk_builder::{Arch, BootLoader, Options};
 use ext4_builder::Size;
+use ext4_builder::source::Source;
 
 use super::Outcome;
 use super::convert::interrupted;
-use super::mkfs::{Building, MakeArgs, Source};
+use super::mkfs::{Building, MakeArgs, open_source, refuse_as_target};
 use crate::formats::NewImage;
 use crate::image_name::ImageName;
 use crate::target::Making;
@@ -118,9 +119,9 @@ impl MkdiskArgs {
         let disk = self.options()?;
         disk.validate()?;
         // What it boots on is known.
-        let from = Source::open(source, Some(self.arch.platform()))?;
-        from.refuse_as_target(target)?;
-        if let Source::Directory(directory) = &from
+        let from = open_source(source, Some(self.arch.platform()))?;
+        refuse_as_target(&from, target)?;
+        if let Some(directory) = from.directory()
             && !self.make.tree.adds()
         {
             disk.check_directory(directory)?;
@@ -153,9 +154,9 @@ impl MkdiskArgs {
             io: self.make.open.io.into(),
             ..Making::default()
         };
-        let filter = self.make.tree.filter()?;
+        let copying = self.make.tree.copying()?;
         let building = Building {
-            filter: &filter,
+            copying: &copying,
             tree: &self.make.tree,
             threads: &self.make.threads,
             watch: &self.make.watch,

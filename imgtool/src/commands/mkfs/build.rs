@@ -1,22 +1,21 @@
 //! Copying a source into a filesystem.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::{FileId, Result};
 use ext4_builder::Builder;
-use ext4_builder::source::{Control, Filter};
+use ext4_builder::source::{Control, Copying, Source};
 use ops::{Cancel, Progress};
 
-use super::source::{Source, TreeArgs};
+use super::source::TreeArgs;
 use crate::arguments::{ThreadArgs, WatchArgs};
 use crate::watch::Watch;
 
 /// How a source is copied.
 #[derive(Clone, Copy)]
 pub(in crate::commands) struct Building<'b> {
-    pub(in crate::commands) filter: &'b Filter,
+    pub(in crate::commands) copying: &'b Copying,
     pub(in crate::commands) tree: &'b TreeArgs,
     pub(in crate::commands) threads: &'b ThreadArgs,
     pub(in crate::commands) watch: &'b WatchArgs,
@@ -33,9 +32,11 @@ impl Building<'_> {
     ) -> Result<()> {
         // What is wrong there is found before anything is written.
         let overlays = self.tree.overlays()?;
+        let mut copying = self.copying.clone();
+        copying.directory.refuse.extend(target);
         let watch = Watch::new(self.watch);
-        let (total, copied) = (source.len(), AtomicU64::new(0));
-        let read = Arc::new(AtomicU64::new(0));
+        let (total, copied) = (source.archive_size(), AtomicU64::new(0));
+        let read = source.archive_read();
         let report = |bytes| {
             self.cancel.check()?;
             if bytes > 0 {
@@ -57,9 +58,8 @@ impl Building<'_> {
         if let Some(threads) = self.threads.threads {
             control.threads = NonZeroUsize::new(threads.into()).unwrap_or(control.threads);
         }
-        let directory = self.tree.directory(target);
         let copied = source
-            .copy(builder, self.filter, &directory, &read, &control)
+            .copy(builder, &copying, &control)
             .and_then(|()| overlays.apply(builder, &control));
         watch.finish();
         copied

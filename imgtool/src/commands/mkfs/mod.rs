@@ -13,7 +13,7 @@ use std::path::Path;
 
 use block::{Access, Backing, DeviceStorage, Error, FileId, Result, Storage, escape};
 use clap::Args;
-use ext4_builder::source::Filter;
+use ext4_builder::source::{Copying, Source};
 use ext4_builder::{Builder, Options, Size, Summary};
 use ops::Cancel;
 use serde_json::json;
@@ -32,7 +32,7 @@ use run_config::ContainerArgs;
 pub(super) use arguments::MakeArgs;
 pub(super) use build::Building;
 pub(super) use options::show_uuid;
-pub(super) use source::Source;
+pub(super) use source::{open_source, refuse_as_target};
 
 /// Make an ext4 filesystem of a directory, a tar archive or a container image
 ///
@@ -66,17 +66,17 @@ impl MkfsArgs {
         let Some((source, target, options)) = self.make.start(out)? else {
             return Ok(0);
         };
-        let filter = self.make.tree.filter()?;
-        let source = Source::open(source, self.container.platform.as_deref())?;
+        let copying = self.make.tree.copying()?;
+        let source = open_source(source, self.container.platform.as_deref())?;
         let name = ImageName::parse(target)?;
-        source.refuse_as_target(&name.path)?;
+        refuse_as_target(&source, &name.path)?;
         let is_new = name.partition.is_none() && !is_block_device(&name.path);
         let config = self.container.keep(&source, is_new.then_some(&*name.path))?;
         let cancel = interrupt::watch()?;
         let job = Job {
             arguments: &self.make,
             target,
-            filter,
+            copying,
             cancel,
         };
         let made = if name.partition.is_some() {
@@ -102,7 +102,7 @@ fn is_block_device(path: &Path) -> bool {
 struct Job<'j> {
     arguments: &'j MakeArgs,
     target: &'j Path,
-    filter: Filter,
+    copying: Copying,
     cancel: Cancel,
 }
 
@@ -190,7 +190,7 @@ impl Job<'_> {
         target: Option<FileId>,
     ) -> Result<Made> {
         let building = Building {
-            filter: &self.filter,
+            copying: &self.copying,
             tree: &self.arguments.tree,
             threads: &self.arguments.threads,
             watch: &self.arguments.watch,

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use block::{Error, Result};
 use clap::Args;
 use ext4_builder::oci;
+use ext4_builder::source::Source;
 use ops::Cancel;
 use serde_json::{Value, json};
 
-use super::source::Source;
 use crate::output;
 use crate::target::{Making, TargetFile};
 

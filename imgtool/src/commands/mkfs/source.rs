@@ -1,19 +1,13 @@
 //! What the filesystem is made of.
 
-use std::fs::{self, File};
-use std::io::{self, IsTerminal, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{Error, FileId, Result, escape};
+use block::{Error, Result, escape};
 use clap::Args;
-use ext4_builder::oci::{self, Platform, Reference};
+use ext4_builder::oci::Platform;
 use ext4_builder::source::{
-    Control, Directory, FileContexts, Filter, IdMap, Manifest, Pattern, copy_archive, copy_directory,
-    copy_image,
+    Control, Copying, Directory, FileContexts, Filter, IdMap, Manifest, Pattern, Source,
 };
 use ext4_builder::{Builder, tar};
 
@@ -90,7 +84,7 @@ impl TreeArgs {
         !self.manifest.is_empty()
     }
 
-    pub(in crate::commands) fn filter(&self) -> Result<Filter> {
+    fn filter(&self) -> Result<Filter> {
         let mut filter = Filter {
             uids: id_map("--uid-map", &self.uid_map)?,
             gids: id_map("--gid-map", &self.gid_map)?,
@@ -113,12 +107,19 @@ impl TreeArgs {
         Ok(filter)
     }
 
-    /// How directories are gone through, when all is copied to the file `target`.
-    pub(in crate::commands) fn directory(&self, target: Option<FileId>) -> Directory {
-        Directory {
-            one_file_system: self.one_file_system,
-            refuse: target.into_iter().collect(),
-        }
+    /// What becomes of a source.
+    pub(in crate::commands) fn copying(&self) -> Result<Copying> {
+        Ok(Copying {
+            filter: self.filter()?,
+            directory: Directory {
+                one_file_system: self.one_file_system,
+                ..Directory::default()
+            },
+            archive: tar::Options {
+                names: host_names(),
+                ..tar::Options::default()
+            },
+        })
     }
 }
 
@@ -139,161 +140,34 @@ fn id_map(option: &str, ranges: &[String]) -> Result<IdMap> {
     Ok(map)
 }
 
-/// What there is to copy.
-#[derive(Debug)]
-pub(in crate::commands) enum Source {
-    Directory(PathBuf),
-    Archive {
-        /// As it was named.
-        path: PathBuf,
-        file: File,
-        /// Bytes, where that is known.
-        len: u64,
-    },
-    Image(Box<oci::Image>),
+/// Opens what a filesystem is made of; of a container image for several platforms, the one for `platform`.
+pub(in crate::commands) fn open_source(name: &Path, platform: Option<&str>) -> Result<Source> {
+    let platform = platform.map(str::parse::<Platform>).transpose()?;
+    Source::open(name, platform.as_ref())
 }
 
-impl Source {
-    /// Looks at what is named: what a file or directory has as its name is that, whatever it looks like. Of a container
-    /// image for several platforms, the one for `platform` is taken.
-    pub(in crate::commands) fn open(path: &Path, platform: Option<&str>) -> Result<Self> {
-        if path == Path::new("-") {
-            return standard_input();
-        }
-        if fs::symlink_metadata(path).is_err()
-            && let Some(reference) = Reference::parse(path.as_os_str())?
-        {
-            let platform = platform.map(str::parse::<Platform>).transpose()?;
-            let image = oci::Image::open(&reference, platform.as_ref())?;
-            return Ok(Self::Image(Box::new(image)));
-        }
-        let failed = |error| Error::io("open", error).with_path(path);
-        let metadata = fs::metadata(path).map_err(failed)?;
-        if metadata.is_dir() {
-            return Ok(Self::Directory(path.to_owned()));
-        }
-        Ok(Self::Archive {
-            path: path.to_owned(),
-            file: File::open(path).map_err(failed)?,
-            len: if metadata.is_file() { metadata.len() } else { 0 },
-        })
-    }
-
-    /// Bytes that will be read, where that is known, and otherwise 0.
-    pub(in crate::commands) fn len(&self) -> u64 {
-        match self {
-            Self::Directory(_) | Self::Image(_) => 0,
-            Self::Archive { len, .. } => *len,
-        }
-    }
-
-    /// Refuses a target that is this source, or standard output: what is written does not come in order.
-    pub(in crate::commands) fn refuse_as_target(&self, target: &Path) -> Result<()> {
-        let (wrong, hint) = if target == Path::new("-") {
-            (
-                "a filesystem cannot be written to standard output",
-                "name a file, and copy that; a file of this name is ./-",
-            )
-        } else if self.is(target) {
-            (
-                "the target is the archive that is read",
-                "give the new image another name",
-            )
-        } else {
-            return Ok(());
-        };
-        Err(Error::invalid(wrong).with_path(target).with_hint(hint))
-    }
-
-    /// Whether it is this file.
-    fn is(&self, other: &Path) -> bool {
-        let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let own = match self {
-            Self::Directory(_) => return false,
-            Self::Archive { file, .. } => file.metadata(),
-            Self::Image(image) => fs::metadata(&image.reference().path),
-        };
-        match (own, fs::metadata(other)) {
-            (Ok(source), Ok(other)) => id(source) == id(other),
-            _ => false,
-        }
-    }
-
-    /// The container image that it is.
-    pub(in crate::commands) fn image(&self) -> Option<&oci::Image> {
-        match self {
-            Self::Image(image) => Some(image),
-            _ => None,
-        }
-    }
-
-    /// Copies it. Of an archive, `read` counts the bytes that were read.
-    pub(in crate::commands) fn copy(
-        self,
-        builder: &mut Builder<'_>,
-        filter: &Filter,
-        directory: &Directory,
-        read: &Arc<AtomicU64>,
-        control: &Control<'_>,
-    ) -> Result<()> {
-        match self {
-            Self::Directory(path) => copy_directory(builder, &path, directory, filter, control),
-            Self::Archive { path, file, .. } => {
-                let input = Counted {
-                    input: file,
-                    read: Arc::clone(read),
-                };
-                let tar = tar::Options {
-                    names: host_names(),
-                    ..tar::Options::default()
-                };
-                copy_archive(builder, input, tar, filter, control).map_err(|error| error.with_path(path))
-            }
-            Self::Image(image) => copy_image(builder, &image, filter, control),
-        }
-    }
-}
-
-/// Standard input, which holds an archive.
-fn standard_input() -> Result<Source> {
-    let named = |error: Error| error.with_path("-");
-    let stdin = io::stdin();
-    if stdin.is_terminal() {
-        let message = "standard input is a terminal: give it a tar archive";
-        return Err(named(Error::invalid(message)));
-    }
-    let failed = |error| named(Error::io("read standard input", error));
-    let file = File::from(stdin.as_fd().try_clone_to_owned().map_err(failed)?);
-    let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_dir() {
-        let message = "standard input is a directory: name it";
-        return Err(named(Error::invalid(message)));
-    }
-    Ok(Source::Archive {
-        path: "-".into(),
-        file,
-        len: if metadata.is_file() { metadata.len() } else { 0 },
-    })
+/// Refuses a target that is the source, or standard output: what is written does not come in order.
+pub(in crate::commands) fn refuse_as_target(source: &Source, target: &Path) -> Result<()> {
+    let (wrong, hint) = if target == Path::new("-") {
+        (
+            "a filesystem cannot be written to standard output",
+            "name a file, and copy that; a file of this name is ./-",
+        )
+    } else if source.is_in(target) {
+        (
+            "the target is the archive that is read",
+            "give the new image another name",
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid(wrong).with_path(target).with_hint(hint))
 }
 
 /// What the host calls users and groups, for access control lists that have names without numbers.
 fn host_names() -> tar::Names {
     let read = |path| fs::read(path).unwrap_or_default();
     tar::Names::new(&read("/etc/passwd"), &read("/etc/group"))
-}
-
-/// An input whose bytes are counted.
-struct Counted {
-    input: File,
-    read: Arc<AtomicU64>,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let len = self.input.read(buf)?;
-        self.read.fetch_add(len as u64, Ordering::Relaxed);
-        Ok(len)
-    }
 }
 
 #[cfg(test)]
