@@ -275,6 +275,46 @@ impl<'s> Builder<'s> {
         self.put(parent, name, record)
     }
 
+    /// Whether a given size is used up: data goes nowhere any more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.allocator.overflowed()
+    }
+
+    /// Whether a node has no name any more.
+    pub(crate) fn is_removed(&self, node: Node) -> bool {
+        self.tree.record(node).links == 0
+    }
+
+    /// All of a file whose data is written. `None` for what is no file, and for more than `most` bytes.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn contents(&self, node: Node, most: u64) -> Result<Option<Vec<u8>>> {
+        let record = self.tree.record(node);
+        if record.file_type != FileType::Regular || record.size > most {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; record.size as usize];
+        let block_size = self.geometry.block_size() as usize;
+        let mut read = |logical: u32, physical: u64, blocks: u32| {
+            let start = logical as usize * block_size;
+            let end = bytes.len().min(start + blocks as usize * block_size);
+            let bytes = bytes.get_mut(start..end).unwrap_or_default();
+            self.storage().read_exact_at(bytes, self.disk.offset(physical))
+        };
+        match record.content {
+            Content::Run { start, blocks } => read(0, start, blocks)?,
+            Content::Runs(index) => {
+                for extent in &self.runs[index as usize] {
+                    read(extent.logical, extent.physical, extent.len)?;
+                }
+            }
+            Content::Small { contents } => return Ok(Some(self.tree.bytes(contents).to_vec())),
+            _ => {}
+        }
+        Ok(Some(bytes))
+    }
+
     /// Puts a symlink into a directory.
     ///
     /// # Errors

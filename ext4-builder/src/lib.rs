@@ -28,6 +28,7 @@ mod acl;
 mod allocator;
 mod bitmap;
 mod builder;
+mod capability;
 mod checksum;
 mod directory;
 mod disk;

@@ -3,7 +3,7 @@
 use crate::time::Time;
 
 /// A file, directory or anything else in a [`Builder`](crate::Builder)'s tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node(pub(crate) u32);
 
 /// What is stored of a file besides its contents.

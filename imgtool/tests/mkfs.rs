@@ -688,6 +688,33 @@ fn manifests_and_labels_are_laid_over_any_source() {
 }
 
 #[test]
+fn names_in_access_control_lists_are_looked_up_where_one_says() {
+    let lab = lab();
+    lab.run("setfacl -m u:daemon:rw tree/etc/hostname").ok();
+    lab.run("tar --format=posix --acls -C tree -cf lists.tar .").ok();
+    lab.run("imgtool mkfs lists.tar out")
+        .fails(1, &["etc/hostname", "daemon", "--names DIR"]);
+    lab.run("imgtool mkfs --names none lists.tar out")
+        .fails(1, &["none/passwd: read: No such file"]);
+    fs::create_dir(lab.path("names")).unwrap();
+    fs::write(lab.path("names/passwd"), "daemon:x:4321:1::/:/bin/sh\n").unwrap();
+    fs::write(lab.path("names/group"), "").unwrap();
+    lab.imgtool("mkfs -q --names names lists.tar out");
+    assert_good(&lab, "out");
+    let list = tool(
+        &lab,
+        &[
+            "debugfs",
+            "-R",
+            "ea_get /etc/hostname system.posix_acl_access",
+            "out",
+        ],
+    )
+    .ok();
+    assert!(list.contains("e1 10 00 00"), "{list}");
+}
+
+#[test]
 fn a_source_that_is_none_does_not_cost_what_a_partition_holds() {
     let lab = lab();
     lab.imgtool("create -q -f qcow2 disk 64M");

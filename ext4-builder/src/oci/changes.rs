@@ -220,6 +220,7 @@ mod tests {
             ctime: None,
             created: None,
             xattrs: Vec::new(),
+            named_lists: Vec::new(),
         }
     }
 

@@ -1,5 +1,10 @@
 //! Trees in tar archives.
+//!
+//! GNU tar writes access control lists with names of users and groups. The numbers are those that the tree itself has for
+//! them, in `etc/passwd` and `etc/group`, which may come last: such lists are set when everything else is there. The host's
+//! numbers would be others on another host.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -8,13 +13,17 @@ use block::{Error, Result};
 use super::copying::{self, BUFFER, Copier, Job};
 use super::filter::Filter;
 use super::{Control, paths};
-use crate::tar::{self, Archive, Entry, Kind};
+use crate::tar::{self, Archive, Entry, Kind, NamedList, Names};
 use crate::{Builder, Metadata, Node, Special, Time};
+
+/// Bytes of a list of users or groups that is read.
+const MAX_NAMES: u64 = 16 << 20;
 
 /// Copies what is in a tar archive, which may be compressed, into the root of a filesystem. It is read as a stream.
 ///
 /// Of entries by one name, the last counts. What comes before the directory that it is in is put there; directories
-/// that the archive has no entry for belong to root.
+/// that the archive has no entry for belong to root. Access control lists with names have the numbers that `options` say, or
+/// else the `etc/passwd` and `etc/group` of the archive itself.
 ///
 /// # Errors
 /// Those of [`tar`]; `InvalidInput` for links to what is not there and for what ext4 cannot hold; `Io`, `NoSpace`; what
@@ -35,10 +44,10 @@ pub fn copy_archive(
             if !filter.excludes_any_of(&entry.path) {
                 unpacking
                     .add(&entry, &mut |buffer| archive.read_data(buffer))
-                    .map_err(|error| named(error, &entry))?;
+                    .map_err(|error| named(error, &entry.path))?;
             }
         }
-        Ok(())
+        unpacking.finish()
     })
 }
 
@@ -49,6 +58,14 @@ pub(super) struct Unpacking<'u, 's> {
     filter: &'u Filter,
     /// Something with contents was replaced, whose room is not settled.
     replaced: bool,
+    /// What has lists with names of users and groups.
+    named: BTreeMap<Node, Named>,
+}
+
+/// Access control lists whose ids are to be found, with the names of their attributes, and the path of what has them.
+struct Named {
+    path: Vec<u8>,
+    lists: Vec<(Vec<u8>, NamedList)>,
 }
 
 impl<'u, 's> Unpacking<'u, 's> {
@@ -58,6 +75,7 @@ impl<'u, 's> Unpacking<'u, 's> {
             copier,
             filter,
             replaced: false,
+            named: BTreeMap::new(),
         }
     }
 
@@ -73,11 +91,10 @@ impl<'u, 's> Unpacking<'u, 's> {
         read: &mut dyn FnMut(&mut [u8]) -> Result<usize>,
     ) -> Result<()> {
         let metadata = self.filter.metadata(&metadata(entry));
-        let xattrs = entry.xattrs.iter().map(|(name, value)| (&name[..], &value[..]));
         let Some((way, name)) = paths::split(&entry.path) else {
             let root = self.builder.root();
             self.builder.set_metadata(root, &metadata)?;
-            return self.filter.set_xattrs(self.builder, root, xattrs);
+            return self.set_xattrs(root, entry);
         };
         let parent = paths::directory(self.builder, way)?;
         let node = match &entry.kind {
@@ -122,7 +139,50 @@ impl<'u, 's> Unpacking<'u, 's> {
             }
             Kind::Fifo => self.builder.special(parent, name, &metadata, Special::Fifo)?,
         };
+        self.set_xattrs(node, entry)
+    }
+
+    fn set_xattrs(&mut self, node: Node, entry: &Entry) -> Result<()> {
+        if entry.named_lists.is_empty() {
+            self.named.remove(&node);
+        } else {
+            let named = Named {
+                path: entry.path.clone(),
+                lists: entry.named_lists.clone(),
+            };
+            self.named.insert(node, named);
+        }
+        let xattrs = entry.xattrs.iter().map(|(name, value)| (&name[..], &value[..]));
         self.filter.set_xattrs(self.builder, node, xattrs)
+    }
+
+    /// Ends when all entries are there.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        // Where it is full, there will be another error, and nothing to be read.
+        if self.named.is_empty() || self.builder.is_full() {
+            return Ok(());
+        }
+        self.copier.wait()?;
+        let names = Names::new(&self.contents(b"etc/passwd")?, &self.contents(b"etc/group")?);
+        for (node, Named { path, lists }) in std::mem::take(&mut self.named) {
+            if self.builder.is_removed(node) {
+                continue;
+            }
+            for (attribute, list) in &lists {
+                list.resolve(&names)
+                    .and_then(|list| self.filter.add_xattr(self.builder, node, attribute, &list))
+                    .map_err(|error| named(error, &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All of a file in the tree; nothing where there is none.
+    fn contents(&mut self, path: &[u8]) -> Result<Vec<u8>> {
+        let Some(node) = paths::lookup(self.builder, path)? else {
+            return Ok(Vec::new());
+        };
+        Ok(self.builder.contents(node, MAX_NAMES)?.unwrap_or_default())
     }
 
     fn hard_link(&mut self, parent: Node, name: &[u8], target: &[u8]) -> Result<()> {
@@ -163,10 +223,10 @@ fn metadata(entry: &Entry) -> Metadata {
 }
 
 /// The error, told of the entry where it says nothing of a file.
-pub(super) fn named(error: Error, entry: &Entry) -> Error {
+pub(super) fn named(error: Error, path: &[u8]) -> Error {
     match error.kind() {
         block::ErrorKind::InvalidInput | block::ErrorKind::Unsupported if error.path().is_none() => {
-            let name = String::from_utf8_lossy(&entry.path);
+            let name = String::from_utf8_lossy(path);
             let named = Error::new(error.kind(), format!("entry {name:?}: {error}"));
             match error.hint() {
                 Some(hint) => named.with_hint(hint.to_owned()),

@@ -5,18 +5,18 @@ use std::borrow::Cow;
 use block::{Error, Result};
 
 use super::pattern::Pattern;
-use crate::{Builder, Metadata, Node, acl};
+use crate::{Builder, Metadata, Node, acl, capability};
 
 /// What is left out of a tree, and what ids become. By default, all stays as it is.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// What is left out, with all that is in it.
     pub exclude: Vec<Pattern>,
-    /// Whom everything belongs to, whatever the source says.
+    /// Whom everything belongs to, whatever the source says; capabilities that are a user's as root of a namespace too.
     pub owner: Option<u32>,
     /// The group of everything.
     pub group: Option<u32>,
-    /// What users' ids become, in access control lists too.
+    /// What users' ids become, in access control lists and capabilities too.
     pub uids: IdMap,
     /// What groups' ids become.
     pub gids: IdMap,
@@ -82,7 +82,7 @@ impl Filter {
 
     pub(super) fn metadata(&self, metadata: &Metadata) -> Metadata {
         Metadata {
-            uid: self.owner.unwrap_or_else(|| self.uids.map(metadata.uid)),
+            uid: self.uid(metadata.uid),
             gid: self.group.unwrap_or_else(|| self.gids.map(metadata.gid)),
             ..metadata.clone()
         }
@@ -95,20 +95,43 @@ impl Filter {
         node: Node,
         xattrs: impl Iterator<Item = (&'x [u8], &'x [u8])>,
     ) -> Result<()> {
-        if self.uids == IdMap::default() && self.gids == IdMap::default() {
-            return builder.set_xattrs(node, xattrs);
-        }
         let mapped: Vec<(&[u8], Cow<'_, [u8]>)> = xattrs
-            .map(|(name, value)| match name {
-                acl::ACCESS | acl::DEFAULT => (name, Cow::Owned(self.map_list(value))),
-                _ => (name, Cow::Borrowed(value)),
-            })
+            .map(|(name, value)| (name, self.value(name, value)))
             .collect();
         builder.set_xattrs(node, mapped.iter().map(|(name, value)| (*name, &**value)))
     }
 
-    fn map_list(&self, list: &[u8]) -> Vec<u8> {
-        acl::map_ids(list, |uid| self.uids.map(uid), |gid| self.gids.map(gid))
+    /// Gives a node one more extended attribute.
+    pub(super) fn add_xattr(
+        &self,
+        builder: &mut Builder<'_>,
+        node: Node,
+        name: &[u8],
+        value: &[u8],
+    ) -> Result<()> {
+        let value = self.value(name, value);
+        builder.change_xattrs(node, [(name, Some(&*value))])
+    }
+
+    /// What becomes of an extended attribute's value.
+    fn value<'v>(&self, name: &[u8], value: &'v [u8]) -> Cow<'v, [u8]> {
+        match name {
+            acl::ACCESS | acl::DEFAULT if self.maps_ids() => Cow::Owned(acl::map_ids(
+                value,
+                |uid| self.uids.map(uid),
+                |gid| self.gids.map(gid),
+            )),
+            capability::NAME => capability::map_root(value, |uid| self.uid(uid)),
+            _ => Cow::Borrowed(value),
+        }
+    }
+
+    fn maps_ids(&self) -> bool {
+        self.uids != IdMap::default() || self.gids != IdMap::default()
+    }
+
+    fn uid(&self, uid: u32) -> u32 {
+        self.owner.unwrap_or_else(|| self.uids.map(uid))
     }
 }
 

@@ -52,11 +52,15 @@ pub fn copy_image(
                         .unpacking
                         .add(&entry, &mut |buffer| changes.read_data(buffer));
                     let added = added.and_then(|()| merging.note(&entry.path));
-                    added.map_err(|error| in_layer(named(error, &entry)))?;
+                    added.map_err(|error| in_layer(named(error, &entry.path)))?;
                 }
             }
         }
-        merging.end_layer()
+        merging.end_layer()?;
+        merging
+            .unpacking
+            .finish()
+            .map_err(|error| error.with_path(&image.reference().path))
     })
 }
 

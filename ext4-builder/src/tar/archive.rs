@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use block::{Error, Result};
 
-use super::acl;
+use super::acl::NamedList;
 use super::blocks::Blocks;
 use super::fault::Fault;
 use super::header::{BLOCK, Header};
@@ -62,6 +62,9 @@ enum State {
     /// An error holds for every later call too: after it, nobody knows where the next header would be.
     Failed(Error),
 }
+
+/// Access control lists with the names of their attributes.
+type NamedLists = Vec<(Vec<u8>, NamedList)>;
 
 /// A header with all that was said in front of it.
 struct Headers {
@@ -308,7 +311,7 @@ impl<R: Read> Archive<R> {
             Kind::Symlink { .. } => 0o777,
             _ => header.mode()?,
         };
-        let xattrs = xattrs(&mut extended, &kind, &mut mode, &self.options)?;
+        let (xattrs, named_lists) = xattrs(&mut extended, &kind, &mut mode, &self.options)?;
         Ok(Entry {
             path,
             kind,
@@ -325,6 +328,7 @@ impl<R: Read> Archive<R> {
             ctime: extended.ctime.or(ctime),
             created: extended.created,
             xattrs,
+            named_lists,
         })
     }
 
@@ -487,7 +491,8 @@ fn unknown_type(type_flag: u8) -> Fault {
     }
 }
 
-/// All extended attributes, access control lists among them in the kernel's form. Sets `mode` to what the list of
+/// All extended attributes, access control lists among them in the kernel's form, and those lists that have names whose
+/// numbers are not known. Sets `mode` to what the list of
 /// those who have access says, as setting it on a file would: bsdtar's headers have the owning group's permissions
 /// where a mode has the mask.
 fn xattrs(
@@ -495,15 +500,20 @@ fn xattrs(
     kind: &Kind,
     mode: &mut u16,
     options: &Options,
-) -> Result<Vec<Xattr>, Fault> {
+) -> Result<(Vec<Xattr>, NamedLists), Fault> {
     let mut xattrs = extended.xattrs()?;
+    let mut named = Vec::new();
     let access = extended.access_acl.take();
     let default = extended.default_acl.take();
     let default = default.filter(|_| *kind == Kind::Directory);
     for (name, text) in [(ACCESS, access), (DEFAULT, default)] {
         // The kernel's own form, where it is there too, needs no names.
         if let (Some(text), Err(place)) = (text, find(&xattrs, name)) {
-            xattrs.insert(place, (name.into(), acl::to_syscall_form(&text, &options.names)?));
+            let list = NamedList::parse(&text, &options.names)?;
+            match list.to_syscall_form() {
+                Some(form) => xattrs.insert(place, (name.into(), form)),
+                None => named.push((name.to_vec(), list)),
+            }
         }
     }
     if let Ok(place) = find(&xattrs, ACCESS)
@@ -514,7 +524,10 @@ fn xattrs(
             xattrs.remove(place);
         }
     }
-    Ok(xattrs)
+    if let Some((_, list)) = named.iter().find(|(name, _)| name == ACCESS) {
+        *mode = *mode & !0o777 | list.permissions();
+    }
+    Ok((xattrs, named))
 }
 
 /// Where the attribute is among others sorted by name, or where it would have to be.

@@ -54,11 +54,22 @@ pub(super) enum Fault {
     SparseMap(&'static str),
     #[error("the access control list {text:?} is malformed: {problem}")]
     Acl { text: String, problem: &'static str },
-    #[error("the access control list names {name:?} without a number, and that name is not known")]
-    UnknownName { name: String },
+    #[error(
+        "the access control list names the {what} {name:?} without a number, and etc/passwd and etc/group in the tree have none"
+    )]
+    UnknownName { what: &'static str, name: String },
 }
 
 impl Fault {
+    /// The error for it, wherever it is.
+    pub(super) fn error(self) -> Error {
+        let error = Error::new(self.kind(), self.to_string());
+        match self.hint() {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+
     /// The error for it, at an offset of the archive, and in an entry where its name is known.
     pub(super) fn at(self, offset: u64, entry: Option<&[u8]>) -> Error {
         let kind = self.kind();
@@ -96,7 +107,10 @@ impl Fault {
             }
             Self::ParentDirectory { .. } => "make the archive with names that stay within its root",
             Self::Absolute { .. } => "make the archive with relative names, as tar does without -P",
-            Self::UnknownName { .. } => "make the archive with bsdtar, which stores numbers too",
+            Self::UnknownName { .. } => {
+                "say where such names have numbers with --names DIR, or make the archive with bsdtar or with tar --xattrs \
+                 --xattrs-include='*', which store numbers"
+            }
             Self::Unsupported("parts of multi-volume archives") => "join the volumes first",
             _ => return None,
         })

@@ -42,7 +42,7 @@ mod sparse;
 
 use std::ops::Range;
 
-pub use acl::Names;
+pub use acl::{NamedList, Names};
 pub use archive::Archive;
 pub use compression::{Decompressed, decompress};
 pub(crate) use pax::decode_base64;
@@ -55,7 +55,8 @@ pub struct Options {
     /// Takes the input's end between two entries for the archive's. Only right where something else shows that
     /// nothing is missing, such as the digest of an image's layer.
     pub end_mark_optional: bool,
-    /// For access control lists that name users or groups without a number, as those of GNU tar do.
+    /// Numbers for access control lists that name users or groups without any, as those of GNU tar do. A name that is not
+    /// among them makes the list one of [`Entry::named_lists`].
     pub names: Names,
 }
 
@@ -105,6 +106,9 @@ pub struct Entry {
     /// Extended attributes, sorted by their full names (`user.x`). Access control lists are those that start with
     /// `system.posix_acl_`, in the form of the kernel's calls.
     pub xattrs: Vec<Xattr>,
+    /// Access control lists that name users or groups whose numbers are not known, each with the name of the attribute
+    /// that it is. The archive itself may tell, in `etc/passwd` and `etc/group`, but maybe later.
+    pub named_lists: Vec<(Vec<u8>, NamedList)>,
 }
 
 /// What an entry is.

@@ -1,10 +1,11 @@
 //! Filesystems made of tar archives.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use block::{MemStorage, Result};
-use ext4_builder::source::{Control, Filter, IdMap, Pattern, copy_archive};
+use ext4_builder::source::{Control, Directory, Filter, IdMap, Pattern, copy_archive, copy_directory};
 use ext4_builder::{Builder, Options, Summary, tar};
 
 use crate::directories::{compare, fit, hard_tree};
@@ -138,6 +139,123 @@ fn names_are_left_out_and_ids_become_others() {
     );
     let output = image.mounted("cd \"$1\"; find a -printf '%p %U:%G\n' | sort; cd /");
     assert_eq!(output, "a 0:77\na/d 0:77\n");
+}
+
+/// What GNU tar makes of a tree with such options.
+fn gnu_tar(options: &[&str], tree: &Path) -> File {
+    let path = tree.with_extension("tar");
+    let mut command = Command::new("tar");
+    command
+        .args(["--format=posix", "--sort=name"])
+        .args(options)
+        .arg("-C");
+    succeed(command.arg(tree).arg("-cf").arg(&path).arg("."));
+    File::open(path).expect("open")
+}
+
+#[test]
+fn names_in_access_control_lists_have_the_numbers_of_the_archive_and_not_those_of_the_host() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let tree = directory.path().join("tree");
+    // Names that the host knows, as otherwise tar would not write any, with other numbers.
+    let script = "set -e; mkdir -p \"$1/etc\" \"$1/a\"; cd \"$1\"; echo 'daemon:x:777:778::/:' >etc/passwd
+        echo adm:x:779: >etc/group; head -c 5000 /dev/zero | tr '\\0' '\\n' >>etc/group; touch a/file; chmod 640 a/file
+        setfacl -m u:daemon:rw,g:adm:r,u:1234:x a/file; setfacl -d -m g:adm:rx a";
+    succeed(Command::new("sh").args(["-c", script, "sh"]).arg(&tree));
+    let getfacl = "cd \"$1\"; getfacl -n -c a/file; getfacl -n -c -d a; cd /";
+    let expected = |user: u32, group: u32| {
+        let mut users = [(user, "rw-"), (1234, "--x")];
+        users.sort_unstable();
+        let users = users.map(|(id, permissions)| format!("user:{id}:{permissions}\n"));
+        format!(
+            "user::rw-\n{}group::r--\ngroup:{group}:r--\nmask::rwx\nother::---\n\n\
+             user::rwx\ngroup::r-x\ngroup:{group}:r-x\nmask::r-x\nother::r-x\n\n",
+            users.concat()
+        )
+    };
+    let mut uids = IdMap::default();
+    uids.add(777, 5555, 1).expect("range");
+    let mapping = Filter {
+        uids,
+        ..Filter::default()
+    };
+    for (filter, user, group) in [(Filter::default(), 777, 779), (mapping, 5555, 779)] {
+        let storage = MemStorage::new();
+        copy(&storage, &fit(), gnu_tar(&["--acls"], &tree), &filter).expect("copy");
+        let image = Image::of(&storage);
+        image.assert_clean("names");
+        assert_eq!(image.mounted(getfacl), expected(user, group));
+    }
+
+    // What nobody has a number for is told.
+    fs::write(tree.join("etc/passwd"), "").expect("write");
+    let storage = MemStorage::new();
+    let error =
+        copy(&storage, &fit(), gnu_tar(&["--acls"], &tree), &Filter::default()).expect_err("no number");
+    assert_eq!(error.kind(), block::ErrorKind::Unsupported);
+    let text = format!("{error} {}", error.hint().unwrap_or_default());
+    assert!(
+        text.contains("entry \"a/file\"") && text.contains("user \"daemon\"") && text.contains("--names"),
+        "{text}"
+    );
+    let mut builder = Builder::new(&storage, fit()).expect("options");
+    let tar = tar::Options {
+        names: tar::Names::new(b"daemon:x:42:", b""),
+        ..tar::Options::default()
+    };
+    let archive = gnu_tar(&["--acls"], &tree);
+    copy_archive(
+        &mut builder,
+        archive,
+        tar,
+        &Filter::default(),
+        &Control::unwatched(),
+    )
+    .expect("copy");
+    builder.finish().expect("finish");
+    assert_eq!(Image::of(&storage).mounted(getfacl), expected(42, 779));
+}
+
+#[test]
+fn capabilities_in_a_user_namespace_follow_the_ids() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let tree = directory.path().join("tree");
+    let script =
+        "set -e; mkdir \"$1\"; cd \"$1\"; touch of-1000 of-2000 of-all; setcap -n 1000 cap_net_raw+ep of-1000
+        setcap -n 2000 cap_net_raw+ep of-2000; setcap cap_net_raw+ep of-all";
+    succeed(Command::new("sh").args(["-c", script, "sh"]).arg(&tree));
+    let mut uids = IdMap::default();
+    uids.add(1000, 0, 1).expect("range");
+    uids.add(2000, 70_000, 1).expect("range");
+    let mapped = Filter {
+        uids,
+        ..Filter::default()
+    };
+    let owned = Filter {
+        owner: Some(5),
+        ..Filter::default()
+    };
+    for (filter, one, two) in [
+        (Filter::default(), " [rootid=1000]", " [rootid=2000]"),
+        (mapped, "", " [rootid=70000]"),
+        (owned, " [rootid=5]", " [rootid=5]"),
+    ] {
+        let expected =
+            format!("of-1000 cap_net_raw=ep{one}\nof-2000 cap_net_raw=ep{two}\nof-all cap_net_raw=ep\n");
+        let archive = gnu_tar(&["--xattrs", "--xattrs-include=*"], &tree);
+        let (unpacked, copied) = (MemStorage::new(), MemStorage::new());
+        copy(&unpacked, &fit(), archive, &filter).expect("copy");
+        let mut builder = Builder::new(&copied, fit()).expect("options");
+        let directory = Directory::default();
+        copy_directory(&mut builder, &tree, &directory, &filter, &Control::unwatched()).expect("copy");
+        builder.finish().expect("finish");
+        for storage in [unpacked, copied] {
+            let image = Image::of(&storage);
+            image.assert_clean("capabilities");
+            let found = image.mounted("cd \"$1\"; getcap -n of-1000 of-2000 of-all; cd /");
+            assert_eq!(found, expected);
+        }
+    }
 }
 
 #[test]

@@ -31,6 +31,10 @@ pub(in crate::commands) struct TreeArgs {
     /// Make COUNT groups from FROM on those from TO on; others stay
     #[arg(long, value_name = "FROM:TO[:COUNT]")]
     gid_map: Vec<String>,
+    /// Take the numbers of users and groups that access control lists of an archive name from passwd and group in this
+    /// directory [default: from those in the archive's etc]
+    #[arg(long, value_name = "DIR")]
+    names: Option<PathBuf>,
     /// Lay what a manifest says over the source: files, directories, links, devices, owners, modes and attributes, in
     /// TOML
     #[arg(long, value_name = "FILE")]
@@ -116,7 +120,12 @@ impl TreeArgs {
                 ..Directory::default()
             },
             archive: tar::Options {
-                names: host_names(),
+                names: self
+                    .names
+                    .as_deref()
+                    .map(names_in)
+                    .transpose()?
+                    .unwrap_or_default(),
                 ..tar::Options::default()
             },
         })
@@ -138,6 +147,15 @@ fn id_map(option: &str, ranges: &[String]) -> Result<IdMap> {
         map.add(from, to, count)?;
     }
     Ok(map)
+}
+
+/// What users and groups are called by the files in a directory such as /etc.
+fn names_in(directory: &Path) -> Result<tar::Names> {
+    let read = |name| {
+        let path = directory.join(name);
+        fs::read(&path).map_err(|error| Error::io("read", error).with_path(path))
+    };
+    Ok(tar::Names::new(&read("passwd")?, &read("group")?))
 }
 
 /// Opens what a filesystem is made of; of a container image for several platforms, the one for `platform`.
@@ -162,12 +180,6 @@ pub(in crate::commands) fn refuse_as_target(source: &Source, target: &Path) -> R
         return Ok(());
     };
     Err(Error::invalid(wrong).with_path(target).with_hint(hint))
-}
-
-/// What the host calls users and groups, for access control lists that have names without numbers.
-fn host_names() -> tar::Names {
-    let read = |path| fs::read(path).unwrap_or_default();
-    tar::Names::new(&read("/etc/passwd"), &read("/etc/group"))
 }
 
 #[cfg(test)]
