@@ -1,5 +1,6 @@
 //! What of a system is needed to boot it: kernels, initrds, and what it is called.
 
+use std::cmp::Ordering;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ const MAX_RELEASE: u64 = 64 << 10;
 /// A system in a filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct System {
-    /// At least one, by version.
+    /// The newest last.
     pub kernels: Vec<Kernel>,
     /// What its files are called after: `debian`.
     pub id: String,
@@ -39,16 +40,32 @@ impl System {
     /// Looks for what is there.
     ///
     /// # Errors
-    /// `InvalidInput` if there is no kernel that can be booted; `Corrupt`, `Io`.
-    pub(crate) fn find(filesystem: &Filesystem, arch: Arch) -> Result<Self> {
+    /// `Corrupt`, `Io`.
+    pub fn look(filesystem: &Filesystem) -> Result<Self> {
         let mut kernels = kernels_in_boot(filesystem)?;
         if kernels.is_empty() {
             kernels = kernels_with_modules(filesystem)?;
         }
-        if kernels.is_empty() {
+        kernels.sort_by(|a, b| compare_versions(&a.version, &b.version));
+        let release = release(filesystem)?;
+        let id = value(&release, "ID").filter(|id| is_file_name(id));
+        Ok(Self {
+            kernels,
+            id: id.unwrap_or_else(|| "linux".to_owned()),
+            title: value(&release, "PRETTY_NAME").unwrap_or_else(|| "Linux".to_owned()),
+        })
+    }
+
+    /// Looks for what firmware can boot.
+    ///
+    /// # Errors
+    /// `InvalidInput` if there is no kernel that can be booted; `Corrupt`, `Io`.
+    pub(crate) fn find(filesystem: &Filesystem, arch: Arch) -> Result<Self> {
+        let system = Self::look(filesystem)?;
+        if system.kernels.is_empty() {
             return Err(no_kernel());
         }
-        for kernel in &kernels {
+        for kernel in &system.kernels {
             let inode = find(filesystem, &kernel.path)?;
             let is_program = match inode {
                 Some(inode) => loader::is_program(filesystem.reader(&inode)?, arch)?,
@@ -64,14 +81,7 @@ impl System {
                 return Err(Error::invalid(message).with_hint(hint));
             }
         }
-        kernels.sort_by(|a, b| a.version.cmp(&b.version));
-        let release = release(filesystem)?;
-        let id = value(&release, "ID").filter(|id| is_file_name(id));
-        Ok(Self {
-            kernels,
-            id: id.unwrap_or_else(|| "linux".to_owned()),
-            title: value(&release, "PRETTY_NAME").unwrap_or_else(|| "Linux".to_owned()),
-        })
+        Ok(system)
     }
 }
 
@@ -152,6 +162,32 @@ pub(crate) fn find(filesystem: &Filesystem, path: &str) -> Result<Option<Inode>>
         Ok(inode) => Ok(Some(inode).filter(|inode| inode.kind() == FileKind::Regular)),
         Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Which of two versions is older: numbers in them count as numbers.
+fn compare_versions(a: &str, b: &str) -> Ordering {
+    let number = |text: &str| {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        // More digits than fit are none of a kernel's.
+        (digits > 0).then(|| (text[..digits].parse().unwrap_or(u64::MAX), digits))
+    };
+    let (mut rest_a, mut rest_b) = (a, b);
+    loop {
+        let ((Some(first_a), Some(first_b)), both) = (
+            (rest_a.chars().next(), rest_b.chars().next()),
+            (number(rest_a), number(rest_b)),
+        ) else {
+            return rest_a.len().cmp(&rest_b.len()).then_with(|| a.cmp(b));
+        };
+        let (order, len_a, len_b) = match both {
+            (Some((a, len_a)), Some((b, len_b))) => (a.cmp(&b), len_a, len_b),
+            _ => (first_a.cmp(&first_b), first_a.len_utf8(), first_b.len_utf8()),
+        };
+        if order != Ordering::Equal {
+            return order;
+        }
+        (rest_a, rest_b) = (&rest_a[len_a..], &rest_b[len_b..]);
     }
 }
 
@@ -269,6 +305,30 @@ fn is_file_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_kernel_comes_last() {
+        let mut versions = [
+            "6.10.0",
+            "6.1.0-18-amd64",
+            "6.1.0-9-amd64",
+            "6.1.0",
+            "6.1.0-18",
+            "5.19",
+        ];
+        versions.sort_by(|a, b| compare_versions(a, b));
+        assert_eq!(
+            versions,
+            [
+                "5.19",
+                "6.1.0",
+                "6.1.0-9-amd64",
+                "6.1.0-18",
+                "6.1.0-18-amd64",
+                "6.10.0"
+            ]
+        );
+    }
 
     #[test]
     fn variables_are_read_as_a_shell_reads_them() {

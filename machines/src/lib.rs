@@ -5,8 +5,10 @@
 //! A [`Store`](store::Store) keeps templates and instances.
 
 mod machine;
+mod root;
 mod settings;
 pub mod store;
 
 pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
+pub use root::Root;
 pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};

@@ -369,13 +369,11 @@ fn a_running_machine_is_neither_removed_nor_renamed() {
 #[test]
 fn settings_come_from_template_profiles_and_instance_in_that_order() {
     let lab = Lab::new();
-    let kernel = lab.path("kernel");
-    fs::write(&kernel, "a kernel").unwrap();
     let template: Settings =
         machines::store::parse("cpus = 1\nmemory = \"256M\"\n[boot]\nappend = \"quiet\"").unwrap();
     let new = NewTemplate {
         machine: template,
-        kernel: Some(kernel),
+        kernel: Some(b"a kernel".to_vec()),
         ..NewTemplate::default()
     };
     let image = lab.image("image.qcow2", "template");

@@ -40,7 +40,7 @@ impl Store {
     pub(super) fn write_aliases(&self, _held: &Held, aliases: &Aliases) -> Result<()> {
         let scratch = self.scratch()?;
         let (new, path) = (scratch.path("aliases.toml"), self.directory.join("aliases.toml"));
-        document::create(&new, &text_of(aliases)?, 0o644)?;
+        document::create(&new, text_of(aliases)?.as_bytes(), 0o644)?;
         fs::rename(&new, &path).map_err(|error| Error::io("replace", error).with_path(&path))?;
         document::sync(&self.directory)
     }

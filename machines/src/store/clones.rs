@@ -227,7 +227,7 @@ impl Job<'_> {
         let text = text_of(&instance.document)?;
         document::create(
             &self.scratch.path(&format!("{}.toml", instance.name)),
-            &text,
+            text.as_bytes(),
             0o644,
         )
     }

@@ -61,7 +61,7 @@ pub(super) fn text_of<T: Serialize>(document: &T) -> Result<String> {
 }
 
 /// Writes a new file at `path`, durably.
-pub(super) fn create(path: &Path, text: &str, mode: u32) -> Result<()> {
+pub(super) fn create(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let failed = |error| Error::io("write", error).with_path(path);
     let mut file = OpenOptions::new()
         .write(true)
@@ -69,7 +69,7 @@ pub(super) fn create(path: &Path, text: &str, mode: u32) -> Result<()> {
         .mode(mode)
         .open(path)
         .map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
     file.sync_all().map_err(failed)
 }
 

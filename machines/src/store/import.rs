@@ -2,20 +2,25 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use block::chain::{Below, Chain, ChainOptions, Layer};
 use block::gate::Deny;
-use block::{Access, Backing, Error, HostCopy, Result, Storage};
+use block::{Access, Backing, BlockDevice, Error, HostCopy, Result, Storage};
+use disk_builder::System;
 use jiff::Timestamp;
 use ops::{Control, ConvertOptions, Offload};
 use raw::HostOpener;
+use raw::partition::PartitionTable;
 
 use super::document::{self, text_of};
 use super::template::modified;
 use super::{Alias, Fingerprint, Provenance, Store, Template, TemplateDocument, publish};
-use crate::Settings;
+use crate::{BootKind, Root, Settings};
+
+/// Bytes of a kernel or an initrd at most.
+const MAX_KERNEL: u64 = 1 << 30;
 
 /// A template in the making.
 #[derive(Clone, Debug, Default)]
@@ -36,12 +41,71 @@ pub struct NewTemplate {
     pub machine: Settings,
     /// How it came about.
     pub provenance: Option<Provenance>,
-    /// The kernel and what goes with it, files of the host, for machines whose launcher loads them.
-    pub kernel: Option<PathBuf>,
-    /// As `kernel`.
-    pub initrd: Option<PathBuf>,
+    /// The kernel for machines whose launcher loads one.
+    pub kernel: Option<Vec<u8>>,
+    /// What goes with the kernel.
+    pub initrd: Option<Vec<u8>>,
     /// Compress the image, unless it is taken as it is.
     pub compress: bool,
+}
+
+impl NewTemplate {
+    /// Finds out what is not stated yet: the system on a disk, how it boots, and the kernel for a launcher that is to load it.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a disk that is to have a kernel in its root filesystem, and has none; `Corrupt`, `Io`.
+    pub fn look_at(&mut self, disk: &Arc<dyn BlockDevice>) -> Result<()> {
+        let root = Root::find(disk)?;
+        let system = match &root {
+            Some(root) => Some(System::look(&root.filesystem()?)?),
+            None => None,
+        };
+        if self.os.is_none() {
+            self.os = system.as_ref().map(|system| system.title.clone());
+        }
+        let boot = &mut self.machine.boot;
+        let newest = system.and_then(|mut system| system.kernels.pop());
+        if boot.kind.is_none() {
+            boot.kind = match (&self.kernel, has_esp(&**disk), &newest) {
+                (Some(_), _, _) | (None, false, Some(_)) => Some(BootKind::Direct),
+                (None, true, _) => Some(BootKind::Uefi),
+                (None, false, None) => None,
+            };
+        }
+        if boot.kind != Some(BootKind::Direct) {
+            return Ok(());
+        }
+        if boot.append.is_none() {
+            let device = match root.as_ref().and_then(|root| root.partition) {
+                Some(number) => format!("/dev/vda{number}"),
+                None => "/dev/vda".to_owned(),
+            };
+            boot.append = Some(format!("root={device} rw console=ttyS0"));
+        }
+        if self.kernel.is_none() {
+            let (Some(root), Some(kernel)) = (&root, newest) else {
+                let message =
+                    "there is no kernel on the disk: neither boot/vmlinuz-* nor usr/lib/modules/*/vmlinuz";
+                return Err(
+                    Error::invalid(message).with_hint("name one with --kernel, or let it boot by UEFI")
+                );
+            };
+            self.kernel = Some(root.read(&kernel.path, MAX_KERNEL)?);
+            self.initrd = match kernel.initrd {
+                Some(path) => Some(root.read(&path, MAX_KERNEL)?),
+                None => None,
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Whether firmware finds an EFI system partition.
+fn has_esp(disk: &dyn BlockDevice) -> bool {
+    PartitionTable::read(disk, None).is_ok_and(|table| {
+        let mut kinds = table.partitions().iter().map(|partition| partition.kind.name());
+        kinds.any(|kind| kind == Some("efi"))
+    })
 }
 
 impl Store {
@@ -57,11 +121,10 @@ impl Store {
         set_mode(&image, 0o444)?;
         let fingerprint = Fingerprint::of_file(&image, control)?;
         let file = fs::metadata(&image).map_err(|error| Error::io("look at", error).with_path(&image))?;
-        let beside = |from: &Option<PathBuf>, name: &str| -> Result<Option<Fingerprint>> {
-            let Some(from) = from else { return Ok(None) };
+        let beside = |bytes: &Option<Vec<u8>>, name: &str| -> Result<Option<Fingerprint>> {
+            let Some(bytes) = bytes else { return Ok(None) };
             let to = scratch.path(name);
-            fs::copy(from, &to).map_err(|error| Error::io("copy", error).with_path(from))?;
-            set_mode(&to, 0o444)?;
+            document::create(&to, bytes, 0o444)?;
             Fingerprint::of_file(&to, control).map(Some)
         };
         let document = TemplateDocument {
@@ -78,7 +141,7 @@ impl Store {
             machine: new.machine.clone(),
             provenance: new.provenance.clone(),
         };
-        document::create(&scratch.path("toml"), &text_of(&document)?, 0o644)?;
+        document::create(&scratch.path("toml"), text_of(&document)?.as_bytes(), 0o644)?;
         control.check()?;
         let held = self.hold()?;
         if let (Some(alias), false) = (&new.alias, new.move_alias) {
