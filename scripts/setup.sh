@@ -158,6 +158,7 @@ esac
 if [ "$task" = test ]; then
     need busybox busybox-static
     need cpio cpio
+    need strace strace
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)
     [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || packages+=(systemd-boot-efi)
     # From one suite with the tools, which apt would else replace with older ones that go with an older emulator.

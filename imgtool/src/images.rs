@@ -11,11 +11,12 @@ use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
 use crate::image_name::hint_for_missing;
+use crate::stores::image_at;
 
 /// The formats that images can be in.
 pub(crate) const FORMATS: [&dyn Format; 2] = [&qcow2::Qcow2, &raw::Raw];
 
-/// How images are opened.
+/// How images are opened: by the names of their files, or of the machines that they belong to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Opening {
     pub(crate) nested: Option<Nested>,
@@ -58,6 +59,7 @@ impl Opening {
 
     /// The file at `path` and its format, without a look at what is in it.
     pub(crate) fn file(self, path: &Path, format: Option<&str>) -> Result<(Arc<dyn Storage>, &'static str)> {
+        let path = &*image_at(path);
         let opener = HostOpener::new().direct(self.direct).io(self.io);
         let storage = opener
             .open(path, self.access)
@@ -85,6 +87,7 @@ impl Opening {
     }
 
     fn open_with(self, path: &Path, mut options: ChainOptions<'_>) -> Result<Chain> {
+        let path = &*image_at(path);
         options.access = self.access;
         let gate = Gate(self.nested);
         let opener = HostOpener::new().direct(self.direct).io(self.io);

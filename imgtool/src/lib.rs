@@ -20,6 +20,8 @@ mod option_list;
 mod output;
 mod picture;
 mod snapshots;
+mod stores;
+mod table;
 mod target;
 mod targets;
 mod watch;

@@ -23,6 +23,13 @@ fn every_command_helps() {
         "rebase",
         "stream",
         "fs",
+        "template",
+        "clone",
+        "ls",
+        "show",
+        "config",
+        "rename",
+        "rm",
         "completions",
         "man",
     ] {

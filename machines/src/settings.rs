@@ -69,6 +69,15 @@ impl Settings {
         *self == Self::default()
     }
 
+    /// As they stand in a file.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what TOML does not have: numbers from 2^63 on.
+    pub fn to_toml(&self) -> Result<String> {
+        toml_edit::ser::to_string_pretty(self)
+            .map_err(|error| Error::invalid(format!("the settings cannot be written: {error}")))
+    }
+
     /// These settings, and `later` ones where those say something. What is listed is replaced as a whole.
     #[must_use]
     pub fn then(self, later: Self) -> Self {

@@ -20,6 +20,7 @@ use crate::commands::partition::{partition_json, print_partition};
 use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::output::{self, OutputFormat, human_size};
+use crate::stores::image_at;
 use crate::{interrupt, picture, snapshots};
 
 /// Describe an image
@@ -76,8 +77,9 @@ impl InfoArgs {
             let describe = |layer: &chain::Layer| Description::of(&layer.path, layer.format, &layer.storage);
             chain.layers().iter().map(describe).collect::<Result<Vec<_>>>()?
         } else {
-            let (storage, format) = opening.file(&self.file, self.format.as_deref())?;
-            vec![Description::of(&self.file, format, &storage)?]
+            let file = image_at(&self.file);
+            let (storage, format) = opening.file(&file, self.format.as_deref())?;
+            vec![Description::of(&file, format, &storage)?]
         };
         match self.output {
             OutputFormat::Human => {

@@ -3,14 +3,17 @@
 mod amend;
 mod bitmap;
 mod check;
+mod clone;
 mod commit;
 mod compare;
 mod completions;
+mod config;
 mod convert;
 mod create;
 mod dd;
 mod fs;
 mod info;
+mod instances;
 mod man;
 mod map;
 mod measure;
@@ -21,6 +24,7 @@ mod rebase;
 mod resize;
 mod snapshot;
 mod stream;
+mod template;
 
 use std::io::{self, BufWriter, Write};
 
@@ -48,6 +52,8 @@ pub(crate) type Outcome = Result<u8, Failure>;
   imgtool mkdisk --size 20G -O qcow2 rootfs.tar.zst disk.qcow2
   imgtool convert -O raw disk.qcow2#name:root root.raw
   imgtool fs ls -l disk.qcow2#name:root /etc
+  imgtool template import disk.qcow2 --alias debian-12
+  imgtool clone web --from debian-12 --count 3
 
 A partition of the disk in an image is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID where compare, \
 convert, dd, fs, info, map and measure take an image; convert -n and mkfs write into one. A file that has such a name is \
@@ -81,6 +87,13 @@ enum Command {
     Commit(commit::CommitArgs),
     Rebase(rebase::RebaseArgs),
     Stream(stream::StreamArgs),
+    Template(template::TemplateArgs),
+    Clone(Box<clone::CloneArgs>),
+    Ls(instances::ListArgs),
+    Show(instances::ShowArgs),
+    Config(config::ConfigArgs),
+    Rename(instances::RenameArgs),
+    Rm(instances::RemoveArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -134,6 +147,13 @@ impl Cli {
                 drop(out);
                 return arguments.run();
             }
+            Command::Template(arguments) => arguments.run(&mut out),
+            Command::Clone(arguments) => arguments.run(&mut out),
+            Command::Ls(arguments) => arguments.run(&mut out),
+            Command::Show(arguments) => arguments.run(&mut out),
+            Command::Config(arguments) => arguments.run(&mut out),
+            Command::Rename(arguments) => arguments.run(),
+            Command::Rm(arguments) => arguments.run(),
             Command::Completions(arguments) => arguments.run(&mut out),
             Command::Man(arguments) => arguments.run(),
         };

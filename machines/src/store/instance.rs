@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -133,6 +134,11 @@ impl Instance {
     /// Its Ethernet address.
     pub fn mac(&self) -> Mac {
         self.document.mac.unwrap_or_else(|| Mac::of(&self.document.uuid))
+    }
+
+    /// Bytes that its disk takes on the host; `None` where it cannot be looked at.
+    pub fn allocated(&self) -> Option<u64> {
+        fs::metadata(self.image()).ok().map(|file| file.blocks() * 512)
     }
 
     fn file(&self, extension: &str) -> PathBuf {
@@ -341,6 +347,27 @@ impl Store {
             }
         }
         Ok(users)
+    }
+
+    /// Changes what is known of an instance.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a profile that is not there; `Io`.
+    pub fn redefine(&self, instance: &Instance, document: InstanceDocument) -> Result<Instance> {
+        let _held = self.hold()?;
+        for profile in &document.profiles {
+            self.profile(profile)?;
+        }
+        self.load_instance(instance.name.clone())?;
+        let scratch = self.scratch()?;
+        let (new, path) = (scratch.path("toml"), instance.file("toml"));
+        document::create(&new, document::text_of(&document)?.as_bytes(), 0o644)?;
+        fs::rename(&new, &path).map_err(|error| Error::io("replace", error).with_path(&path))?;
+        document::sync(&instance.directory)?;
+        Ok(Instance {
+            document,
+            ..instance.clone()
+        })
     }
 
     /// Removes an instance.

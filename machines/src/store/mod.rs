@@ -121,7 +121,12 @@ impl Store {
 
     /// Says of a store that cannot be written to how to have another.
     fn explain(&self, error: Error) -> Error {
-        let refused = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+        let refused = [
+            io::ErrorKind::PermissionDenied,
+            io::ErrorKind::ReadOnlyFilesystem,
+            io::ErrorKind::NotFound,
+            io::ErrorKind::NotADirectory,
+        ];
         match error.io_kind() {
             Some(kind) if refused.contains(&kind) => error.with_hint(format!(
                 "the store is {}; choose another with --store or IMGTOOL_STORE",

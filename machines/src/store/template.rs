@@ -282,9 +282,9 @@ impl Store {
 fn several(names: &[String]) -> String {
     match names {
         [one] => format!("{one} is"),
-        [one, other] => format!("{one} and {other} are"),
-        [a, b, c, rest @ ..] if !rest.is_empty() => format!("{a}, {b}, {c} and {} more are", rest.len()),
-        names => format!("{} are", names.join(", ")),
+        [a, b, c, _, rest @ ..] => format!("{a}, {b}, {c} and {} more are", rest.len() + 1),
+        [first @ .., last] => format!("{} and {last} are", first.join(", ")),
+        [] => unreachable!("there is something to name"),
     }
 }
 

@@ -1,0 +1,124 @@
+//! `imgtool template import`: make a template of an image.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use block::{Access, Error, Result};
+use clap::Args;
+use machines::store::{NewTemplate, Provenance, Template};
+use ops::Control;
+
+use crate::arguments::{OpenArgs, WatchArgs};
+use crate::commands::Outcome;
+use crate::images::Opening;
+use crate::interrupt;
+use crate::output::OutputFormat;
+use crate::stores::{MachineArgs, StoreArgs};
+use crate::watch::Watch;
+
+/// Make a template of an image
+///
+/// The image stays as it is. One in qcow2 format that stands alone is copied byte by byte, so that its SHA-256 is the fingerprint; any
+/// other is copied into one that does. What system is on the disk is found out, and so is how it boots: where the disk has an EFI system
+/// partition, by UEFI; where it has none and there is a kernel in it, the kernel is copied beside the disk, for launchers to load.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  imgtool template import disk.qcow2 --alias debian-12
+  imgtool template import root.img --alias tiny --memory 256M --kernel vmlinuz --initrd initrd.img
+  imgtool template import debian-12-nocloud-amd64.qcow2 --alias cloud --user debian --notes 'from Debian'")]
+pub(super) struct ImportArgs {
+    /// What it is to be called
+    #[arg(short, long)]
+    alias: Option<String>,
+    /// Take the alias away from another template that has it
+    #[arg(long = "move", requires = "alias")]
+    moved: bool,
+    /// Format of the image [default: found out]
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Compress what is copied, with zstd
+    #[arg(short = 'c', long)]
+    compress: bool,
+    /// The operating system [default: what the disk says]
+    #[arg(long, value_name = "TEXT")]
+    os: Option<String>,
+    /// Who people log in as
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Whatever there is to say
+    #[arg(long, value_name = "TEXT")]
+    notes: Option<String>,
+    /// The kernel that launchers load [default: the newest on the disk, where it does not boot by UEFI]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// What goes with that kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// How to print what was made
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    output: OutputFormat,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// The image
+    file: PathBuf,
+}
+
+impl ImportArgs {
+    pub(super) fn run(self, out: &mut dyn Write) -> Outcome {
+        self.open.check()?;
+        let template = self.import()?;
+        if !self.watch.quiet {
+            super::show::print(out, &template, self.output)?;
+        }
+        Ok(0)
+    }
+
+    fn import(&self) -> Result<Template> {
+        let read = |path: &PathBuf| fs::read(path).map_err(|error| Error::io("read", error).with_path(path));
+        let mut new = NewTemplate {
+            alias: self.alias.as_deref().map(str::parse).transpose()?,
+            move_alias: self.moved,
+            os: self.os.clone(),
+            user: self.user.clone(),
+            notes: self.notes.clone(),
+            machine: self.machine.settings()?,
+            provenance: Some(Provenance {
+                source: Some(base_name(&self.file)),
+                ..Provenance::default()
+            }),
+            kernel: self.kernel.as_ref().map(read).transpose()?,
+            initrd: self.initrd.as_ref().map(read).transpose()?,
+            compress: self.compress,
+            ..NewTemplate::default()
+        };
+        let opening = Opening {
+            nested: self.open.nested,
+            io: self.open.io.into(),
+            access: Access::READ,
+            direct: false,
+        };
+        let chain = opening.chain(&self.file, self.format.as_deref())?;
+        new.look_at(&chain.device())
+            .map_err(|error| error.with_path(&self.file))?;
+        let store = self.store.open()?;
+        let watch = Watch::new(&self.watch);
+        let report = |progress| watch.report(progress);
+        let made = store.import(&chain, &new, &Control::new(interrupt::watch()?, &report));
+        watch.finish();
+        made
+    }
+}
+
+fn base_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}

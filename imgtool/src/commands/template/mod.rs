@@ -1,0 +1,60 @@
+//! `imgtool template`: disks that machines are cloned from.
+
+mod import;
+mod list;
+mod names;
+mod show;
+mod upkeep;
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+
+use super::Outcome;
+
+pub(super) use show::short_time;
+
+/// Keep disks as templates that machines are cloned from
+///
+/// A template is an image that does not change any more, and what is known of it: the system, how it boots, and what machines of
+/// it are like. Its fingerprint is the SHA-256 of the image; aliases are names that people give it. Where a template is to be
+/// named, an alias will do, or the first digits of the fingerprint.
+#[derive(Debug, Args)]
+#[command(
+    subcommand_required = true,
+    after_help = "Examples:
+  imgtool template import disk.qcow2 --alias debian-12
+  imgtool template ls
+  imgtool clone web-1 --from debian-12"
+)]
+pub(crate) struct TemplateArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Import(Box<import::ImportArgs>),
+    Ls(list::ListArgs),
+    Show(show::ShowArgs),
+    Tag(names::TagArgs),
+    Untag(names::UntagArgs),
+    Rm(names::RemoveArgs),
+    Verify(upkeep::VerifyArgs),
+    Gc(upkeep::CollectArgs),
+}
+
+impl TemplateArgs {
+    pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
+        match self.command {
+            Command::Import(arguments) => arguments.run(out),
+            Command::Ls(arguments) => arguments.run(out),
+            Command::Show(arguments) => arguments.run(out),
+            Command::Tag(arguments) => arguments.run(),
+            Command::Untag(arguments) => arguments.run(),
+            Command::Rm(arguments) => arguments.run(),
+            Command::Verify(arguments) => arguments.run(out),
+            Command::Gc(arguments) => arguments.run(out),
+        }
+    }
+}

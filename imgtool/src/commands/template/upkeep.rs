@@ -1,0 +1,84 @@
+//! `imgtool template verify` and `gc`.
+
+use std::io::Write;
+
+use block::escape;
+use clap::Args;
+use ops::Control;
+use serde_json::json;
+
+use crate::arguments::WatchArgs;
+use crate::commands::Outcome;
+use crate::interrupt;
+use crate::output::{self, OutputFormat};
+use crate::stores::StoreArgs;
+use crate::table;
+use crate::watch::Watch;
+
+/// See whether templates are what they were, and machines based on what they should be
+///
+/// All templates are read and compared with their fingerprints.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  imgtool template verify")]
+pub(super) struct VerifyArgs {
+    /// How to print what was found
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    output: OutputFormat,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
+}
+
+impl VerifyArgs {
+    pub(super) fn run(self, out: &mut dyn Write) -> Outcome {
+        let store = self.store.open()?;
+        let watch = Watch::new(&self.watch);
+        let report = |progress| watch.report(progress);
+        let verified = store.verify(&Control::new(interrupt::watch()?, &report));
+        watch.finish();
+        let verified = verified?;
+        if self.output == OutputFormat::Json {
+            let faults: Vec<String> = verified.faults.iter().map(ToString::to_string).collect();
+            let value = json!({
+                "templates": verified.templates,
+                "machines": verified.instances,
+                "faults": faults,
+            });
+            output::json(out, &value)?;
+            return Ok(u8::from(!verified.faults.is_empty()));
+        }
+        if !self.watch.quiet {
+            let (templates, machines) = (verified.templates, verified.instances);
+            writeln!(
+                out,
+                "{templates} templates and {machines} machines are as they should be"
+            )?;
+        }
+        Ok(table::tell_broken(out, &verified.faults)?)
+    }
+}
+
+/// Remove what killed processes have left in a store
+///
+/// Images are never removed, nor is anything that goes with one.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  imgtool template gc --dry-run")]
+pub(super) struct CollectArgs {
+    /// List what would be removed, and leave it
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+impl CollectArgs {
+    pub(super) fn run(self, out: &mut dyn Write) -> Outcome {
+        for path in self.store.open()?.collect(self.dry_run)? {
+            writeln!(out, "{}", escape(&path.to_string_lossy()))?;
+        }
+        Ok(0)
+    }
+}

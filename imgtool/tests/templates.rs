@@ -1,0 +1,272 @@
+//! Templates and machines from the command line: what people see, and what goes wrong.
+
+mod common;
+
+use std::fs;
+
+use common::Lab;
+use serde_json::Value;
+
+/// A lab with a store, and in it a template of a root filesystem with a kernel.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    for directory in ["root/etc", "root/boot"] {
+        fs::create_dir_all(lab.path(directory)).unwrap();
+    }
+    fs::write(lab.path("root/etc/os-release"), "ID=tiny\nPRETTY_NAME='Tiny 1'\n").unwrap();
+    for (name, text) in [
+        ("vmlinuz-6.1.0-9", "old kernel"),
+        ("vmlinuz-6.1.0-18", "new kernel"),
+        ("initrd.img-6.1.0-18", "new initrd"),
+    ] {
+        fs::write(lab.path("root/boot").join(name), text).unwrap();
+    }
+    lab.imgtool("mkfs -q --size 16M -O qcow2 root root.qcow2");
+    lab
+}
+
+fn imported() -> Lab {
+    let lab = lab();
+    lab.imgtool("template import -q --store store root.qcow2 --alias tiny --memory 256M");
+    lab
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn a_template_is_what_its_disk_says() {
+    let lab = lab();
+    let shown =
+        lab.imgtool("template import --store store root.qcow2 --alias tiny --notes noted --user root");
+    for part in [
+        "tiny",
+        "Tiny 1",
+        "16 MiB",
+        "noted",
+        "root=/dev/vda rw console=ttyS0",
+        "kind = \"direct\"",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let template = json(&lab.imgtool("template show --store store tiny --output json"));
+    let sum = lab.run("sha256sum root.qcow2").ok();
+    assert_eq!(template["fingerprint"], sum[..64]);
+    let kernel = format!("store/templates/{}.kernel", &sum[..64]);
+    assert_eq!(fs::read(lab.path(&kernel)).unwrap(), b"new kernel");
+    assert_eq!(
+        fs::read(lab.path(&kernel.replace("kernel", "initrd"))).unwrap(),
+        b"new initrd"
+    );
+    assert_eq!(template["aliases"][0], "tiny");
+    assert_eq!(template["provenance"]["source"], "root.qcow2");
+    lab.imgtool(&format!("template tag --store store {} other", &sum[..8]));
+    let list = lab.imgtool("template ls --store store");
+    assert!(
+        list.starts_with("ALIAS ") && list.contains("other, tiny"),
+        "{list}"
+    );
+    lab.imgtool("template untag --store store other");
+    lab.imgtool("template rm --store store tiny");
+    assert_eq!(lab.imgtool("template ls --store store"), "");
+    assert_eq!(
+        json(&lab.imgtool("template ls --store store --output json")),
+        Value::Array(Vec::new())
+    );
+}
+
+#[test]
+fn machines_are_made_listed_shown_and_removed() {
+    let lab = imported();
+    let made = lab.imgtool("clone web --store store --from tiny --count 3 --size 1G --cpus 2 --output json");
+    assert_eq!(json(&made).as_array().unwrap().len(), 3);
+    let list = lab.imgtool("ls --store store");
+    assert!(
+        list.contains("web-1  tiny") && list.contains("web-3  tiny"),
+        "{list}"
+    );
+    let shown = lab.imgtool("show --store store web-2");
+    for part in [
+        "tiny",
+        "256 MiB",
+        "cpus:        2",
+        ".kernel",
+        "network:     user",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    lab.imgtool("config set --store store web-2 --memory 1G --net user,fwd=2222:22");
+    let own = lab.imgtool("config show --store store web-2");
+    assert!(
+        own.contains("memory = \"1G\"") && own.contains("2222:22") && !own.contains("console"),
+        "{own}"
+    );
+    let all = json(&lab.imgtool("config show --store store --expanded --output json web-2"));
+    assert_eq!(
+        (&all["cpus"], &all["memory"]),
+        (&Value::from(2), &Value::from("1G"))
+    );
+    assert_eq!(all["boot"]["append"], "root=/dev/vda rw console=ttyS0");
+    lab.run("imgtool template rm --store store tiny")
+        .fails(1, &["web-1, web-2 and web-3 are based on"]);
+    lab.imgtool("rename --store store web-1 mail");
+    lab.run("imgtool rm --store store web-2 web-4")
+        .fails(1, &["there is no machine", "web-2"]);
+    lab.imgtool("rm --store store web-2 web-3 mail");
+    assert_eq!(lab.imgtool("ls --store store"), "");
+    lab.imgtool("template rm --store store tiny");
+}
+
+#[test]
+fn commands_for_images_take_the_names_of_machines() {
+    let lab = imported();
+    lab.imgtool("clone web --store store --from tiny");
+    let with_store = |line: &str| {
+        lab.run(&format!(
+            "env IMGTOOL_STORE=store {} {line}",
+            env!("CARGO_BIN_EXE_imgtool")
+        ))
+    };
+    with_store("snapshot create web first").ok();
+    assert!(with_store("snapshot list web").ok().contains("first"));
+    with_store("resize web 64M").ok();
+    assert!(with_store("info web").ok().contains("64 MiB"));
+    assert!(with_store("fs cat web /etc/os-release").ok().contains("Tiny 1"));
+    with_store("check -q web").ok();
+    with_store("info wab").fails(1, &["wab"]);
+}
+
+#[test]
+fn what_cannot_be_is_one_line_and_a_hint() {
+    let lab = imported();
+    lab.imgtool("clone web --store store --from tiny");
+    for (line, parts) in [
+        (
+            "clone a --store store --from tyni",
+            &["no template \"tyni\"", "there is tiny"][..],
+        ),
+        (
+            "clone web --store store --from tiny",
+            &["there is a machine \"web\" already"],
+        ),
+        (
+            "clone Web --store store --from tiny",
+            &["\"Web\" cannot be the name", "hostname"],
+        ),
+        (
+            "clone a --store store --from tiny --size 1M",
+            &["shorter than that of template tiny"],
+        ),
+        (
+            "clone a --store store --from tiny --profile big",
+            &["no profile \"big\""],
+        ),
+        (
+            "clone a --store store --from tiny --mac 01:00:00:00:00:00",
+            &["one of a group"],
+        ),
+        (
+            "clone a --store store --from tiny --net tap",
+            &["there is no network \"tap\""],
+        ),
+        ("clone a --store store --from tiny --memory 1000", &["whole MiB"]),
+        ("show --store store wep", &["no machine \"wep\"", "there is web"]),
+        (
+            "show --store store tiny",
+            &["no machine \"tiny\"", "it is a template"],
+        ),
+        (
+            "template show --store store zzz",
+            &["no template \"zzz\"", "imgtool template ls"],
+        ),
+        ("template import --store store nothing.img", &["nothing.img"]),
+        (
+            "template import --store store root.qcow2 --alias ../x",
+            &["cannot be a name"],
+        ),
+        (
+            "template import --store /proc/x root.qcow2",
+            &["/proc/x", "IMGTOOL_STORE"],
+        ),
+        (
+            "template import --store store root/etc/os-release --boot direct",
+            &["no kernel on the disk", "--kernel"],
+        ),
+    ] {
+        lab.run(&format!("imgtool {line}")).fails(1, parts);
+    }
+    assert_eq!(
+        json(&lab.imgtool("ls --store store --output json"))
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    // Broken documents are told of, and hide nothing else.
+    fs::write(lab.path("store/instances/web.toml"), "uuid = 1\n").unwrap();
+    lab.imgtool("clone other --store store --from tiny");
+    let list = lab.run("imgtool ls --store store");
+    assert!(list.stdout().contains("other"));
+    assert!(list.stderr().contains("line 1, column 8"), "{}", list.stderr());
+    assert_eq!(list.code(), 1);
+}
+
+#[test]
+fn a_killed_command_leaves_no_machine_and_no_template() {
+    let lab = imported();
+    lab.imgtool("clone kept --store store --from tiny");
+    let listed = || {
+        (
+            lab.imgtool("ls --store store"),
+            lab.imgtool("template ls --store store"),
+        )
+    };
+    let (before, program) = (listed(), env!("CARGO_BIN_EXE_imgtool"));
+    // At every system call that changes a name or writes, one after the other, until the command ends by itself.
+    for (line, cleanup) in [
+        (
+            "clone x --store store --from tiny --count 2",
+            "rm --store store x-1 x-2",
+        ),
+        (
+            "template import -q --store store big.qcow2 --alias big",
+            "template rm --store store big",
+        ),
+    ] {
+        lab.imgtool("create -q -f qcow2 big.qcow2 1M");
+        let mut killed = 0;
+        for call in ["renameat2", "openat", "mkdir", "fsync", "syncfs", "unlink"] {
+            for number in 1.. {
+                let trace = format!(
+                    "strace -f -qq -o trace -e trace={call} -e inject={call}:signal=KILL:when={number} {program} {line}"
+                );
+                let words: Vec<&str> = trace.split(' ').collect();
+                let done = lab.command(words[0]).args(&words[1..]).output().unwrap();
+                if done.status.success() {
+                    lab.imgtool(cleanup);
+                    break;
+                }
+                assert!(number < 300, "{call}");
+                killed += 1;
+                let after = listed();
+                // Each is whole or not there, though not all need be.
+                for machine in ["x-1", "x-2"].iter().filter(|name| after.0.contains(*name)) {
+                    lab.qemu_img(&format!("check -q store/instances/{machine}.qcow2"));
+                    lab.imgtool(&format!("rm --store store {machine}"));
+                }
+                if after.1 != before.1 {
+                    // It may have no name yet.
+                    let sum = lab.run("sha256sum big.qcow2").ok();
+                    lab.imgtool(&format!("template rm --store store {}", &sum[..64]));
+                }
+                assert_eq!(listed(), before, "{call} {number}");
+                lab.imgtool("template verify -q --store store");
+            }
+        }
+        assert!(killed > 20, "{line}: {killed}");
+    }
+    lab.imgtool("template gc --store store");
+    let left = lab.run("find store -name '*x-*' -o -path '*/.work/*'").ok();
+    assert_eq!(left, "");
+}
