@@ -225,11 +225,12 @@ impl Job<'_> {
             copy(&storage, &*file)?;
         }
         let text = text_of(&instance.document)?;
-        document::create(
+        document::create_unsynced(
             &self.scratch.path(&format!("{}.toml", instance.name)),
             text.as_bytes(),
             0o644,
         )
+        .map(drop)
     }
 
     fn open(&self, storage: Arc<dyn Storage>) -> Result<qcow2::Image> {

@@ -62,6 +62,13 @@ pub(super) fn text_of<T: Serialize>(document: &T) -> Result<String> {
 
 /// Writes a new file at `path`, durably.
 pub(super) fn create(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let file = create_unsynced(path, content, mode)?;
+    file.sync_all()
+        .map_err(|error| Error::io("sync", error).with_path(path))
+}
+
+/// Writes a new file at `path`, for who syncs many at once.
+pub(super) fn create_unsynced(path: &Path, content: &[u8], mode: u32) -> Result<File> {
     let failed = |error| Error::io("write", error).with_path(path);
     let mut file = OpenOptions::new()
         .write(true)
@@ -70,7 +77,7 @@ pub(super) fn create(path: &Path, content: &[u8], mode: u32) -> Result<()> {
         .open(path)
         .map_err(failed)?;
     file.write_all(content).map_err(failed)?;
-    file.sync_all().map_err(failed)
+    Ok(file)
 }
 
 /// Syncs a directory, so that names in it stay what they are.
