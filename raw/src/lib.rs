@@ -39,6 +39,7 @@ pub mod partition;
 mod testing;
 #[cfg(feature = "io-uring")]
 mod uring;
+pub mod xattr;
 
 pub use file::File;
 pub use host::Io;

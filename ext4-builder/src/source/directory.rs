@@ -101,7 +101,8 @@ struct Frame {
 /// The names in a directory, sorted, each with a NUL, in reverse: the next is the last.
 struct Names {
     bytes: Vec<u8>,
-    starts: Vec<usize>,
+    /// First bytes of each name, as a number that sorts as they do, and where it starts.
+    starts: Vec<(u64, usize)>,
 }
 
 impl Walk<'_, '_> {
@@ -114,11 +115,6 @@ impl Walk<'_, '_> {
     }
 
     fn run(&mut self) -> Result<()> {
-        if !Path::new("/proc/self/fd").exists() {
-            return Err(Error::unsupported(
-                "/proc is not mounted, and without it extended attributes cannot be read",
-            ));
-        }
         let root = open_root(self.root)?;
         let stat = Stat::of(&root, c"").map_err(read("look at the directory"))?;
         self.device = stat.id.device;
@@ -255,10 +251,12 @@ impl Walk<'_, '_> {
     }
 
     fn set_xattrs(&mut self, node: Node, of: &Xattrs<'_>) -> Result<()> {
-        let xattrs = self
-            .xattrs
-            .read(of)
-            .map_err(read("read the extended attributes"))?;
+        let xattrs = self.xattrs.read(of).map_err(|errno| match errno {
+            Errno::NOSYS => Error::unsupported(
+                "/proc is not mounted, and without it this kernel does not tell extended attributes",
+            ),
+            _ => read("read the extended attributes")(errno),
+        })?;
         self.filter.set_xattrs(self.builder, node, xattrs)
     }
 }
@@ -291,20 +289,31 @@ impl Names {
             let entry = entry?;
             let name = entry.file_name();
             if name != c"." && name != c".." {
-                names.starts.push(names.bytes.len());
+                names.starts.push((first_bytes(name), names.bytes.len()));
                 names.bytes.extend(name.to_bytes_with_nul());
             }
         }
         let bytes = &names.bytes;
         let name = |start: usize| CStr::from_bytes_until_nul(&bytes[start..]).unwrap_or_default();
-        names.starts.sort_unstable_by(|&a, &b| name(b).cmp(name(a)));
+        names
+            .starts
+            .sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| name(b.1).cmp(name(a.1))));
         Ok(names)
     }
 
     fn next(&mut self) -> Option<&CStr> {
-        let start = self.starts.pop()?;
+        let (_, start) = self.starts.pop()?;
         CStr::from_bytes_until_nul(&self.bytes[start..]).ok()
     }
+}
+
+/// The first bytes of a name, which are enough to sort most.
+fn first_bytes(name: &CStr) -> u64 {
+    let mut first = [0; 8];
+    for (first, byte) in first.iter_mut().zip(name.to_bytes()) {
+        *first = *byte;
+    }
+    u64::from_be_bytes(first)
 }
 
 /// The root, through links.
@@ -384,5 +393,36 @@ fn vanished(what: &'static str) -> impl Fn(Errno) -> Error {
         Errno::NOENT | Errno::STALE => changed("it vanished"),
         Errno::LOOP | Errno::NOTDIR => changed("it was replaced"),
         _ => read(what)(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn names_come_in_the_order_of_their_bytes_however_long_they_are() {
+        let names: [&[u8]; 9] = [
+            b"a",
+            b"a-longer-name",
+            b"a-longer-name-1",
+            b"a-longer-name-10",
+            b"a-longer-name-2",
+            b"a-longer\xff",
+            b"aa",
+            b"b",
+            b"\xff\xfe",
+        ];
+        let directory = tempfile::tempdir().unwrap();
+        for name in names.iter().rev() {
+            File::create(directory.path().join(OsStr::from_bytes(name))).unwrap();
+        }
+        let mut read = Names::read(&File::open(directory.path()).unwrap().into()).unwrap();
+        for name in names {
+            assert_eq!(read.next().unwrap().to_bytes(), name);
+        }
+        assert!(read.next().is_none());
     }
 }
