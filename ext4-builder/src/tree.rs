@@ -73,6 +73,21 @@ impl Record {
     }
 }
 
+/// A name in the table, and half of its hash: where the table grows, or another name is near, the name itself need not be
+/// looked at, which is not in the cache.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    name: u32,
+    hash: u32,
+}
+
+impl Slot {
+    /// The hash that the table sees: it takes a place from the low bits, and a tag from the high ones.
+    fn spread(hash: u32) -> u64 {
+        u64::from(hash) << 32 | u64::from(hash)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Name {
     directory: u32,
@@ -91,7 +106,7 @@ pub(crate) struct Tree {
     names: Vec<Name>,
     /// Names after their length in a byte, and targets of symlinks and small files after theirs in two.
     bytes: Vec<u8>,
-    lookup: HashTable<u32>,
+    lookup: HashTable<Slot>,
     hasher: RandomState,
 }
 
@@ -150,14 +165,19 @@ impl Tree {
         &self.bytes[start + 1..start + 1 + usize::from(self.bytes[start])]
     }
 
-    fn hash(&self, directory: u32, name: &[u8]) -> u64 {
-        self.hasher.hash_one((directory, name))
+    fn hash(&self, directory: u32, name: &[u8]) -> u32 {
+        self.hasher.hash_one((directory, name)) as u32
     }
 
     fn find(&self, directory: u32, name: &[u8]) -> Option<u32> {
-        let is_same =
-            |&other: &u32| self.names[other as usize].directory == directory && self.name(other) == name;
-        self.lookup.find(self.hash(directory, name), is_same).copied()
+        let hash = self.hash(directory, name);
+        let is_same = |slot: &Slot| {
+            slot.hash == hash
+                && self.names[slot.name as usize].directory == directory
+                && self.name(slot.name) == name
+        };
+        let slot = self.lookup.find(Slot::spread(hash), is_same)?;
+        Some(slot.name)
     }
 
     /// What a directory has by this name.
@@ -210,13 +230,9 @@ impl Tree {
         }
 
         let hash = self.hash(directory.0, name);
-        let (names, bytes, hasher) = (&self.names, &self.bytes, &self.hasher);
-        self.lookup.insert_unique(hash, index, |&other| {
-            let Name { directory, start, .. } = names[other as usize];
-            let start = start as usize;
-            let name = &bytes[start + 1..start + 1 + usize::from(bytes[start])];
-            hasher.hash_one((directory, name))
-        });
+        let slot = Slot { name: index, hash };
+        self.lookup
+            .insert_unique(Slot::spread(hash), slot, |other| Slot::spread(other.hash));
         Ok(())
     }
 
@@ -258,7 +274,10 @@ impl Tree {
     fn forget(&mut self, name: u32) -> u32 {
         let directory = self.names[name as usize].directory;
         let hash = self.hash(directory, self.name(name));
-        if let Ok(entry) = self.lookup.find_entry(hash, |&other| other == name) {
+        if let Ok(entry) = self
+            .lookup
+            .find_entry(Slot::spread(hash), |other| other.name == name)
+        {
             entry.remove();
         }
         std::mem::replace(&mut self.names[name as usize].node, NONE)
