@@ -10,6 +10,7 @@ mod archive;
 mod copying;
 mod directory;
 mod filter;
+mod host_file;
 mod image;
 mod labels;
 pub mod manifest;
