@@ -177,8 +177,8 @@ pub(crate) fn solve(demand: &Demand<'_>) -> Result<Layout> {
 
 impl Demand<'_> {
     fn given(&self, blocks: u64) -> Result<Layout> {
-        match self.place_given(blocks)? {
-            Some(layout) if !self.overflowed => Ok(layout),
+        match self.place_given(blocks) {
+            Ok(Some(layout)) if !self.overflowed => Ok(layout),
             _ => Err(self.too_small(blocks)),
         }
     }
@@ -214,7 +214,15 @@ impl Demand<'_> {
             return false;
         };
         let mut cursor = Cursor::new(self.geometry, 1 + descriptor_room);
-        cursor.take_all(self.cursor.taken());
+        // Copies of another length cut other files in two, and each of these may need one more block of extents.
+        let cuts = if descriptor_room == self.descriptor_room {
+            0
+        } else {
+            groups_with_superblock(self.geometry.groups(blocks))
+                .skip(1)
+                .count() as u64
+        };
+        cursor.take_all(self.cursor.taken() + cuts);
         let demand = Demand {
             options: &options,
             descriptor_room,
@@ -225,18 +233,31 @@ impl Demand<'_> {
         demand.place_given(blocks).is_ok_and(|layout| layout.is_some())
     }
 
-    /// The least number of blocks that would do, more than `blocks`.
-    fn enough(&self, mut blocks: u64) -> Option<u64> {
-        let mut enough = self.fit(Free::Bytes(0)).ok()?.blocks;
-        if blocks >= enough || !self.would_do(enough) {
-            return None;
+    /// A number of blocks, more than `blocks`, that would do: about the least.
+    ///
+    /// Not all larger ones need do, as from certain sizes on journal and descriptors are larger too. So it is looked for
+    /// upwards, in small steps, and more closely between the first that does and the one before.
+    fn enough(&self, blocks: u64) -> Option<u64> {
+        /// At least a block for every 4 is no inode table where these follow from the size, and no journal is longer.
+        const FACTOR: u64 = 8;
+        const OWN_FILES: u64 = 1 << 25;
+        let tables = |inodes: u64| inodes / u64::from(self.geometry.inodes_per_block());
+        let least = blocks.max(self.cursor.taken() + tables(self.inodes.into()));
+        let most = (least + tables(self.least_inodes())) * FACTOR + OWN_FILES;
+        let (mut too_few, mut enough) = (least, least + 1);
+        while !self.would_do(enough) {
+            if enough > most {
+                return None;
+            }
+            too_few = enough;
+            enough += (enough / 64).max(1);
         }
-        while blocks + 1 < enough {
-            let middle = blocks.midpoint(enough);
+        while too_few + 1 < enough {
+            let middle = too_few.midpoint(enough);
             if self.would_do(middle) {
                 enough = middle;
             } else {
-                blocks = middle;
+                too_few = middle;
             }
         }
         Some(enough)

@@ -9,5 +9,6 @@ mod generated;
 mod image;
 mod images;
 mod overlays;
+mod sizes;
 mod trees;
 mod xattrs;
