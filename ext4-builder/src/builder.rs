@@ -464,6 +464,12 @@ impl<'s> Builder<'s> {
         Ok(())
     }
 
+    /// Whether a node can have an extended attribute of such a name: ext4 has room for it, and it is none of users (`user.x`)
+    /// on anything but a file or directory, where the kernel would not show it.
+    pub fn takes_xattr(&self, node: Node, name: &[u8]) -> bool {
+        xattr::is_known(name) && (has_users(self.file_type(node)) || !name.starts_with(b"user."))
+    }
+
     /// Gives a node these extended attributes and no others: each a full name (`user.x`) and a value in the form that
     /// system calls have. Of two by one name, the last counts. They are kept in memory up to the end, equal sets once.
     ///
@@ -471,7 +477,8 @@ impl<'s> Builder<'s> {
     /// not stored.
     ///
     /// # Errors
-    /// `InvalidInput` for names, values and lists that cannot be, and for more than fits an inode and a block.
+    /// `InvalidInput` for names, values and lists that cannot be, for those of users on what is neither a file nor a
+    /// directory, and for more than fits an inode and a block.
     pub fn set_xattrs<'x>(
         &mut self,
         node: Node,
@@ -510,7 +517,7 @@ impl<'s> Builder<'s> {
             let Some(value) = value else {
                 continue;
             };
-            check_list(name, file_type)?;
+            check_type(name, file_type)?;
             let xattr = Xattr::new(name, value)?;
             if name == acl::ACCESS {
                 permissions = acl::permissions(value);
@@ -669,9 +676,17 @@ impl<'s> Builder<'s> {
     }
 }
 
-/// Refuses access control lists where the kernel knows none.
-fn check_list(name: &[u8], file_type: FileType) -> Result<()> {
+/// Whether the kernel knows attributes of users there.
+fn has_users(file_type: FileType) -> bool {
+    matches!(file_type, FileType::Regular | FileType::Directory)
+}
+
+/// Refuses attributes where the kernel knows none such.
+fn check_type(name: &[u8], file_type: FileType) -> Result<()> {
     let why = match (name, file_type) {
+        (name, _) if name.starts_with(b"user.") && !has_users(file_type) => {
+            "only files and directories have attributes of users"
+        }
         (acl::ACCESS | acl::DEFAULT, FileType::Symlink) => "a symlink has no access control list",
         (acl::ACCESS, _) | (acl::DEFAULT, FileType::Directory) => return Ok(()),
         (acl::DEFAULT, _) => "only directories have an access control list for what is made in them",

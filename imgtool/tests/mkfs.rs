@@ -440,6 +440,54 @@ fn files_that_may_not_be_read_are_named() {
 }
 
 #[test]
+fn two_runs_of_whoever_may_read_the_tree_make_the_same_bytes() {
+    let (lab, _mounted) = Lab::on("ext4", 400);
+    lab.run("mkdir -p tree/below out").ok();
+    fs::write(lab.path("tree/file"), "read").unwrap();
+    fs::write(lab.path("tree/below/large"), vec![7; 1 << 20]).unwrap();
+    lab.run("ln -s file tree/link").ok();
+    lab.run("chown -R 65534:65534 out tree/below/large").ok();
+    let program = lab.path("imgtool");
+    fs::copy(env!("CARGO_BIN_EXE_imgtool"), &program).unwrap();
+    let dir = lab.dir().to_str().unwrap();
+    lab.run_words(&["chmod", "755", dir]).ok();
+    let nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+    for (option, before) in [
+        ("strictatime", "2001-01-01"),
+        ("relatime", "2001-01-01"),
+        ("noatime", "2020-01-01"),
+    ] {
+        lab.run_words(&["mount", "-o", &format!("remount,{option}"), dir])
+            .ok();
+        for name in ["tree", "tree/file", "tree/below", "tree/below/large"] {
+            lab.run(&format!("touch -d 2010-02-03 {name}")).ok();
+            lab.run(&format!("touch -a -d {before} {name}")).ok();
+        }
+        for (user, inline) in [("env", ""), (nobody, ""), (nobody, "--inline-data")] {
+            let make = |name: &str| {
+                let program = program.to_str().unwrap();
+                fs::remove_file(lab.path(&format!("out/{name}"))).unwrap_or_default();
+                lab.run(&format!(
+                    "{user} {program} mkfs -q {inline} --uuid {UUID} tree out/{name}"
+                ))
+                .ok();
+                fs::read(lab.path(&format!("out/{name}"))).unwrap()
+            };
+            let first = make("first");
+            assert!(first == make("second"), "{option} {user} {inline}");
+            // What may be read without a trace has its own time, and what may not that of modification.
+            let stat = tool(&lab, &["debugfs", "-R", "stat /file", "out/first"]).ok();
+            let year = if user == "env" { &before[..4] } else { "2010" };
+            let atime = stat.lines().find(|line| line.contains("atime:")).unwrap();
+            assert!(atime.ends_with(year), "{option} {user}: {atime}");
+            let own = tool(&lab, &["debugfs", "-R", "stat /below/large", "out/first"]).ok();
+            let atime = own.lines().find(|line| line.contains("atime:")).unwrap();
+            assert!(atime.ends_with(&before[..4]), "{option} {user}: {atime}");
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_leaves_nothing() {
     let (lab, _mounted) = Lab::on("ext4", 20);
     fs::create_dir(lab.path("tree")).unwrap();
@@ -712,6 +760,29 @@ fn names_in_access_control_lists_are_looked_up_where_one_says() {
     )
     .ok();
     assert!(list.contains("e1 10 00 00"), "{list}");
+}
+
+#[test]
+fn attributes_of_other_file_systems_are_left_out_of_every_source_and_told() {
+    let (lab, _mounted) = Lab::on("btrfs", 200);
+    fs::create_dir_all(lab.path("tree/etc")).unwrap();
+    fs::write(lab.path("tree/etc/hostname"), "guest\n").unwrap();
+    fs::write(lab.path("tree/large"), vec![7; 3_000_000]).unwrap();
+    lab.run("setfattr -n user.kept -v yes tree/large").ok();
+    lab.run("setfattr -n btrfs.compression -v zstd tree/large").ok();
+    lab.run("tar --format=posix --xattrs --xattrs-include=* -C tree -cf tree.tar .")
+        .ok();
+    for source in ["tree", "tree.tar"] {
+        let done = lab.run(&format!("imgtool mkfs -q {source} out"));
+        assert_eq!(
+            done.stderr(),
+            "imgtool: warning: extended attributes that ext4 cannot have are left out: 1, such as btrfs.compression\n"
+        );
+        done.ok();
+        assert_good(&lab, "out");
+        let kept = tool(&lab, &["debugfs", "-R", "ea_list /large", "out"]).ok();
+        assert!(kept.contains("user.kept") && !kept.contains("btrfs"), "{kept}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use block::{Error, Result};
 
 use super::copying::{self, BUFFER, Copier, Job};
 use super::filter::Filter;
+use super::left_out::LeftOut;
 use super::{Control, paths};
 use crate::tar::{self, Archive, Entry, Kind, NamedList, Names};
 use crate::{Builder, Metadata, Node, Special, Time};
@@ -34,7 +35,7 @@ pub fn copy_archive(
     options: tar::Options,
     filter: &Filter,
     control: &Control<'_>,
-) -> Result<()> {
+) -> Result<LeftOut> {
     let input = tar::decompress(input)?;
     let mut archive = Archive::new(input, options);
     copying::run(builder.storage(), control, |copier| {
@@ -60,6 +61,7 @@ pub(super) struct Unpacking<'u, 's> {
     replaced: bool,
     /// What has lists with names of users and groups.
     named: BTreeMap<Node, Named>,
+    left_out: LeftOut,
 }
 
 /// Access control lists whose ids are to be found, with the names of their attributes, and the path of what has them.
@@ -76,6 +78,7 @@ impl<'u, 's> Unpacking<'u, 's> {
             filter,
             replaced: false,
             named: BTreeMap::new(),
+            left_out: LeftOut::default(),
         }
     }
 
@@ -153,14 +156,15 @@ impl<'u, 's> Unpacking<'u, 's> {
             self.named.insert(node, named);
         }
         let xattrs = entry.xattrs.iter().map(|(name, value)| (&name[..], &value[..]));
-        self.filter.set_xattrs(self.builder, node, xattrs)
+        self.filter
+            .set_xattrs(self.builder, node, xattrs, &mut self.left_out)
     }
 
     /// Ends when all entries are there.
-    pub(super) fn finish(&mut self) -> Result<()> {
+    pub(super) fn finish(mut self) -> Result<LeftOut> {
         // Where it is full, there will be another error, and nothing to be read.
         if self.named.is_empty() || self.builder.is_full() {
-            return Ok(());
+            return Ok(self.left_out);
         }
         self.copier.wait()?;
         let names = Names::new(&self.contents(b"etc/passwd")?, &self.contents(b"etc/group")?);
@@ -174,7 +178,7 @@ impl<'u, 's> Unpacking<'u, 's> {
                     .map_err(|error| named(error, &path))?;
             }
         }
-        Ok(())
+        Ok(self.left_out)
     }
 
     /// All of a file in the tree; nothing where there is none.

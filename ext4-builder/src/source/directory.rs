@@ -5,8 +5,9 @@
 //! matter. A few directories at the end of the path are open at a time; one that was closed is found again as the parent
 //! of the one below, and must still be the same.
 //!
-//! Files are opened without a change of their times of access where that is allowed. Reading a symlink changes its time
-//! in any case, so that symlinks get the time of modification instead, or the next run would see another tree.
+//! Files and directories are opened without a change of their times of access where that is allowed, as it is to their
+//! owner and to root. What reading changes the time of, and a symlink always, gets the time of modification instead: the
+//! next run would see another tree otherwise.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
@@ -23,9 +24,10 @@ use rustix::io::Errno;
 use super::Control;
 use super::copying::{self, Copier, Job};
 use super::filter::Filter;
+use super::left_out::LeftOut;
 use super::stat::{Stat, changed};
 use super::xattrs::{XattrReader, Xattrs};
-use crate::{Builder, Node};
+use crate::{Builder, Metadata, Node};
 
 /// Directories that are open at a time.
 const OPEN: usize = 64;
@@ -55,7 +57,7 @@ pub fn copy_directory(
     options: &Directory,
     filter: &Filter,
     control: &Control<'_>,
-) -> Result<()> {
+) -> Result<LeftOut> {
     copying::run(builder.storage(), control, |copier| {
         let mut walk = Walk {
             builder,
@@ -66,9 +68,11 @@ pub fn copy_directory(
             path: Vec::new(),
             links: HashMap::new(),
             xattrs: XattrReader::new(),
+            left_out: LeftOut::default(),
             device: 0,
         };
-        walk.run().map_err(|error| error.with_path(walk.shown()))
+        walk.run().map_err(|error| error.with_path(walk.shown()))?;
+        Ok(walk.left_out.and(&walk.xattrs.left_out))
     })
 }
 
@@ -83,8 +87,27 @@ struct Walk<'w, 's> {
     /// What has several names.
     links: HashMap<FileId, Node>,
     xattrs: XattrReader,
+    left_out: LeftOut,
     /// Of the root.
     device: u64,
+}
+
+/// What was opened to be read.
+struct Opened {
+    file: OwnedFd,
+    /// Reading changes its time of access.
+    is_noticed: bool,
+}
+
+impl Opened {
+    /// What is told of it, of what it has.
+    fn metadata(&self, metadata: &Metadata) -> Metadata {
+        if self.is_noticed {
+            unread(metadata)
+        } else {
+            metadata.clone()
+        }
+    }
 }
 
 /// A directory whose names are gone through.
@@ -116,12 +139,12 @@ impl Walk<'_, '_> {
 
     fn run(&mut self) -> Result<()> {
         let root = open_root(self.root)?;
-        let stat = Stat::of(&root, c"").map_err(read("look at the directory"))?;
+        let stat = Stat::of(&root.file, c"").map_err(read("look at the directory"))?;
         self.device = stat.id.device;
         let node = self.builder.root();
-        self.builder
-            .set_metadata(node, &self.filter.metadata(&stat.metadata))?;
-        let mut stack = vec![self.enter(root, &stat, node)?];
+        let metadata = self.filter.metadata(&root.metadata(&stat.metadata));
+        self.builder.set_metadata(node, &metadata)?;
+        let mut stack = vec![self.enter(root.file, &stat, node)?];
         while let Some(frame) = stack.last_mut() {
             self.path.truncate(frame.path_len);
             let Some(name) = frame.names.next() else {
@@ -175,13 +198,14 @@ impl Walk<'_, '_> {
         }
         let bytes = name.to_bytes();
         if stat.file_type == FileType::Directory {
-            let node = self.builder.directory(parent, bytes, &stat.metadata)?;
             let below = open_directory(directory, name).map_err(vanished("open the directory"))?;
-            let now = Stat::of(&below, c"").map_err(read("look at the directory"))?;
+            let now = Stat::of(&below.file, c"").map_err(read("look at the directory"))?;
             if now.id != stat.id {
                 return Err(changed("it was replaced"));
             }
-            let mut frame = self.enter(below, &stat, node)?;
+            let metadata = below.metadata(&stat.metadata);
+            let node = self.builder.directory(parent, bytes, &metadata)?;
+            let mut frame = self.enter(below.file, &stat, node)?;
             if self.options.one_file_system && stat.id.device != self.device {
                 frame.names.starts.clear();
             }
@@ -217,19 +241,21 @@ impl Walk<'_, '_> {
             return Ok(node);
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let file = open(directory, name, flags).map_err(vanished("open the file"))?;
+        let opened = open(directory, name, flags).map_err(vanished("open the file"))?;
+        let metadata = opened.metadata(&stat.metadata);
+        let file = opened.file;
         let data = data(&file, stat.size).map_err(read("find the holes"))?;
         if self.builder.is_small_file(stat.size, &data) {
             let contents = copying::read_small(&file, stat)?;
             let node = self
                 .builder
-                .small_file(parent, name.to_bytes(), &stat.metadata, &contents)?;
+                .small_file(parent, name.to_bytes(), &metadata, &contents)?;
             self.set_xattrs(node, &Xattrs::Open(file.as_fd()))?;
             return Ok(node);
         }
-        let (node, placement) =
-            self.builder
-                .file(parent, name.to_bytes(), &stat.metadata, stat.size, &data)?;
+        let (node, placement) = self
+            .builder
+            .file(parent, name.to_bytes(), &metadata, stat.size, &data)?;
         self.set_xattrs(node, &Xattrs::Open(file.as_fd()))?;
         self.copier.put(Job::File {
             file,
@@ -242,10 +268,7 @@ impl Walk<'_, '_> {
 
     fn symlink(&mut self, directory: BorrowedFd<'_>, parent: Node, name: &CStr, stat: &Stat) -> Result<Node> {
         let target = readlinkat(directory, name, Vec::new()).map_err(vanished("read the link"))?;
-        let metadata = crate::Metadata {
-            accessed: stat.metadata.modified,
-            ..stat.metadata.clone()
-        };
+        let metadata = unread(&stat.metadata);
         self.builder
             .symlink(parent, name.to_bytes(), &metadata, target.to_bytes())
     }
@@ -257,7 +280,8 @@ impl Walk<'_, '_> {
             ),
             _ => read("read the extended attributes")(errno),
         })?;
-        self.filter.set_xattrs(self.builder, node, xattrs)
+        self.filter
+            .set_xattrs(self.builder, node, xattrs, &mut self.left_out)
     }
 }
 
@@ -268,6 +292,7 @@ fn leave(stack: &mut Vec<Frame>) -> Result<()> {
     };
     if let (None, Some(below)) = (&above.directory, left.directory) {
         let again = open_directory(below.as_fd(), c"..").map_err(read("open the directory above"))?;
+        let again = again.file;
         let stat = Stat::of(&again, c"").map_err(read("look at the directory above"))?;
         if stat.id != above.id {
             return Err(changed("it was moved"));
@@ -316,28 +341,38 @@ fn first_bytes(name: &CStr) -> u64 {
     u64::from_be_bytes(first)
 }
 
-/// The root, through links.
-fn open_root(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    without_atime(flags, |flags| openat(CWD, path, flags, Mode::empty())).map_err(read("open the directory"))
+/// Metadata without what reading changes of it.
+fn unread(metadata: &Metadata) -> Metadata {
+    Metadata {
+        accessed: metadata.modified,
+        ..metadata.clone()
+    }
 }
 
-fn open_directory(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+/// The root, through links.
+fn open_root(path: &Path) -> Result<Opened> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    unnoticed(flags, |flags| openat(CWD, path, flags, Mode::empty())).map_err(read("open the directory"))
+}
+
+fn open_directory(directory: BorrowedFd<'_>, name: &CStr) -> Result<Opened, Errno> {
     open(directory, name, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
 /// Opens what is no link.
-fn open(directory: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+fn open(directory: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> Result<Opened, Errno> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    without_atime(flags, |flags| openat(directory, name, flags, Mode::empty()))
+    unnoticed(flags, |flags| openat(directory, name, flags, Mode::empty()))
 }
 
-/// Opens without a change of the time of access where that is allowed, as it is to the owner and to root.
-fn without_atime(flags: OFlags, open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
-    match open(flags | OFlags::NOATIME) {
-        Err(Errno::PERM) => open(flags),
-        opened => opened,
-    }
+/// Opens without a change of the time of access where that is allowed.
+fn unnoticed(flags: OFlags, open: impl Fn(OFlags) -> Result<OwnedFd, Errno>) -> Result<Opened, Errno> {
+    let (opened, is_noticed) = match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => (open(flags), true),
+        opened => (opened, false),
+    };
+    let file = opened?;
+    Ok(Opened { file, is_noticed })
 }
 
 /// The ranges of a file that hold data.

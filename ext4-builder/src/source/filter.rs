@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use block::{Error, Result};
 
+use super::left_out::LeftOut;
 use super::pattern::Pattern;
 use crate::{Builder, Metadata, Node, acl, capability};
 
@@ -88,16 +89,22 @@ impl Filter {
         }
     }
 
-    /// Gives a node these extended attributes.
+    /// Gives a node these extended attributes, but those that it cannot have.
     pub(super) fn set_xattrs<'x>(
         &self,
         builder: &mut Builder<'_>,
         node: Node,
         xattrs: impl Iterator<Item = (&'x [u8], &'x [u8])>,
+        left_out: &mut LeftOut,
     ) -> Result<()> {
-        let mapped: Vec<(&[u8], Cow<'_, [u8]>)> = xattrs
-            .map(|(name, value)| (name, self.value(name, value)))
-            .collect();
+        let mut mapped: Vec<(&[u8], Cow<'_, [u8]>)> = Vec::new();
+        for (name, value) in xattrs {
+            if builder.takes_xattr(node, name) {
+                mapped.push((name, self.value(name, value)));
+            } else {
+                left_out.add(name);
+            }
+        }
         builder.set_xattrs(node, mapped.iter().map(|(name, value)| (*name, &**value)))
     }
 

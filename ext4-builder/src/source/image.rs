@@ -11,6 +11,7 @@ use block::{Error, Result};
 use super::archive::{Unpacking, named};
 use super::copying::{self, Copier};
 use super::filter::Filter;
+use super::left_out::LeftOut;
 use super::{Control, paths};
 use crate::oci::{Change, Image, PLINK};
 use crate::{Builder, Node};
@@ -26,7 +27,7 @@ pub fn copy_image(
     image: &Image,
     filter: &Filter,
     control: &Control<'_>,
-) -> Result<()> {
+) -> Result<LeftOut> {
     copying::run(builder.storage(), control, |copier| {
         let mut changes = image.changes();
         let mut merging = Merging {

@@ -288,7 +288,7 @@ impl Entry {
             match self.what {
                 // Something that it is in may be gone already.
                 What::Remove => drop(builder.remove(parent, &name)),
-                _ => self.changes.apply(builder, node)?,
+                _ => self.changes.for_one_of_many(builder, node).apply(builder, node)?,
             }
         }
         Ok(())
@@ -359,6 +359,16 @@ impl Changes {
             }
         }
         Ok(changes)
+    }
+
+    /// The same without attributes that this one cannot have, where others can.
+    fn for_one_of_many(&self, builder: &Builder<'_>, node: Node) -> Self {
+        let mut changes = self.clone();
+        let is_users = |name: &[u8]| name.starts_with(b"user.");
+        changes
+            .xattrs
+            .retain(|(name, _)| !is_users(name) || builder.takes_xattr(node, name));
+        changes
     }
 
     fn apply(&self, builder: &mut Builder<'_>, node: Node) -> Result<()> {

@@ -4,7 +4,7 @@
 //! A source is gone through once, in an order that depends on nothing but the names in it, while threads of their own
 //! copy the data. What is on the way is bounded: neither the size of a tree nor that of a file matters.
 //! All of a source is taken or none: what cannot be read, what changes while it is read and what ext4 cannot hold are
-//! errors that name it.
+//! errors that name it. Only extended attributes that no ext4 has are [left out](LeftOut).
 
 mod archive;
 mod copying;
@@ -13,6 +13,7 @@ mod filter;
 mod host_file;
 mod image;
 mod labels;
+mod left_out;
 pub mod manifest;
 mod named;
 mod paths;
@@ -29,6 +30,7 @@ pub use directory::{Directory, copy_directory};
 pub use filter::{Filter, IdMap};
 pub use image::copy_image;
 pub use labels::FileContexts;
+pub use left_out::LeftOut;
 pub use manifest::Manifest;
 pub use named::{Copying, Source};
 pub use pattern::Pattern;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::{Error, Result};
 
-use super::{Control, Directory, Filter, copy_archive, copy_directory, copy_image};
+use super::{Control, Directory, Filter, LeftOut, copy_archive, copy_directory, copy_image};
 use crate::oci::{Image, Platform, Reference};
 use crate::{Builder, tar};
 
@@ -125,11 +125,16 @@ impl Source {
         }
     }
 
-    /// Copies all of it into the root of a filesystem.
+    /// Copies all of it into the root of a filesystem, but the extended attributes that it returns.
     ///
     /// # Errors
     /// Those of [`copy_directory`], [`copy_archive`] and [`copy_image`].
-    pub fn copy(self, builder: &mut Builder<'_>, copying: &Copying, control: &Control<'_>) -> Result<()> {
+    pub fn copy(
+        self,
+        builder: &mut Builder<'_>,
+        copying: &Copying,
+        control: &Control<'_>,
+    ) -> Result<LeftOut> {
         let Copying {
             filter,
             directory,

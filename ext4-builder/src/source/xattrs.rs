@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::{fgetxattr, flistxattr, lgetxattr, llistxattr};
 use rustix::io::Errno;
 
+use super::left_out::LeftOut;
 use crate::xattr;
 
 /// Bytes that names together have at most, and a value; and for how many room is made at first. The kernel takes as
@@ -36,6 +37,8 @@ pub(super) struct XattrReader {
     values: Vec<u8>,
     /// Where names and values of the last set are.
     found: Vec<(Range<usize>, Range<usize>)>,
+    /// What was passed over so far.
+    pub(super) left_out: LeftOut,
 }
 
 impl XattrReader {
@@ -45,6 +48,7 @@ impl XattrReader {
             names: vec![0; USUAL],
             values: Vec::new(),
             found: Vec::new(),
+            left_out: LeftOut::default(),
         }
     }
 
@@ -69,6 +73,8 @@ impl XattrReader {
                     Err(Errno::NODATA) => {}
                     Err(errno) => return Err(errno),
                 }
+            } else {
+                self.left_out.add(name.to_bytes());
             }
             start = end + 1;
         }

@@ -259,6 +259,47 @@ fn capabilities_in_a_user_namespace_follow_the_ids() {
 }
 
 #[test]
+fn attributes_that_no_kernel_shows_are_left_out_and_counted() {
+    let script = "import io, sys, tarfile
+archive = tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT)
+for name, kind in [('file', tarfile.REGTYPE), ('link', tarfile.SYMTYPE), ('fifo', tarfile.FIFOTYPE), ('null', tarfile.CHRTYPE)]:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, 'target'
+    entry.pax_headers = {'SCHILY.xattr.user.one': '1', 'SCHILY.xattr.trusted.two': '2', 'SCHILY.xattr.btrfs.compression': 'zstd',
+        'SCHILY.xattr.system.nfs4_acl': 'A', 'LIBARCHIVE.xattr.com.apple.FinderInfo': 'QUJD'}
+    archive.addfile(entry)
+archive.close()";
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("archive");
+    succeed(Command::new("python3").args(["-c", script]).arg(&path));
+    let storage = MemStorage::new();
+    let mut builder = Builder::new(&storage, fit()).expect("options");
+    let archive = File::open(&path).expect("open");
+    let (tar, filter) = (tar::Options::default(), Filter::default());
+    let left_out = copy_archive(&mut builder, archive, tar, &filter, &Control::unwatched()).expect("copy");
+    builder.finish().expect("finish");
+    // Three of each, and those of users where the kernel knows none.
+    assert_eq!(left_out.count(), 4 * 3 + 3);
+    let names: Vec<&[u8]> = left_out.names().collect();
+    let expected: [&[u8]; 4] = [
+        b"btrfs.compression",
+        b"com.apple.FinderInfo",
+        b"system.nfs4_acl",
+        b"user.one",
+    ];
+    assert_eq!(names, expected);
+    let image = Image::of(&storage);
+    image.assert_clean("attributes");
+    let found = image.mounted("cd \"$1\"; getfattr -hd -m- file link fifo null; cd /");
+    let rest = |name: &str| format!("# file: {name}\ntrusted.two=\"2\"\n\n");
+    let file = "# file: file\ntrusted.two=\"2\"\nuser.one=\"1\"\n\n";
+    assert_eq!(
+        found,
+        [file, &rest("link"), &rest("fifo"), &rest("null")].concat()
+    );
+}
+
+#[test]
 fn the_room_of_what_is_replaced_is_used_again() {
     let entries = format!(
         "[('file', 'REGTYPE', bytes([number]) * {MIB}) for number in range(30)] + [('end', 'DIRTYPE', '')]"

@@ -306,7 +306,7 @@ fn a_size_that_is_too_small_for_a_tree_says_which_would_do() {
         words.next().expect("a number")
     };
     let enough = number(error.hint().expect("a hint"));
-    assert_eq!(number(error.message()), enough - 8 * MIB);
+    assert_eq!(number(&error.to_string()), enough - 8 * MIB);
     build(enough - 4096).expect_err("less");
     build(enough).expect("what was said to do");
 }

@@ -110,6 +110,11 @@ mode = 0o700
 match = "/home/user/**"
 uid = 5
 xattrs = { "user.b" = "0sAP8=" }
+
+# Pipes and sockets have none of users.
+[[entry]]
+match = "/run/*"
+xattrs = { "user.c" = "c" }
 "#;
 
 #[test]
@@ -122,7 +127,7 @@ fn everything_that_a_manifest_says_is_there() {
     image.assert_clean("with a manifest");
     let output = image.mounted(
         "cd \"$1\"; find . -not -path './lost+found*' -printf '%p %y %m %U:%G %s %n %l\n' | LC_ALL=C sort; stat -c %Y etc/new/below; stat -c %t:%T dev/null dev/sda; \
-         tr -d l <etc/new/below | wc -c; cat run/also; getfattr -dm- -e hex etc/new/below home/user/.ssh/id | grep -v '^$'; cd /",
+         tr -d l <etc/new/below | wc -c; cat run/also; getfattr -dm- -e hex etc/new/below home/user/.ssh/id run/also run/pipe | grep -v '^$'; cd /",
     );
     let expected = "\
 . d 711 0:0 4096 7 \n./dev d 755 0:0 4096 2 \n./dev/null c 666 0:0 0 1 \n./dev/sda b 644 0:0 0 1 \n./etc d 600 1000:1000 4096 3 \n\
@@ -131,7 +136,7 @@ fn everything_that_a_manifest_says_is_there() {
 ./link l 600 1000:1000 3 1 etc\n./run d 755 0:0 4096 2 \n./run/also f 600 1000:1000 6 2 \n./run/pipe p 644 0:0 0 1 \n./run/socket s 644 0:0 0 1 \n\
 1700000000\n1:3\n8:0\n0\nguest\n\
 # file: etc/new/below\nsecurity.capability=0x0100000200200000000000000000000000000000\nuser.a=0x74657874\n\
-# file: home/user/.ssh/id\nuser.b=0x00ff\n";
+# file: home/user/.ssh/id\nuser.b=0x00ff\n# file: run/also\nuser.c=0x63\n";
     assert_eq!(output, expected);
 }
 
@@ -155,6 +160,10 @@ fn what_cannot_be_laid_over_is_told_with_its_line() {
             "line 2: the root cannot be removed",
         ),
         ("path = \"/\"\ntype = \"fifo\"", "line 2: the root is a directory"),
+        (
+            "path = \"/link\"\nxattrs = { \"user.a\" = \"x\" }",
+            "line 2: only files and directories have attributes of users",
+        ),
         ("match = \"*.none\"\nmode = 0", "line 2: its match is of nothing"),
         (
             "path = \"/x\"\ntype = \"link\"\ntarget = \"none\"",

@@ -1,11 +1,12 @@
 //! Copying a source into a filesystem.
 
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{FileId, Result};
+use block::{FileId, Result, escape};
 use ext4_builder::Builder;
-use ext4_builder::source::{Control, Copying, Source};
+use ext4_builder::source::{Control, Copying, LeftOut, Source};
 use ops::{Cancel, Progress};
 
 use super::source::TreeArgs;
@@ -60,8 +61,23 @@ impl Building<'_> {
         }
         let copied = source
             .copy(builder, &copying, &control)
-            .and_then(|()| overlays.apply(builder, &control));
+            .and_then(|left_out| overlays.apply(builder, &control).map(|()| left_out));
         watch.finish();
-        copied
+        tell_left_out(&copied?);
+        Ok(())
     }
+}
+
+/// Says what is not in the filesystem. With nobody left to read that there is nothing to be done about it.
+fn tell_left_out(left_out: &LeftOut) {
+    if left_out.count() == 0 {
+        return;
+    }
+    let names: Vec<_> = left_out.names().map(String::from_utf8_lossy).collect();
+    let _ = writeln!(
+        io::stderr(),
+        "imgtool: warning: extended attributes that ext4 cannot have are left out: {}, such as {}",
+        left_out.count(),
+        escape(&names.join(", ")),
+    );
 }
