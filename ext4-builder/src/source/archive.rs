@@ -193,8 +193,12 @@ impl<'u, 's> Unpacking<'u, 's> {
         if let Some(node) = paths::lookup(self.builder, target)? {
             return self.builder.hard_link(parent, name, node);
         }
-        let target = String::from_utf8_lossy(target);
-        let message = format!("it is a link to {target:?}, which is not in the archive before it");
+        let shown = String::from_utf8_lossy(target);
+        if self.filter.excludes_any_of(target) {
+            let message = format!("it is a link to {shown:?}, which has its contents and is excluded");
+            return Err(Error::invalid(message).with_hint("exclude both of them, or neither"));
+        }
+        let message = format!("it is a link to {shown:?}, which is not in the archive before it");
         Err(Error::invalid(message))
     }
 

@@ -46,10 +46,14 @@ impl IdMap {
             let message = format!("{count} ids from {from} cannot become those from {to}: {why}");
             Err(Error::invalid(message))
         };
+        if count == 0 {
+            let message = format!("the range of ids from {from} to {to} is empty");
+            return Err(Error::invalid(message).with_hint("it takes a count of 1 or more"));
+        }
         // The last number stands for no id, and no range ends behind it.
         let fits = |start: u32| start.checked_add(count).is_some();
-        if count == 0 || !fits(from) || !fits(to) {
-            return refuse("there are no such ids");
+        if !fits(from) || !fits(to) {
+            return refuse("the last id is 4294967294");
         }
         let meets = |other: &IdRange| from < other.from + other.count && other.from < from + count;
         if self.ranges.iter().any(meets) {

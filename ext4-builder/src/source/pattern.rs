@@ -49,8 +49,8 @@ impl Pattern {
     /// The pattern that a text means.
     ///
     /// # Errors
-    /// `InvalidInput` for what is none: without anything between slashes, or with a bracket or backslash that is not
-    /// ended.
+    /// `InvalidInput` for what is none: without anything between slashes, of the root or what it is in, or with a bracket or
+    /// backslash that is not ended.
     pub fn new(text: &[u8]) -> Result<Self> {
         let refuse = |why: &str| {
             let shown = String::from_utf8_lossy(text);
@@ -62,12 +62,18 @@ impl Pattern {
             parts.push(Item::Any);
         }
         let trimmed = trimmed.strip_prefix(b"/").unwrap_or(trimmed);
-        for part in trimmed.split(|&byte| byte == b'/') {
+        let mut names = 0;
+        for part in trimmed.split(|&byte| byte == b'/').filter(|part| *part != b".") {
+            names += 1;
             parts.push(match part {
                 b"" => return Err(refuse("there is nothing between slashes")),
+                b".." => return Err(refuse("it leads out of the tree")),
                 b"**" => Item::Any,
                 _ => Item::One(classes(part).map_err(refuse)?),
             });
+        }
+        if names == 0 {
+            return Err(refuse("it is of the root itself"));
         }
         // What is in a directory is not the directory.
         if let [_, .., Item::Any] = parts[..] {
@@ -178,6 +184,9 @@ mod tests {
                 &["a.pyc/b", "a.py"][..],
             ),
             ("cache", &["cache", "var/cache"], &["var/cache/x", "caches"]),
+            ("./cache", &["cache"], &["var/cache", "./cache"]),
+            ("var/./cache/", &["var/cache"], &["var", "x/var/cache"]),
+            (".cache", &[".cache", "x/.cache"], &["cache"]),
             ("/cache/", &["cache"], &["var/cache"]),
             (
                 "var/cache/*",
@@ -211,7 +220,9 @@ mod tests {
 
     #[test]
     fn what_is_no_pattern_is_refused() {
-        for text in ["", "/", "a//b", "[", "[a", "[]", "a\\"] {
+        for text in [
+            "", "/", ".", "./", "/.", "a//b", "../a", "a/..", "[", "[a", "[]", "a\\",
+        ] {
             assert!(Pattern::new(text.as_bytes()).is_err(), "{text}");
         }
     }
