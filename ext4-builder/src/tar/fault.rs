@@ -14,7 +14,7 @@ pub(super) enum Fault {
     Checksum { stored: i64, sum: i64 },
     #[error("the archive ends early, within {0}")]
     Truncated(&'static str),
-    #[error("the archive ends early: the two blocks of zeros that mark its end are missing")]
+    #[error("the archive ends early: the blocks of zeros that mark its end are missing")]
     NoEndMark,
     #[error("a lone block of zeros is followed by more: one of zeros too, or nothing, was to be expected")]
     LoneZeroBlock,
@@ -99,8 +99,10 @@ impl Fault {
     fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NoArchive => "give a tar archive, plain or compressed by gzip, zstd or xz",
-            Self::Truncated(_) | Self::NoEndMark => {
-                "what made or sent it stopped before it was done: make or fetch it again"
+            Self::Truncated(_) => "what made or sent it stopped before it was done: make or fetch it again",
+            Self::NoEndMark => {
+                "what made or sent it stopped before it was done: make or fetch it again; if nothing is missing, \
+                 --allow-missing-end takes it"
             }
             Self::DataAfterEnd => {
                 "archives that were appended with cat are joined by 'tar --concatenate' instead"

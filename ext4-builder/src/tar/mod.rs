@@ -9,7 +9,8 @@
 //! Whoever builds a system from an archive wants all of it or none. So these are errors, where some programs warn or
 //! say nothing at all:
 //!
-//! - an archive that ends early, also at the end of an entry: two blocks of zeros mark the end, and must be there;
+//! - an archive that ends early, also at the end of an entry: blocks of zeros mark the end, two of them, and one at least
+//!   must be there, unless [`Options::end_mark_optional`] is set;
 //! - data after that mark, as of two archives that were appended by `cat`: GNU tar without `-i` never sees it. Zeros
 //!   may follow, as many as there are;
 //! - a header whose checksum is wrong: nothing is skipped in search of the next one;

@@ -243,20 +243,32 @@ fn parse_time(text: &[u8]) -> Option<Time> {
         Some(text) => (true, text),
         None => (false, text),
     };
-    let mut parts = text.splitn(2, |&byte| byte == b'.');
-    let secs = i64::try_from(digits(parts.next()?)?).ok()?;
-    let fraction = parts.next().unwrap_or_default();
-    if !fraction.iter().all(u8::is_ascii_digit) {
+    let (number, exponent) = match text.iter().position(|byte| matches!(byte, b'e' | b'E')) {
+        Some(at) => (&text[..at], parse_exponent(&text[at + 1..])?),
+        None => (text, 0),
+    };
+    let mut parts = number.splitn(2, |&byte| byte == b'.');
+    let (whole, fraction) = (parts.next()?, parts.next().unwrap_or_default());
+    let all = [whole, fraction].concat();
+    if whole.is_empty() || !all.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let (kept, lost) = fraction.split_at(fraction.len().min(9));
-    let scale = 10_u32.pow(9 - kept.len() as u32);
-    let nanos = digits(kept).unwrap_or_default() as u32 * scale;
+    // Where the point is among the digits, or how far from them.
+    let point = i64::try_from(whole.len()).ok()? + exponent;
+    let digit = |place: i64| {
+        let found = usize::try_from(place).ok().and_then(|place| all.get(place));
+        found.map_or(0, |digit| u32::from(digit - b'0'))
+    };
+    let secs = (0..point).try_fold(0_i64, |secs, place| {
+        secs.checked_mul(10)?.checked_add(digit(place).into())
+    })?;
+    let nanos = (point..point + 9).fold(0, |nanos, place| nanos * 10 + digit(place));
     if !negative {
         return Some(Time { secs, nanos });
     }
     // Down is away from zero here, whatever digits were lost.
-    let nanos = nanos + u32::from(lost.iter().any(|&digit| digit != b'0'));
+    let lost = all.iter().skip(usize::try_from(point + 9).unwrap_or(0));
+    let nanos = nanos + u32::from(lost.into_iter().any(|&digit| digit != b'0'));
     Some(match nanos {
         0 => Time { secs: -secs, nanos },
         _ => Time {
@@ -264,6 +276,18 @@ fn parse_time(text: &[u8]) -> Option<Time> {
             nanos: 1_000_000_000 - nanos,
         },
     })
+}
+
+/// The power of ten that Python's tarfile writes behind numbers that are very small or very large.
+fn parse_exponent(text: &[u8]) -> Option<i64> {
+    const MOST: i64 = 1000;
+    let (sign, text) = match text {
+        [b'-', text @ ..] => (-1, text),
+        [b'+', text @ ..] => (1, text),
+        _ => (1, text),
+    };
+    let exponent = i64::try_from(digits(text)?).ok()?;
+    (exponent <= MOST).then_some(sign * exponent)
 }
 
 /// What GNU tar encodes of an attribute's name: the two characters that a key cannot have.
@@ -347,7 +371,32 @@ mod tests {
         assert_eq!(time("-0.0000000001"), Some((-1, 999_999_999)));
         assert_eq!(time("-3"), Some((-3, 0)));
         assert_eq!(time("-0.9999999999"), Some((-1, 0)));
-        for wrong in ["", ".", "-", "1e3", "1.x", "+1", "9223372036854775808"] {
+        assert_eq!(time("9223372036854775807.5"), Some((i64::MAX, 500_000_000)));
+        // As Python's tarfile has them.
+        assert_eq!(time("-9.9e-10"), Some((-1, 999_999_999)));
+        assert_eq!(time("9.9e-10"), Some((0, 0)));
+        assert_eq!(time("1e-07"), Some((0, 100)));
+        assert_eq!(time("-1.5e-05"), Some((-1, 999_985_000)));
+        assert_eq!(time("1.25E+3"), Some((1250, 0)));
+        assert_eq!(time("1.2345e2"), Some((123, 450_000_000)));
+        assert_eq!(time("0e999"), Some((0, 0)));
+        assert_eq!(time("-1e-999"), Some((-1, 999_999_999)));
+        for wrong in [
+            "",
+            ".",
+            "-",
+            "1.x",
+            "+1",
+            "9223372036854775808",
+            "1e19",
+            "1e",
+            "1e+",
+            "1e1001",
+            "e5",
+            "1e5.",
+            "1e-x",
+            "nan",
+        ] {
             assert_eq!(time(wrong), None, "{wrong}");
         }
     }

@@ -345,6 +345,31 @@ fn what_cannot_be_in_a_filesystem_is_an_error_that_names_the_entry() {
 }
 
 #[test]
+fn a_link_to_what_is_excluded_is_told_with_both_names() {
+    let archive =
+        archive("[('cache/a', 'REGTYPE', b'x'), ('b', 'LNKTYPE', 'cache/a'), ('c', 'REGTYPE', b'')]");
+    let excluding = |patterns: &[&[u8]]| Filter {
+        exclude: patterns
+            .iter()
+            .map(|pattern| Pattern::new(pattern).expect("pattern"))
+            .collect(),
+        ..Filter::default()
+    };
+    let storage = MemStorage::new();
+    let again = archive.try_clone().expect("clone");
+    let error = copy(&storage, &fit(), archive, &excluding(&[b"./cache"])).expect_err("excluded");
+    let text = format!("{error}; {}", error.hint().unwrap_or_default());
+    assert!(
+        text.contains("entry \"b\"") && text.contains("link to \"cache/a\"") && text.contains("exclude both"),
+        "{text}"
+    );
+    std::io::Seek::rewind(&mut &again).expect("seek");
+    copy(&storage, &fit(), again, &excluding(&[b"./cache", b"b"])).expect("both are excluded");
+    let found = Image::of(&storage).mounted("ls \"$1\"");
+    assert_eq!(found, "c\nlost+found\n");
+}
+
+#[test]
 fn an_archive_that_ends_early_is_an_error() {
     let mut whole = Vec::new();
     std::io::Read::read_to_end(&mut archive("[('a', 'REGTYPE', b'x' * 1000000)]"), &mut whole).expect("read");

@@ -138,9 +138,14 @@ fn damage_and_garbage_are_errors() {
     let plain = archive(3000);
     for program in ["gzip", "zstd", "xz"] {
         let compressed = filter(program, &plain);
-        let garbage = [&compressed[..], b"garbage that follows"].concat();
-        let error = read_all(garbage).expect_err(program);
-        assert_eq!(error.kind(), ErrorKind::Corrupt, "{program}: {error}");
+        for garbage in [&b"x"[..], b"garbage that follows"] {
+            let error = read_all([&compressed[..], garbage].concat()).expect_err(program);
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{program}: {error}");
+            // A few bytes may be the first ones of another stream of xz.
+            if program != "xz" || garbage.len() > 12 {
+                assert!(!error.to_string().contains("ends early"), "{program}: {error}");
+            }
+        }
         let mut damaged = compressed.clone();
         let middle = damaged.len() / 2;
         damaged[middle] ^= 0x10;

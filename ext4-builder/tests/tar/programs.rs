@@ -216,6 +216,32 @@ fn bsdtar_in_its_formats() {
 }
 
 #[test]
+fn times_that_python_writes_with_an_exponent() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let archive = directory.path().join("archive");
+    let script = "import sys, tarfile
+archive = tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT)
+for number, time in enumerate([-9.9e-10, 9.9e-10, 2.5e-06, -2.5e-06, 1e16]):
+    entry = tarfile.TarInfo(str(number))
+    entry.mtime = time
+    archive.addfile(entry)
+archive.close()";
+    run(Command::new("python3").args(["-c", script]).arg(&archive));
+    let text = fs::read(&archive).expect("read");
+    assert!(text.windows(15).any(|text| text == b"mtime=-9.9e-10\n"));
+    let tree = of_archive(File::open(&archive).expect("open"), Options::default()).expect("an archive");
+    let times: Vec<_> = tree.values().map(|node| node.mtime).collect();
+    let expected = [
+        (-1, 999_999_999),
+        (0, 0),
+        (0, 2500),
+        (-1, 999_997_500),
+        (10_000_000_000_000_000, 0),
+    ];
+    assert_eq!(times, expected);
+}
+
+#[test]
 fn attributes_and_access_control_lists() {
     let scratch = scratch(Hardness::Any);
     let source = scratch.path().join("source");
