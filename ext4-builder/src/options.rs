@@ -42,7 +42,7 @@ pub struct TooSmall {
 pub enum Inodes {
     /// One for so many bytes, 1024 or more, and some to spare where the tree has more than that.
     BytesPerInode(u64),
-    /// At least so many, and what the tree needs.
+    /// So many, rounded up to whole blocks of inode tables. It is an error where the tree needs more.
     Count(u32),
 }
 

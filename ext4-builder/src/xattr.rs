@@ -217,7 +217,11 @@ impl Plan {
                     "{} extended attributes do not fit an inode and a block of {block_size} bytes",
                     plan.set.len()
                 );
-                let hint = "leave some out, or allow values in inodes (ea_inode)";
+                let hint = if ea_inode {
+                    "leave some out, or make larger blocks"
+                } else {
+                    "leave some out, or make it for Linux 4.19 and later, which know values in inodes"
+                };
                 return Err(Error::invalid(message).with_hint(hint));
             };
             needed -= plan.set[place].value_size();

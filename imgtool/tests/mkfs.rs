@@ -389,6 +389,12 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
         ("--exclude a[ tree new", "\"a[\" is no pattern"),
         ("--owner root tree new", "--owner root"),
         ("--uid-map 1:2:3:4 tree new", "--uid-map 1:2:3:4"),
+        (
+            "--uid-map 1:2:0 tree new",
+            "the range of ids from 1 to 2 is empty",
+        ),
+        ("--inodes 12 tree new", "new: the tree needs "),
+        ("--exclude . tree new", "\".\" is no pattern"),
         ("--uid-map 1:2:3 --uid-map 3:9 tree new", "in another range"),
         ("-O vmdk tree new", "vmdk"),
         ("-O qcow2 -o size=1G tree new", "give --size"),
@@ -413,6 +419,36 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
         .unwrap();
     lab.imgtool(&format!("mkfs -q --size {enough} tree new"));
     assert_good(&lab, "new");
+    for i in 0..100 {
+        fs::write(lab.path(&format!("tree/number {i}")), "").unwrap();
+    }
+    let too_few = lab.run("imgtool mkfs --size 30M --inodes 64 tree new").stderr();
+    let needed = too_few.split("needs ").nth(1).unwrap();
+    let needed = needed.split(' ').next().unwrap();
+    lab.imgtool(&format!("mkfs -q --size 30M --inodes {needed} tree new"));
+    assert_good(&lab, "new");
+    let count: u64 = field(&lab, "new", "Inode count").parse().unwrap();
+    let (needed, granule) = (needed.parse::<u64>().unwrap(), 16);
+    assert!((needed..needed + granule).contains(&count), "{needed} {count}");
+}
+
+#[test]
+fn an_archive_without_an_end_is_taken_only_if_that_is_asked_for() {
+    let lab = lab();
+    let whole = fs::read(lab.path("tree.tar")).unwrap();
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap() / 512 * 512 + 512;
+    fs::write(lab.path("marked"), &whole[..end + 512]).unwrap();
+    fs::write(lab.path("unmarked"), &whole[..end]).unwrap();
+    fs::write(lab.path("cut"), &whole[..end - 512]).unwrap();
+    lab.imgtool("mkfs -q marked new");
+    assert_good(&lab, "new");
+    lab.run("imgtool mkfs unmarked other")
+        .fails(1, &["unmarked", "ends early", "--allow-missing-end"]);
+    lab.imgtool("mkfs -q --allow-missing-end unmarked new");
+    assert_good(&lab, "new");
+    lab.run("imgtool mkfs --allow-missing-end cut other")
+        .fails(1, &["cut", "ends early"]);
+    assert!(!lab.path("other").exists());
 }
 
 #[test]
@@ -646,6 +682,18 @@ fn bad_container_images_are_one_line_and_leave_nothing() {
             &["--platform", "container images"],
         ),
         ("--platform linux oci:layout out", &["\"linux\"", "linux/amd64"]),
+        (
+            "--platform linux/s390x oci:layout:t out",
+            &["the image is for linux/", "not for linux/s390x"],
+        ),
+        (
+            "--platform linux/s390x oci-archive:archive.oci out",
+            &["not for linux/s390x"],
+        ),
+        (
+            "--platform linux/s390x docker-archive:archive.docker out",
+            &["not for linux/s390x"],
+        ),
         ("--config x tree out", &["--config", "container images"]),
         ("oci:layout:t precious", &["precious.json", "--config"]),
         (

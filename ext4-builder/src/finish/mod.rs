@@ -10,12 +10,12 @@ mod groups;
 mod own_files;
 mod xattrs;
 
-use block::Result;
+use block::{Error, ErrorKind, Result};
 
-use crate::Summary;
 use crate::builder::Builder;
 use crate::layout::{self, Demand};
 use crate::superblock::{SUPERBLOCK_OFFSET, Superblock};
+use crate::{Inodes, Summary};
 use contents::Contents;
 use own_files::OwnFiles;
 
@@ -24,13 +24,21 @@ pub(crate) fn finish(mut builder: Builder<'_>) -> Result<Summary> {
     builder.settle();
     let mut contents = Contents::place(&mut builder)?;
     builder.settle();
+    let inodes = contents.inodes + 1; // the orphan file's
+    if let Inodes::Count(count) = builder.options.inodes
+        && count < inodes
+    {
+        let message = format!("the tree needs {inodes} inodes, and {count} are asked for");
+        let hint = format!("choose {inodes} or more, or leave the number open");
+        return Err(Error::new(ErrorKind::NoSpace, message).with_hint(hint));
+    }
     let layout = layout::solve(&Demand {
         options: &builder.options,
         geometry: builder.geometry,
         descriptor_room: builder.descriptor_room,
         cursor: builder.allocator.cursor(),
         free: builder.allocator.free().map(|run| run.end - run.start).sum(),
-        inodes: contents.inodes + 1, // the orphan file's
+        inodes,
         overflowed: builder.allocator.overflowed(),
         orphan_file: builder.features.orphan_file,
     })?;

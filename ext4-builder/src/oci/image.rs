@@ -44,7 +44,7 @@ pub(super) type LayerArchive = Archive<Verified<Decompressed>>;
 
 impl Image {
     /// Finds an image, and reads all of it but its layers. Where there are images for several platforms and none is asked
-    /// for, that for Linux on this processor is taken.
+    /// for, that for Linux on this processor is taken; one that is for another than was asked for is none.
     ///
     /// # Errors
     /// `InvalidInput` where there is no such image; `Corrupt` for what is not what its digest says; `Unsupported`; `Io`.
@@ -52,9 +52,27 @@ impl Image {
         let open = || match reference.storing {
             Storing::Layout => of_layout(Store::directory(&reference.path)?, reference, platform),
             Storing::LayoutArchive => of_layout(Store::archive(&reference.path)?, reference, platform),
-            Storing::DockerArchive => of_docker(Store::archive(&reference.path)?, reference, platform),
+            Storing::DockerArchive => of_docker(Store::archive(&reference.path)?, reference),
         };
-        open().map_err(|error: Error| error.with_path(&reference.path))
+        let image = open().and_then(|image| match platform {
+            Some(wanted) => image.check_platform(wanted).map(|()| image),
+            None => Ok(image),
+        });
+        image.map_err(|error: Error| error.with_path(&reference.path))
+    }
+
+    /// Fails for an image that says itself that it is for another platform, whoever says what.
+    fn check_platform(&self, wanted: &Platform) -> Result<()> {
+        if self.platform.may_be(wanted) {
+            return Ok(());
+        }
+        let is_for = self.platform.to_string();
+        let message = format!(
+            "the image is for {}, and not for {wanted}",
+            block::escape(&is_for)
+        );
+        Err(Error::invalid(message)
+            .with_hint("leave out --platform to take it as it is, or name another image"))
     }
 
     /// What it was named.
@@ -195,7 +213,7 @@ struct DockerImage {
     layers: Option<Vec<String>>,
 }
 
-fn of_docker(store: Store, reference: &Reference, platform: Option<&Platform>) -> Result<Image> {
+fn of_docker(store: Store, reference: &Reference) -> Result<Image> {
     let list = store.document("manifest.json", "manifest.json")?.ok_or_else(|| {
         Fault::NoImage {
             format: "archive of docker save",
@@ -237,18 +255,7 @@ fn of_docker(store: Store, reference: &Reference, platform: Option<&Platform>) -
     }
     let layers = image.layers.unwrap_or_default().into_iter();
     let stored = layers.map(|name| (name, None)).collect();
-    let image = assemble(store, reference, document, stored)?;
-    match platform {
-        Some(wanted)
-            if wanted.os != image.platform.os || wanted.architecture != image.platform.architecture =>
-        {
-            Err(Error::invalid(format!(
-                "the image is for {}, and not for {wanted}",
-                image.platform
-            )))
-        }
-        _ => Ok(image),
-    }
+    assemble(store, reference, document, stored)
 }
 
 /// The digest in a name such as `HEX.json` or `blobs/sha256/HEX`.

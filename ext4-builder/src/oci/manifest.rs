@@ -75,6 +75,14 @@ impl Platform {
         }
     }
 
+    /// Whether what says that it is for this may be what is wanted: a variant is often not said.
+    pub(super) fn may_be(&self, wanted: &Self) -> bool {
+        let variants = self.variant.as_ref().zip(wanted.variant.as_ref());
+        self.os == wanted.os
+            && self.architecture == wanted.architecture
+            && variants.is_none_or(|(own, wanted)| own == wanted)
+    }
+
     fn fits(&self, wanted: &Self) -> bool {
         let variant = wanted.variant.is_none() || self.variant == wanted.variant;
         self.os == wanted.os && self.architecture == wanted.architecture && variant
@@ -317,6 +325,9 @@ mod tests {
         assert!(v7.fits(&"linux/arm".parse().unwrap()));
         assert!(!v7.fits(&"linux/arm/v6".parse().unwrap()));
         assert!(!v7.fits(&Platform::host()));
+        let arm: Platform = "linux/arm".parse().unwrap();
+        assert!(arm.may_be(&v7) && v7.may_be(&arm) && v7.may_be(&v7));
+        assert!(!v7.may_be(&"linux/arm/v6".parse().unwrap()) && !arm.may_be(&"linux/arm64".parse().unwrap()));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(in crate::commands) struct FilesystemArgs {
     /// Size of the journal, or none [default: by the size of the filesystem]
     #[arg(long, value_name = "SIZE")]
     journal: Option<String>,
-    /// Number of inodes [default: one for every 16 KiB, and more where the source needs more]
+    /// Number of inodes, which must do for the source [default: one for every 16 KiB, and more where that takes more]
     #[arg(long, value_name = "N")]
     inodes: Option<u32>,
     /// Hundredths of the blocks that only root may fill, up to 50

@@ -35,6 +35,9 @@ pub(in crate::commands) struct TreeArgs {
     /// directory [default: from those in the archive's etc]
     #[arg(long, value_name = "DIR")]
     names: Option<PathBuf>,
+    /// Take an archive that does not mark its end: one that was cut off between two files looks the same
+    #[arg(long)]
+    allow_missing_end: bool,
     /// Lay what a manifest says over the source: files, directories, links, devices, owners, modes and attributes, in
     /// TOML
     #[arg(long, value_name = "FILE")]
@@ -126,6 +129,7 @@ impl TreeArgs {
                     .map(names_in)
                     .transpose()?
                     .unwrap_or_default(),
+                end_mark_optional: self.allow_missing_end,
                 ..tar::Options::default()
             },
         })
