@@ -66,13 +66,18 @@ impl Image {
         if self.platform.may_be(wanted) {
             return Ok(());
         }
-        let is_for = self.platform.to_string();
-        let message = format!(
-            "the image is for {}, and not for {wanted}",
-            block::escape(&is_for)
-        );
+        let Platform { os, architecture, .. } = &self.platform;
+        let message = if os.is_empty() || architecture.is_empty() {
+            format!("the image does not say what it is for, and is to be for {wanted}")
+        } else {
+            let is_for = self.platform.to_string();
+            format!(
+                "the image is for {}, and not for {wanted}",
+                block::escape(&is_for)
+            )
+        };
         Err(Error::invalid(message)
-            .with_hint("leave out --platform to take it as it is, or name another image"))
+            .with_hint("name another image, or ask for no platform to take it as it is"))
     }
 
     /// What it was named.

@@ -13,6 +13,9 @@ use crate::failure::Failure;
 use crate::interrupt;
 
 /// Print what is in files, one after the other
+///
+/// The bytes of the files and nothing else, holes as zeros. What is known about a file, `imgtool fs stat` prints, as JSON
+/// too.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool fs cat disk.qcow2#2 /etc/fstab

@@ -35,7 +35,8 @@ use crate::watch::Watch;
 /// Copy files and directories out of a filesystem
 ///
 /// Holes stay holes, and files that have several names in what is copied keep them. What is copied appears under its name
-/// when all of it is whole: a copy that was killed leaves only files whose names start with .imgtool-unfinished-.
+/// when all of it is whole. A copy that fails or is interrupted leaves nothing. One that is killed at once (kill -9, a power
+/// cut) leaves a directory beside it whose name starts with .imgtool-unfinished-, which can be removed: rm -r.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "imgtool fs cp [OPTIONS] <IMAGE> <PATH>... <TARGET>",
