@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for a while, starting from small images that QEMU made, and archives of GNU tar.
+# Runs every fuzz target for a while, starting from small images that QEMU made, archives of GNU tar, and filesystems of
+# mke2fs and of imgtool.
 #
 #   scripts/fuzz.sh [TARGET...]        FUZZ_SECONDS=60 for each
 #
@@ -76,6 +77,73 @@ archive pax01 --format=posix --sparse --sparse-version=0.1
 archive pax10 --format=posix --sparse --sparse-version=1.0
 archive v7 --format=v7 --exclude=nnn*
 
+# The same archives, with one of attributes and lists, after the two bytes that say what is made of them.
+mkdir -p fuzz/corpus/archive
+setfattr -n user.attribute -v value "$tree/file"
+setfacl -m u:daemon:rw,g:adm:r "$tree/file"
+mkdir "$tree/etc"
+echo daemon:x:5:5::/: >"$tree/etc/passwd"
+archive lists --format=posix --acls --xattrs --sparse
+for path in fuzz/corpus/tar/{gnu,pax00,pax01,pax10,lists}; do
+    copy=fuzz/corpus/archive/${path##*/}
+    [ -e "$copy" ] || { printf '\0\0'; tail -c +2 "$path"; } >"$copy"
+done
+
+# filesystem NAME OPTIONS: one of 200 to 400 KiB with a bit of everything. Without checksums, damage is not found at once.
+mkdir -p fuzz/corpus/filesystem "$tree/many"
+for i in {1..60}; do touch "$tree/many/an entry of a directory, number $i"; done
+ln -s "$(printf 't%.0s' {1..100})" "$tree/long symlink"
+mkfifo "$tree/fifo"
+for i in 0 4 9 14 30 50; do dd if=/etc/passwd of="$tree/pieces" bs=1k count=1 seek="$i" conv=notrunc status=none; done
+filesystem() {
+    local path="fuzz/corpus/filesystem/$1"
+    [ -e "$path" ] && return
+    truncate -s 0 "$path"
+    mke2fs -q -F -b 1024 -N 96 -m 0 "${@:2}" -d "$tree" "$path" "${size:-400k}"
+}
+export PATH=$PATH:/usr/sbin:/sbin
+filesystem ext2 -t ext2 -I 128
+filesystem ext3 -t ext3 -O ^has_journal,dir_index
+filesystem ext4 -t ext4 -I 256 -O ^has_journal,^metadata_csum,^resize_inode
+filesystem inline -t ext4 -I 256 -O ^has_journal,^metadata_csum,^resize_inode,inline_data
+filesystem sums -t ext4 -I 256 -O ^has_journal,^resize_inode
+filesystem bigalloc -t ext4 -I 256 -O ^has_journal,^metadata_csum,^resize_inode,bigalloc -C 2048
+# One whose journal is yet to be replayed: blocks of the inode table, and a block that is revoked.
+if [ ! -e fuzz/corpus/filesystem/journal ]; then
+    path=fuzz/corpus/filesystem/journal
+    size=3M filesystem journal -t ext4 -I 256 -J size=1 -O ^metadata_csum,^resize_inode
+    table=$(dumpe2fs "$path" 2>/dev/null | sed -n 's/.*Inode table at \([0-9]*\).*/\1/p')
+    dd if="$path" of="$tree/blocks" bs=1k skip="$table" count=2 status=none
+    printf 'jo\njw -b %s %s\njw -r 2900\njc\n' "$table,$((table + 1))" "$tree/blocks" | debugfs -w "$path" >/dev/null 2>&1
+fi
+built() {
+    local path="fuzz/corpus/filesystem/$1"
+    [ -e "$path" ] || cargo run -q --release --package imgtool -- mkfs -q --shrink --block-size 1k "${@:2}" "$tree" "$path"
+}
+built built
+built built-inline --inline-data
+built built-old --compat linux-3.10
+
+# The fuzzer puts zeros behind them.
+python3 - fuzz/corpus/filesystem/* <<'END'
+import sys
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        image = file.read().rstrip(b"\0")
+    with open(path, "wb") as file:
+        file.write(image)
+END
+
+# text TARGET NAME TEXT: a text, after the byte that says what it is laid over.
+text() {
+    mkdir -p "fuzz/corpus/$1"
+    [ -e "fuzz/corpus/$1/$2" ] || printf '%b' "$3" >"fuzz/corpus/$1/$2"
+}
+text manifest entries '\0[[entry]]\npath = "/etc/hostname"\ntype = "file"\ncontents = "a"\nmode = 0o644\n[[entry]]\nmatch = "/home/**"\nuid = 5\n'
+text manifest types '\4[[entry]]\npath = "a/b"\ntype = "link"\ntarget = "etc/null"\n[[entry]]\npath = "/etc"\ntype = "remove"\n'
+text manifest xattrs '\1[[entry]]\npath = "home"\nxattrs = { "user.a" = "0x00", "security.b" = "0sAP8=", "user.c" = false }\n'
+text file_contexts rules '\0/.*\tu:all\n/etc(/.*)?\t--\tu:etc\n/home/[^/]+/.*\tu:home\n/etc/null -c <<none>>\n/link -l u:link\n'
+
 targets=("$@")
 [ $# -gt 0 ] || mapfile -t targets < <(basename -s .rs fuzz/fuzz_targets/*.rs)
 
@@ -92,7 +160,11 @@ for target in "${targets[@]}"; do
     [ -e "$dict" ] || dict=fuzz/qcow2.dict
     mkdir -p "fuzz/corpus/$target" "fuzz/artifacts/$target"
     # Inputs that are lists of things to do are best long from the start.
-    case $target in operations | partitions) lengths=(-len_control=0 -max_len=600) ;; *) lengths=() ;; esac
+    case $target in
+        operations | partitions | layers) lengths=(-len_control=0 -max_len=600) ;;
+        filesystem) lengths=(-len_control=0 -max_len=1200000) ;;
+        *) lengths=() ;;
+    esac
     # What it finds lies in artifacts, and is tried again with the same program and the file's name.
     "fuzz/target/$host/release/$target" "fuzz/corpus/$target" -artifact_prefix="fuzz/artifacts/$target/" \
         -max_total_time="$seconds" -dict="$dict" -timeout=10 -rss_limit_mb=2048 "${lengths[@]}"
