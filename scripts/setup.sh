@@ -147,6 +147,7 @@ case $task in
         need bsdtar libarchive-tools
         need setfacl acl
         need setfattr attr
+        need setcap libcap2-bin
         need python3 python3
         need xz xz-utils
         need zstd zstd
