@@ -217,10 +217,12 @@ impl Plan {
                     "{} extended attributes do not fit an inode and a block of {block_size} bytes",
                     plan.set.len()
                 );
-                let hint = if ea_inode {
-                    "leave some out, or make larger blocks"
-                } else {
-                    "leave some out, or make it for Linux 4.19 and later, which know values in inodes"
+                let hint = match block_size {
+                    _ if !ea_inode => {
+                        "leave some out, or make it for Linux 4.19 and later, which know values in inodes"
+                    }
+                    ..4096 => "leave some out, or make blocks of 4096 bytes",
+                    _ => "leave some out",
                 };
                 return Err(Error::invalid(message).with_hint(hint));
             };

@@ -391,7 +391,7 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
         ("--uid-map 1:2:3:4 tree new", "--uid-map 1:2:3:4"),
         (
             "--uid-map 1:2:0 tree new",
-            "the range of ids from 1 to 2 is empty",
+            "--uid-map 1:2:0: the range of ids from 1 to 2 is empty",
         ),
         ("--inodes 12 tree new", "new: the tree needs "),
         ("--exclude . tree new", "\".\" is no pattern"),

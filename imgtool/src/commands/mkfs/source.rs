@@ -148,7 +148,13 @@ fn id_map(option: &str, ranges: &[String]) -> Result<IdMap> {
                 return Err(Error::invalid(message).with_hint("give numbers, such as 100000:0:65536"));
             }
         };
-        map.add(from, to, count)?;
+        map.add(from, to, count).map_err(|error| {
+            let named = Error::invalid(format!("{option} {}: {}", escape(text), error.message()));
+            match error.hint() {
+                Some(hint) => named.with_hint(hint.to_owned()),
+                None => named,
+            }
+        })?;
     }
     Ok(map)
 }
