@@ -8,63 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Done, Lab};
+use common::Lab;
+use common::filesystems::{UUID, assert_good, field, lab, tool, words};
 use serde_json::Value;
-
-const UUID: &str = "0a6d0b5c-9c5f-4d0a-8a6e-2f3b1c9d7e41";
-
-/// A lab with a small tree in `tree`, and the tree in archives.
-fn lab() -> Lab {
-    let lab = Lab::new();
-    fs::create_dir_all(lab.path("tree/etc/init.d")).unwrap();
-    fs::write(lab.path("tree/etc/hostname"), "guest\n").unwrap();
-    fs::write(lab.path("tree/large"), vec![7; 3_000_000]).unwrap();
-    lab.run("ln -s hostname tree/etc/link").ok();
-    lab.run("tar -C tree -cf tree.tar .").ok();
-    for (program, suffix) in [("gzip", "gz"), ("zstd", "zst"), ("xz", "xz")] {
-        let output = File::create(lab.path(&format!("tree.tar.{suffix}"))).unwrap();
-        let mut command = lab.command(program);
-        command.arg("-c").stdin(File::open(lab.path("tree.tar")).unwrap());
-        assert!(command.stdout(output).status().unwrap().success());
-    }
-    lab
-}
-
-/// Runs with `PATH` as root has it.
-fn tool(lab: &Lab, words: &[&str]) -> Done {
-    let mut all = vec!["env", "PATH=/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"];
-    all.extend(words);
-    lab.run_words(&all)
-}
-
-/// e2fsck says nothing but its summary, and the tree is there.
-fn assert_good(lab: &Lab, image: &str) {
-    let text = tool(lab, &["e2fsck", "-fn", image]).ok();
-    let strange: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.starts_with("Pass ") && !line.contains("% non-contiguous), "))
-        .collect();
-    assert!(strange.is_empty(), "{image}: {strange:?}");
-    assert_eq!(
-        tool(lab, &["debugfs", "-R", "cat /etc/hostname", image]).ok(),
-        "guest\n"
-    );
-    let large = tool(lab, &["debugfs", "-R", "stat /large", image]).ok();
-    assert!(large.contains("Size: 3000000"), "{image}: {large}");
-}
-
-fn field(lab: &Lab, image: &str, name: &str) -> String {
-    let text = tool(lab, &["dumpe2fs", "-h", image]).ok();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.unwrap_or_else(|| panic!("{name}: {text}")).trim().to_owned()
-}
-
-/// With one space between words.
-fn words(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 /// Runs with a file as standard input.
 fn with_input(lab: &Lab, line: &str, input: &str) -> std::process::Output {
@@ -433,25 +379,6 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
 }
 
 #[test]
-fn an_archive_without_an_end_is_taken_only_if_that_is_asked_for() {
-    let lab = lab();
-    let whole = fs::read(lab.path("tree.tar")).unwrap();
-    let end = whole.iter().rposition(|byte| *byte != 0).unwrap() / 512 * 512 + 512;
-    fs::write(lab.path("marked"), &whole[..end + 512]).unwrap();
-    fs::write(lab.path("unmarked"), &whole[..end]).unwrap();
-    fs::write(lab.path("cut"), &whole[..end - 512]).unwrap();
-    lab.imgtool("mkfs -q marked new");
-    assert_good(&lab, "new");
-    lab.run("imgtool mkfs unmarked other")
-        .fails(1, &["unmarked", "ends early", "--allow-missing-end"]);
-    lab.imgtool("mkfs -q --allow-missing-end unmarked new");
-    assert_good(&lab, "new");
-    lab.run("imgtool mkfs --allow-missing-end cut other")
-        .fails(1, &["cut", "ends early"]);
-    assert!(!lab.path("other").exists());
-}
-
-#[test]
 fn files_that_may_not_be_read_are_named() {
     let lab = lab();
     fs::write(lab.path("tree/secret"), "x").unwrap();
@@ -473,54 +400,6 @@ fn files_that_may_not_be_read_are_named() {
     ]);
     done.fails(1, &["tree/secret: open the file: Permission denied", "--exclude"]);
     assert!(!lab.path("new").exists());
-}
-
-#[test]
-fn two_runs_of_whoever_may_read_the_tree_make_the_same_bytes() {
-    let (lab, _mounted) = Lab::on("ext4", 400);
-    lab.run("mkdir -p tree/below out").ok();
-    fs::write(lab.path("tree/file"), "read").unwrap();
-    fs::write(lab.path("tree/below/large"), vec![7; 1 << 20]).unwrap();
-    lab.run("ln -s file tree/link").ok();
-    lab.run("chown -R 65534:65534 out tree/below/large").ok();
-    let program = lab.path("imgtool");
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), &program).unwrap();
-    let dir = lab.dir().to_str().unwrap();
-    lab.run_words(&["chmod", "755", dir]).ok();
-    let nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups";
-    for (option, before) in [
-        ("strictatime", "2001-01-01"),
-        ("relatime", "2001-01-01"),
-        ("noatime", "2020-01-01"),
-    ] {
-        lab.run_words(&["mount", "-o", &format!("remount,{option}"), dir])
-            .ok();
-        for name in ["tree", "tree/file", "tree/below", "tree/below/large"] {
-            lab.run(&format!("touch -d 2010-02-03 {name}")).ok();
-            lab.run(&format!("touch -a -d {before} {name}")).ok();
-        }
-        for (user, inline) in [("env", ""), (nobody, ""), (nobody, "--inline-data")] {
-            let make = |name: &str| {
-                let program = program.to_str().unwrap();
-                fs::remove_file(lab.path(&format!("out/{name}"))).unwrap_or_default();
-                lab.run(&format!(
-                    "{user} {program} mkfs -q {inline} --uuid {UUID} tree out/{name}"
-                ))
-                .ok();
-                fs::read(lab.path(&format!("out/{name}"))).unwrap()
-            };
-            let first = make("first");
-            assert!(first == make("second"), "{option} {user} {inline}");
-            // What may be read without a trace has its own time, and what may not that of modification.
-            let stat = tool(&lab, &["debugfs", "-R", "stat /file", "out/first"]).ok();
-            let year = if user == "env" { &before[..4] } else { "2010" };
-            let atime = stat.lines().find(|line| line.contains("atime:")).unwrap();
-            assert!(atime.ends_with(year), "{option} {user}: {atime}");
-            let own = tool(&lab, &["debugfs", "-R", "stat /below/large", "out/first"]).ok();
-            let atime = own.lines().find(|line| line.contains("atime:")).unwrap();
-            assert!(atime.ends_with(&before[..4]), "{option} {user}: {atime}");
-        }
-    }
 }
 
 #[test]
@@ -781,56 +660,6 @@ fn manifests_and_labels_are_laid_over_any_source() {
             .fails(1, &[what]);
     }
     assert_eq!(lab.names(), names);
-}
-
-#[test]
-fn names_in_access_control_lists_are_looked_up_where_one_says() {
-    let lab = lab();
-    lab.run("setfacl -m u:daemon:rw tree/etc/hostname").ok();
-    lab.run("tar --format=posix --acls -C tree -cf lists.tar .").ok();
-    lab.run("imgtool mkfs lists.tar out")
-        .fails(1, &["etc/hostname", "daemon", "--names DIR"]);
-    lab.run("imgtool mkfs --names none lists.tar out")
-        .fails(1, &["none/passwd: read: No such file"]);
-    fs::create_dir(lab.path("names")).unwrap();
-    fs::write(lab.path("names/passwd"), "daemon:x:4321:1::/:/bin/sh\n").unwrap();
-    fs::write(lab.path("names/group"), "").unwrap();
-    lab.imgtool("mkfs -q --names names lists.tar out");
-    assert_good(&lab, "out");
-    let list = tool(
-        &lab,
-        &[
-            "debugfs",
-            "-R",
-            "ea_get /etc/hostname system.posix_acl_access",
-            "out",
-        ],
-    )
-    .ok();
-    assert!(list.contains("e1 10 00 00"), "{list}");
-}
-
-#[test]
-fn attributes_of_other_file_systems_are_left_out_of_every_source_and_told() {
-    let (lab, _mounted) = Lab::on("btrfs", 200);
-    fs::create_dir_all(lab.path("tree/etc")).unwrap();
-    fs::write(lab.path("tree/etc/hostname"), "guest\n").unwrap();
-    fs::write(lab.path("tree/large"), vec![7; 3_000_000]).unwrap();
-    lab.run("setfattr -n user.kept -v yes tree/large").ok();
-    lab.run("setfattr -n btrfs.compression -v zstd tree/large").ok();
-    lab.run("tar --format=posix --xattrs --xattrs-include=* -C tree -cf tree.tar .")
-        .ok();
-    for source in ["tree", "tree.tar"] {
-        let done = lab.run(&format!("imgtool mkfs -q {source} out"));
-        assert_eq!(
-            done.stderr(),
-            "imgtool: warning: extended attributes that ext4 cannot have are left out: 1, such as btrfs.compression\n"
-        );
-        done.ok();
-        assert_good(&lab, "out");
-        let kept = tool(&lab, &["debugfs", "-R", "ea_list /large", "out"]).ok();
-        assert!(kept.contains("user.kept") && !kept.contains("btrfs"), "{kept}");
-    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 // Every test program uses some of it.
 #![allow(dead_code)]
 
+pub(crate) mod filesystems;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
