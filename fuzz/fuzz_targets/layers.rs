@@ -2,7 +2,8 @@
 //! that they come to, or there is an error.
 //!
 //! The specification is taken at its word here: of each layer, first what it removes of those below it, then what it puts
-//! there. Where that says nothing, as with names below a symlink, nothing is compared.
+//! there. Where that says nothing, as with names below a symlink, which it may remove before or after they are followed,
+//! nothing is compared.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -179,7 +180,7 @@ impl Model {
                 let target = target.path();
                 let thing = *self.names.get(&target).or(below.get(&target))?;
                 let path = name.path();
-                self.make_directories(&path)?;
+                self.make_directories(&path, below)?;
                 self.remove(&path, true);
                 self.names.insert(path, thing);
                 return Some(());
@@ -187,7 +188,7 @@ impl Model {
             Step::Whiteout(_) | Step::Opaque(_) => return Some(()),
         };
         let path = name.path();
-        self.make_directories(&path)?;
+        self.make_directories(&path, below)?;
         if kind == FileKind::Directory && self.kind(&path) == Some(kind) {
             return Some(());
         }
@@ -201,9 +202,13 @@ impl Model {
         self.things.push((kind, contents));
     }
 
-    /// Makes what a path is in. None where that is something else already.
-    fn make_directories(&mut self, path: &str) -> Option<()> {
+    /// Makes what a path is in. None where that is something else already, or is a symlink in the layers below.
+    fn make_directories(&mut self, path: &str, below: &BTreeMap<String, usize>) -> Option<()> {
         for (end, _) in path.match_indices('/') {
+            let was = below.get(&path[..end]).map(|thing| self.things[*thing].0);
+            if was == Some(FileKind::Symlink) {
+                return None;
+            }
             match self.kind(&path[..end]) {
                 None => self.add(path[..end].to_owned(), FileKind::Directory, Vec::new()),
                 Some(FileKind::Directory) => {}
