@@ -12,7 +12,7 @@ use raw::partition::{self, Layout, NewPartition, PartitionTable};
 use crate::esp::{Contents, Esp, initrd_argument};
 use crate::options::{ALIGNMENT, Options, ROOT};
 use crate::room::Room;
-use crate::system::System;
+use crate::system::{self, Listing, System};
 
 /// What was made.
 #[derive(Clone, Debug)]
@@ -87,7 +87,12 @@ impl Job<'_> {
             DeviceStorage::fixed(&room)
         };
         let mut builder = Builder::new(&storage, options.root_options()?)?;
-        let made = fill(&mut builder).and_then(|()| builder.finish());
+        let made = fill(&mut builder).and_then(|()| {
+            // A tree without any data has cost nothing so far.
+            let list = |path: &str| Listing::in_builder(&builder, path);
+            system::check(list, &options.loader, options.arch)?;
+            builder.finish()
+        });
         let root = made.map_err(|error| self.size_of_disk(error))?;
         if follows {
             storage.set_len(options.fitting(root.size()) - options.root_start())?;

@@ -9,7 +9,7 @@ use raw::partition::{Guid, SectorSize};
 use crate::Arch;
 use crate::esp::Esp;
 use crate::loader::BootLoader;
-use crate::system;
+use crate::system::{self, Listing};
 
 /// What partitions start and end at multiples of. It is also room enough for a partition table at either end.
 pub(crate) const ALIGNMENT: u64 = 1 << 20;
@@ -55,7 +55,7 @@ impl Options {
     /// Whether such a disk can be made, as far as that can be known before there is anything to put on it.
     ///
     /// # Errors
-    /// `InvalidInput` for sizes, a boot loader and a command line that cannot be; `NoSpace` for a disk that is too small.
+    /// `InvalidInput` for sizes, blocks that are smaller than sectors, a boot loader and a command line that cannot be; `NoSpace` for a disk that is too small.
     pub fn validate(&self) -> Result<()> {
         let control = self.append.chars().find(|c| c.is_control());
         if let Some(control) = control {
@@ -63,6 +63,14 @@ impl Options {
             return Err(Error::invalid(message).with_hint("give words with spaces between them (--append)"));
         }
         self.check_command_line("")?;
+        if u64::from(self.root.block_size) < self.sector.bytes() {
+            let message = format!(
+                "blocks of {} bytes are smaller than the sectors of the disk ({} bytes), and could not be mounted",
+                self.root.block_size,
+                self.sector.bytes()
+            );
+            return Err(Error::invalid(message).with_hint("choose blocks of 4096 bytes (--block-size)"));
+        }
         self.loader.check(self.arch)?;
         Esp::new(self).validate()?;
         self.root_options().map(drop)
@@ -75,7 +83,8 @@ impl Options {
     /// # Errors
     /// `InvalidInput`.
     pub fn check_directory(&self, root: &Path) -> Result<()> {
-        system::check_directory(root, &self.loader, self.arch)
+        let list = |path: &str| Listing::on_host(root, path);
+        system::check(list, &self.loader, self.arch).map_err(|error| error.with_path(root))
     }
 
     /// Bytes of the EFI system partition.

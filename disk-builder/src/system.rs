@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result, escape};
+use ext4_builder::Builder;
 use ext4_reader::{FileKind, Filesystem, Inode, LastLink};
 
 use crate::arch::Arch;
@@ -85,46 +86,45 @@ impl System {
     }
 }
 
-/// Fails for a directory of this machine that certainly has no kernel for a disk that is made of all of it, or no boot
-/// loader where there is none elsewhere either. Where links are on the way, that is not certain.
-pub(crate) fn check_directory(root: &Path, boot_loader: &BootLoader, arch: Arch) -> Result<()> {
-    let in_boot = |names: &[String]| names.iter().any(|name| name.starts_with("vmlinuz-"));
-    let boot = Listing::of(root, "boot");
-    let modules = Listing::of(root, "usr/lib/modules");
-    let with_modules = |versions: &[String]| {
-        let directory = root.join("usr/lib/modules");
-        let is_there =
-            |version: &String| fs::symlink_metadata(directory.join(version).join("vmlinuz")).is_ok();
-        versions.iter().any(is_there)
+/// Fails for a tree that certainly has no kernel, or no boot loader where there is none elsewhere either. `list` says what is
+/// in a directory of it.
+pub(crate) fn check(list: impl Fn(&str) -> Listing, boot_loader: &BootLoader, arch: Arch) -> Result<()> {
+    let is_kernel = |name: &str| name.starts_with("vmlinuz-");
+    let without =
+        |version: &String| list(&format!("usr/lib/modules/{version}")).lacks(|name| name == "vmlinuz");
+    let no_modules = || match list("usr/lib/modules") {
+        Listing::Names(versions) => versions.iter().all(without),
+        Listing::Unknown => false,
     };
-    if boot.lacks(in_boot) && modules.lacks(with_modules) {
-        return Err(no_kernel().with_path(root));
+    if list("boot").lacks(is_kernel) && no_modules() {
+        return Err(no_kernel());
     }
     let names = loader::names(arch);
-    let has_loader = |there: &[String]| there.iter().any(|name| names.contains(name));
-    if Listing::of(root, BootLoader::DIRECTORY.trim_start_matches('/')).lacks(has_loader) {
-        boot_loader
-            .check_elsewhere(arch)
-            .map_err(|error| error.with_path(root))?;
+    if list(&BootLoader::DIRECTORY[1..]).lacks(|name| names.iter().any(|loader| loader == name)) {
+        boot_loader.check_elsewhere(arch)?;
     }
     Ok(())
 }
 
-/// What is in a directory of this machine.
-enum Listing {
+/// What is in a directory.
+pub(crate) enum Listing {
     Names(Vec<String>),
     /// There are links on the way, or it cannot be read.
     Unknown,
 }
 
 impl Listing {
-    fn of(root: &Path, path: &str) -> Self {
+    const NOTHING: Self = Self::Names(Vec::new());
+
+    /// Of a path in a directory of this machine.
+    pub(crate) fn on_host(root: &Path, path: &str) -> Self {
         let mut directory = PathBuf::from(root);
         for name in path.split('/') {
             directory.push(name);
             match fs::symlink_metadata(&directory) {
                 Ok(found) if found.is_dir() => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::Names(Vec::new()),
+                Ok(found) if found.is_file() => return Self::NOTHING,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Self::NOTHING,
                 _ => return Self::Unknown,
             }
         }
@@ -136,9 +136,27 @@ impl Listing {
         names.map_or(Self::Unknown, Self::Names)
     }
 
-    /// Whether it is certain that `has` is not so.
-    fn lacks(&self, has: impl Fn(&[String]) -> bool) -> bool {
-        matches!(self, Self::Names(names) if !has(names))
+    /// Of a path in a filesystem that is being made.
+    pub(crate) fn in_builder(builder: &Builder<'_>, path: &str) -> Self {
+        let mut directory = builder.root();
+        for name in path.split('/') {
+            match builder.lookup(directory, name.as_bytes()) {
+                Some(found) if builder.is_directory(found) => directory = found,
+                Some(found) if builder.target(found).is_some() => return Self::Unknown,
+                _ => return Self::NOTHING,
+            }
+        }
+        let entries = builder.entries(directory);
+        Self::Names(
+            entries
+                .map(|(name, _)| String::from_utf8_lossy(name).into_owned())
+                .collect(),
+        )
+    }
+
+    /// Whether it is certain that there is nothing like this.
+    fn lacks(&self, like: impl Fn(&str) -> bool) -> bool {
+        matches!(self, Self::Names(names) if !names.iter().any(|name| like(name)))
     }
 }
 
@@ -305,6 +323,47 @@ fn is_file_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A tree of directories and what is in them.
+    fn check_tree(tree: &[(&str, &[&str])]) -> Result<()> {
+        let list = |path: &str| match tree.iter().find(|(directory, _)| *directory == path) {
+            Some((_, ["?"])) => Listing::Unknown,
+            Some((_, names)) => Listing::Names(names.iter().map(|&name| name.to_owned()).collect()),
+            None => Listing::NOTHING,
+        };
+        check(list, &BootLoader::default(), Arch::Arm64)
+    }
+
+    #[test]
+    fn a_tree_is_refused_only_if_it_certainly_lacks_something() {
+        let efi: (&str, &[&str]) = ("usr/lib/systemd/boot/efi", &["systemd-bootaa64.efi"]);
+        let modules: (&str, &[&str]) = ("usr/lib/modules", &["6.1"]);
+        for good in [
+            &[("boot", &["config", "vmlinuz-6.1"][..]), efi][..],
+            &[modules, ("usr/lib/modules/6.1", &["vmlinuz"]), efi],
+            &[modules, ("usr/lib/modules/6.1", &["?"]), efi],
+            &[("usr/lib/modules", &["?"]), efi],
+            &[("boot", &["?"]), ("usr/lib/systemd/boot/efi", &["?"])],
+        ] {
+            check_tree(good).unwrap();
+        }
+        for bad in [
+            &[][..],
+            &[efi],
+            &[("boot", &["vmlinuz", "initrd.img-6.1"]), modules, efi],
+            &[("boot", &["vmlinuz-6.1"])],
+            &[
+                ("boot", &["vmlinuz-6.1"]),
+                ("usr/lib/systemd/boot/efi", &["systemd-bootx64.efi"]),
+            ],
+        ] {
+            assert_eq!(
+                check_tree(bad).unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{bad:?}"
+            );
+        }
+    }
 
     #[test]
     fn the_newest_kernel_comes_last() {

@@ -62,6 +62,12 @@ impl ImageName {
         Ok(partition.start()..partition.start() + partition.len())
     }
 
+    /// Bytes in the sectors that the table with the partition counts in: those of whoever will use it.
+    pub(crate) fn sector_size_on(&self, disk: &dyn BlockDevice) -> Result<u64> {
+        let table = PartitionTable::read(disk, None).map_err(|error| self.explain(error))?;
+        Ok(table.sector().bytes())
+    }
+
     /// Says which image it is about, and what to do about damage.
     pub(crate) fn explain(&self, error: Error) -> Error {
         let damaged = error.kind() == ErrorKind::Corrupt && error.hint().is_none();

@@ -120,6 +120,11 @@ impl TargetFile {
         self.block_device
     }
 
+    /// Bytes in a sector of a device.
+    pub(crate) fn sector_size(&self) -> Option<u64> {
+        self.storage.file.sector_size()
+    }
+
     /// What an interrupt or a failure leaves, for a message.
     pub(crate) fn if_dropped(&self) -> &'static str {
         match (&self.unfinished, &self.replaced) {

@@ -400,6 +400,34 @@ fn systems_of_other_layouts_boot() {
 }
 
 #[test]
+fn disks_for_arm64_boot_that() {
+    let lab = lab();
+    for (path, bytes) in [
+        ("boot/vmlinuz-6.1.0-test", program(900_000, 0xAA64)),
+        ("boot/vmlinuz-6.12.0-test", program(500_000, 0xAA64)),
+        (
+            "usr/lib/systemd/boot/efi/systemd-bootaa64.efi",
+            program(70_000, 0xAA64),
+        ),
+    ] {
+        fs::write(lab.path("tree").join(path), bytes).unwrap();
+    }
+    lab.run("imgtool mkdisk tree raw")
+        .fails(1, &["is no kernel that firmware for x86-64 can start"]);
+    lab.imgtool("mkdisk -q --arch arm64 tree raw");
+    let table = take_apart(&lab, "raw");
+    assert_eq!(
+        table["partitions"][1]["type"],
+        "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"
+    );
+    for path in ["EFI/BOOT/BOOTAA64.EFI", "EFI/systemd/systemd-bootaa64.efi"] {
+        assert!(file_on_esp(&lab, path) == program(70_000, 0xAA64), "{path}");
+    }
+    let kernel = file_on_esp(&lab, "testsys/6.12.0-test/linux");
+    assert!(kernel == program(500_000, 0xAA64));
+}
+
+#[test]
 fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
     let lab = lab();
     fs::write(lab.path("old"), "precious").unwrap();
@@ -490,27 +518,177 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
     assert_eq!(fs::read(lab.path("old")).unwrap(), b"precious");
 }
 
+/// A block device of this machine with the contents of a file.
+struct Loop<'l>(&'l Lab, String);
+
+impl<'l> Loop<'l> {
+    fn new(lab: &'l Lab, file: &str, options: &[&str]) -> Self {
+        let words = [&["losetup", "--show", "-f"], options, &[file]].concat();
+        let device = tool(lab, &words).ok();
+        Self(lab, device.trim().to_owned())
+    }
+}
+
+impl Drop for Loop<'_> {
+    fn drop(&mut self) {
+        let _ = tool(self.0, &["losetup", "-d", &self.1]);
+    }
+}
+
 #[test]
 fn a_device_is_written_in_place_and_has_no_table_while_it_is() {
     let lab = lab();
     // A disk that was in use, with a table at either end.
     lab.imgtool("create -q device 100M");
     lab.imgtool("partition create -q device type=linux,name=old");
-    let device = tool(&lab, &["losetup", "--show", "-f", "device"]).ok();
-    let device = device.trim();
-    let failed = lab.run(&format!("imgtool mkdisk -q --esp-size 36M no-such {device}"));
-    let kept = lab.run(&format!("imgtool partition list {device}"));
+    let device = Loop::new(&lab, "device", &[]);
+    let device = &device.1;
     let full = lab.run(&format!("imgtool mkdisk -q --esp-size 97M tree {device}"));
     let erased = lab.run(&format!("imgtool partition list {device}"));
-    let made = lab.run(&format!("imgtool mkdisk -q --esp-size 36M tree {device}"));
-    tool(&lab, &["losetup", "-d", device]).ok();
-    failed.fails(1, &["no-such"]);
-    assert!(kept.ok().contains("old"));
+    lab.imgtool(&format!("mkdisk -q --esp-size 36M tree {device}"));
     full.fails(1, &[device, "the tree needs "]);
     erased.fails(1, &["partition table"]);
-    made.ok();
     let table = take_apart(&lab, "device");
     assert_eq!(table["partitions"][1]["size"], (100 - 1 - 36 - 1) * 2048);
+}
+
+#[test]
+fn a_source_that_is_none_does_not_cost_what_a_device_holds() {
+    let lab = lab();
+    lab.imgtool("create -q device 100M");
+    lab.imgtool("partition create -q device type=linux,name=old");
+    lab.imgtool("mkfs -q tree device#1");
+    fs::write(lab.path("garbage"), vec![b'g'; 100_000]).unwrap();
+    fs::write(lab.path("garbage.gz"), b"\x1f\x8b\x08 and no more of it").unwrap();
+    fs::write(lab.path("empty"), "").unwrap();
+    lab.run("tar -cf nothing.tar -T empty").ok();
+    lab.run("tar -cf links.tar -C tree/etc os-release").ok();
+    lab.run("cp -r tree no-kernel").ok();
+    fs::remove_dir_all(lab.path("no-kernel/boot")).unwrap();
+    lab.run("cp -r tree no-loader").ok();
+    fs::remove_dir_all(lab.path("no-loader/usr/lib/systemd")).unwrap();
+    fs::write(lab.path("bad.toml"), "[[entry]]\npath = 1\n").unwrap();
+    let before = fs::read(lab.path("device")).unwrap();
+    let device = Loop::new(&lab, "device", &[]);
+    let device = &device.1;
+    for (line, says) in [
+        ("missing", "missing: open: No such file"),
+        ("garbage", "tar"),
+        ("garbage.gz", "garbage.gz"),
+        ("empty", "ends early"),
+        ("nothing.tar", "there is no kernel in the source"),
+        ("links.tar", "there is no kernel in the source"),
+        ("no-kernel", "no-kernel: there is no kernel in the source"),
+        (
+            "--arch arm64 no-loader",
+            "no-loader: there is no boot loader systemd-bootaa64.efi",
+        ),
+        ("oci:missing", "missing"),
+        ("docker-archive:garbage", "garbage"),
+        ("--boot-efi garbage tree", "garbage: this is no EFI program"),
+        ("--manifest bad.toml tree", "bad.toml"),
+        (
+            "--size 101M tree",
+            "the disk has 104857600 bytes, and 105906176 are asked for",
+        ),
+        ("--block-size 8k tree", "8192"),
+    ] {
+        lab.run(&format!("imgtool mkdisk --esp-size 36M {line} {device}"))
+            .fails(1, &[says]);
+        assert!(fs::read(lab.path("device")).unwrap() == before, "{line}");
+    }
+    lab.imgtool(&format!("mkdisk -q --esp-size 36M tree {device}"));
+    take_apart(&lab, "device");
+}
+
+/// Firmware and kernels count in the sectors that a disk has.
+#[test]
+fn disks_have_the_sectors_of_their_device() {
+    let lab = lab();
+    lab.imgtool("create -q device 400M");
+    let device = Loop::new(&lab, "device", &["--sector-size", "4096"]);
+    let device = &device.1;
+    for (line, says) in [
+        (
+            "--esp-size 300M --block-size 1k tree",
+            "blocks of 1024 bytes are smaller than the sectors of the disk (4096 bytes)",
+        ),
+        (
+            "--esp-size 300M --sector-size 512 tree",
+            "the device has sectors of 4096 bytes, and not of 512",
+        ),
+        (
+            "--esp-size 100M tree",
+            "too few for FAT32, which has at least 65541 clusters of 4096 bytes",
+        ),
+    ] {
+        lab.run(&format!("imgtool mkdisk {line} {device}"))
+            .fails(1, &[device, says]);
+    }
+    lab.run(&format!("imgtool mkfs --block-size 2k tree {device}"))
+        .fails(
+            1,
+            &[
+                device,
+                "2048 bytes are smaller than the sectors",
+                "--block-size 4096",
+            ],
+        );
+    lab.imgtool(&format!("mkdisk -q --esp-size 300M tree {device}"));
+    let verified = tool(&lab, &["sgdisk", "-v", device]).ok();
+    assert!(verified.contains("No problems found"), "{verified}");
+    tool(&lab, &["partx", "-a", device]).ok();
+    let [esp, root] = [1, 2].map(|number| format!("{device}p{number}"));
+    let fsck = tool(&lab, &["fsck.fat", "-n", &esp]);
+    let text = tool(&lab, &["mtype", "-i", &esp, "::loader/loader.conf"]);
+    let checked = tool(&lab, &["e2fsck", "-fn", &root]);
+    fs::create_dir(lab.path("mounted")).unwrap();
+    let mounted = lab.run(&format!("mount {root} mounted"));
+    let hostname = fs::read_to_string(lab.path("mounted/etc/hostname"));
+    lab.run("umount mounted").ok();
+    tool(&lab, &["partx", "-d", device]).ok();
+    let fsck = fsck.ok();
+    assert_eq!(fsck.lines().count(), 2, "{fsck}");
+    assert_eq!(text.ok(), "timeout 0\n");
+    checked.ok();
+    mounted.ok();
+    assert_eq!(hostname.unwrap(), "guest\n");
+    lab.run(&format!("imgtool mkfs --block-size 1k tree {device}#2"))
+        .fails(1, &["1024 bytes are smaller than the sectors"]);
+    // The same of an image, for such a disk.
+    lab.imgtool(&format!(
+        "mkdisk -q -O qcow2 --sector-size 4096 --size 400M --uuid {UUID} --esp-size 300M tree disk"
+    ));
+    lab.imgtool(&format!("mkdisk -q --uuid {UUID} --esp-size 300M tree {device}"));
+    lab.imgtool(&format!("compare -f qcow2 -F raw disk {device}"));
+}
+
+/// The size that an error says would do is one of the disk, and does.
+#[test]
+fn the_size_that_is_said_to_do_does() {
+    let lab = lab();
+    fs::write(lab.path("tree/large"), vec![1; 30 << 20]).unwrap();
+    for (options, size) in [("--esp-size 40M", "60M"), ("--esp-size 34M --journal 8M", "50M")] {
+        let small = lab.run(&format!("imgtool mkdisk {options} --size {size} tree new"));
+        small.fails(
+            1,
+            &["the filesystem is too small: the tree needs ", "for the disk"],
+        );
+        let hint = small.stderr();
+        let enough: u64 = hint
+            .split(' ')
+            .filter_map(|word| word.parse().ok())
+            .next_back()
+            .unwrap();
+        lab.imgtool(&format!("mkdisk -q {options} --size {enough} tree new"));
+        take_apart(&lab, "new");
+        assert_eq!(lab.path("new").metadata().unwrap().len(), enough);
+        lab.run(&format!(
+            "imgtool mkdisk {options} --size {} tree new",
+            enough - (1 << 20)
+        ))
+        .fails(1, &["the tree needs "]);
+    }
 }
 
 #[test]

@@ -665,14 +665,48 @@ fn manifests_and_labels_are_laid_over_any_source() {
 #[test]
 fn a_source_that_is_none_does_not_cost_what_a_partition_holds() {
     let lab = lab();
+    container(&lab);
     lab.imgtool("create -q -f qcow2 disk 64M");
     lab.imgtool("partition create -q disk name=root");
     lab.imgtool("mkfs -q tree disk#1");
     let before = lab.imgtool("fs tree disk#1");
     fs::write(lab.path("garbage"), [7; 5000]).unwrap();
-    for source in ["garbage", "/dev/null"] {
+    fs::write(lab.path("empty"), "").unwrap();
+    fs::create_dir(lab.path("layout-without-blobs")).unwrap();
+    lab.run("cp layout/index.json layout/oci-layout layout-without-blobs")
+        .ok();
+    for (file, magic) in [
+        ("garbage.gz", &b"\x1f\x8b\x08"[..]),
+        ("garbage.zst", b"\x28\xb5\x2f\xfd"),
+        ("garbage.xz", b"\xfd7zXZ\0"),
+    ] {
+        fs::write(lab.path(file), [magic, &[7; 5000]].concat()).unwrap();
+    }
+    // How the image is run is another file than its name says.
+    let script = "set -e; mkdir docker; tar -C docker -xf archive.docker; cd docker
+        config=$(python3 -c 'import json; print(json.load(open(\"manifest.json\"))[0][\"Config\"])')
+        sed 's/sbin/SBIN/' $config >changed; cat changed >$config; rm changed; tar -cf ../changed.docker .";
+    lab.run_words(&["bash", "-c", script]).ok();
+    for source in [
+        "garbage",
+        "garbage.gz",
+        "garbage.zst",
+        "garbage.xz",
+        "empty",
+        "/dev/null",
+        "missing",
+        "oci:layout:none",
+        "oci:missing",
+        "oci:layout-without-blobs",
+        "oci-archive:garbage",
+        "docker-archive:garbage",
+        "docker-archive:changed.docker",
+    ] {
+        let (_, named) = source.rsplit_once("archive:").unwrap_or(("", source));
+        let named = named.trim_start_matches("oci:").split(':').next().unwrap();
         lab.run(&format!("imgtool mkfs {source} disk#1"))
-            .fails(1, &[source]);
+            .fails(1, &[named]);
         assert_eq!(lab.imgtool("fs tree disk#1"), before, "{source}");
     }
+    lab.qemu_img("check -q disk");
 }

@@ -82,6 +82,12 @@ impl File {
         self.kind == Kind::BlockDevice
     }
 
+    /// Bytes in a sector of a block device, the unit of its partition tables and the least that can be written to it;
+    /// `None` for a file.
+    pub fn sector_size(&self) -> Option<u64> {
+        self.is_block_device().then_some(self.sector)
+    }
+
     /// Length in bytes between two writes: a direct one may make it longer than it will be.
     fn steady_len(&self) -> io::Result<u64> {
         let _steady = self.direct.as_ref().map(Direct::among_writers);

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use disk_builder::{Arch, BootLoader, Options};
 use ext4_builder::Size;
 use ext4_builder::source::Source;
+use raw::partition::SectorSize;
 
 use super::Outcome;
 use super::convert::interrupted;
@@ -53,6 +54,9 @@ pub(crate) struct MkdiskArgs {
     /// What it is to boot on; of a container image for several, that is the one that is taken
     #[arg(long, value_enum, default_value_t)]
     arch: ArchArg,
+    /// Bytes in a sector of the disk that the image is for: 512 or 4096 [default: those of a device, or 512]
+    #[arg(long, value_name = "BYTES")]
+    sector_size: Option<u64>,
     /// The boot loader [default: systemd-boot of the source, or else of this machine, from usr/lib/systemd/boot/efi]
     #[arg(long, value_name = "FILE")]
     boot_efi: Option<PathBuf>,
@@ -138,6 +142,7 @@ impl MkdiskArgs {
         let mut options = Options::new(self.make.filesystem.options(None)?);
         options.esp_size = size::of("esp-size", &self.esp_size)?;
         options.arch = self.arch.into();
+        options.sector = SectorSize::of(self.sector_size.unwrap_or(512))?;
         options.append.clone_from(&self.append);
         options.loader = match &self.boot_efi {
             Some(path) => BootLoader::read(path)?,
@@ -146,6 +151,18 @@ impl MkdiskArgs {
             },
         };
         Ok(options)
+    }
+
+    /// The sectors of a device, which are as they are.
+    fn sector_of_device(&self, bytes: Option<u64>) -> Result<SectorSize> {
+        let bytes = bytes.unwrap_or(512);
+        match self.sector_size {
+            Some(stated) if stated != bytes => {
+                let message = format!("the device has sectors of {bytes} bytes, and not of {stated}");
+                Err(Error::invalid(message).with_hint("leave out --sector-size"))
+            }
+            _ => SectorSize::of(bytes),
+        }
     }
 
     fn make(&self, source: Source, target: &Path, mut image: NewImage, mut options: Options) -> Result<Made> {
@@ -169,6 +186,7 @@ impl MkdiskArgs {
             let is_device = targets.image().is_block_device() && image.format() == "raw";
             if is_device {
                 options.root = self.make.filesystem.options(Some(file.len()?))?;
+                options.sector = self.sector_of_device(targets.image().sector_size())?;
             } else {
                 image.size = match options.root.size {
                     Size::Given(size) => Some(size),

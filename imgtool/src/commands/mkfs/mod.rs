@@ -122,6 +122,7 @@ impl Job<'_> {
         let chain = opening.chain(&name.path, self.arguments.target_format.as_deref())?;
         let disk = name.on(chain.device())?;
         let options = self.options(Some(disk.size()))?;
+        self.check_block_size(&options, name.sector_size_on(&*chain.device())?)?;
         let storage = DeviceStorage::fixed(&*disk);
         let made = self
             .build(source, &storage, &options, None)
@@ -149,6 +150,10 @@ impl Job<'_> {
         let is_device = targets.image().is_block_device() && is_raw;
         let disk = is_device.then(|| file.len()).transpose()?;
         let options = self.options(disk)?;
+        self.check_block_size(
+            &options,
+            targets.image().sector_size().filter(|_| is_device).unwrap_or(512),
+        )?;
         let left = targets.image().if_dropped();
         let made = (|| {
             let made = if is_raw {
@@ -179,6 +184,19 @@ impl Job<'_> {
     fn options(&self, disk: Option<u64>) -> Result<Options> {
         let options = self.arguments.filesystem.options(disk);
         options.map_err(|error| error.with_path(self.target))
+    }
+
+    /// Refuses blocks that are no whole sectors: no kernel would mount that.
+    fn check_block_size(&self, options: &Options, sector: u64) -> Result<()> {
+        if u64::from(options.block_size) >= sector {
+            return Ok(());
+        }
+        let message = format!(
+            "blocks of {} bytes are smaller than the sectors of the disk ({sector} bytes), and could not be mounted",
+            options.block_size
+        );
+        let error = Error::invalid(message).with_path(self.target);
+        Err(error.with_hint(format!("choose --block-size {sector}")))
     }
 
     /// Makes the filesystem.
