@@ -73,7 +73,7 @@ impl Options {
         }
         self.loader.check(self.arch)?;
         Esp::new(self).validate()?;
-        self.root_options().map(drop)
+        self.root_options()?.validate()
     }
 
     /// Fails for a directory of this machine that certainly has no kernel for a disk whose root is made of it, or no boot

@@ -151,15 +151,25 @@ pub(crate) fn descriptor_room(options: &Options, geometry: Geometry) -> Result<u
         ),
         Size::Fit(_) | Size::Shrink => (1, options.growth.unwrap_or(GROWTH)),
     };
-    let wanted = blocks_for(wanted.min(most)).min(least + reserved).max(least);
-    if wanted > geometry.blocks_per_group() / 2 {
+    // With copies of them in some groups, half of a group.
+    let limit = geometry.blocks_per_group() / 2;
+    let wanted = blocks_for(wanted.min(most)).min(least + reserved).min(limit);
+    if least > limit {
+        let groups = u64::from(limit) * u64::from(geometry.descriptors_per_block());
+        let largest = groups * u64::from(geometry.blocks_per_group()) * geometry.block_size();
         let message = format!(
-            "blocks of {} bytes are too small for the descriptors of so large a filesystem",
+            "blocks of {} bytes allow for no filesystem as large as this",
             geometry.block_size()
         );
-        return Err(Error::invalid(message).with_hint("choose blocks of 4096 bytes"));
+        let larger = match geometry.block_size() {
+            4096 => "",
+            _ => ", or larger blocks",
+        };
+        return Err(
+            Error::invalid(message).with_hint(format!("choose a size of {largest} bytes at most{larger}"))
+        );
     }
-    Ok(wanted)
+    Ok(wanted.max(least))
 }
 
 /// Finds the layout.

@@ -2,6 +2,8 @@
 
 use block::{Error, Result};
 
+use crate::geometry::Geometry;
+use crate::layout;
 use crate::time::Time;
 
 /// Bytes of the superblock's field for the label.
@@ -124,7 +126,11 @@ impl Options {
         }
     }
 
-    pub(crate) fn validate(&self) -> Result<()> {
+    /// Whether such a filesystem can be made, as far as that can be known without its tree.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what cannot be, with what could.
+    pub fn validate(&self) -> Result<()> {
         let refuse = |message: String, hint: &'static str| Err(Error::invalid(message).with_hint(hint));
         if !matches!(self.block_size, 1024 | 2048 | 4096) {
             let message = format!("blocks of {} bytes cannot be made", self.block_size);
@@ -166,6 +172,6 @@ impl Options {
                 return refuse(message, "choose one of 1024 to 10,240,000 blocks");
             }
         }
-        Ok(())
+        layout::descriptor_room(self, Geometry::new(self.block_size)).map(drop)
     }
 }

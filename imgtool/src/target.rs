@@ -8,7 +8,7 @@
 //! others and as it was. While the file has no name that anybody knows, nothing in it has to be durable in any
 //! order, so [`Pending`] leaves out every sync, and one at the end does for all.
 //!
-//! A block device has no other name, and `--in-place` asks for the same: they are written to as they are.
+//! A block device, which must not be in use by anybody, has no other name, and `--in-place` asks for the same: they are written to as they are.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -95,6 +95,7 @@ impl TargetFile {
         let options = raw::OpenOptions::new()
             .write(true)
             .truncate(!block_device)
+            .exclusive(true)
             .direct(making.direct)
             .io(making.io.for_writing());
         let file = options

@@ -509,6 +509,13 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
     }
     lab.run_words(&["imgtool", "mkdisk", "--append", "a\nb", "tree", "new"])
         .fails(1, &["--append"]);
+    let long = "x".repeat(2000);
+    lab.run(&format!("imgtool mkdisk --append {long} tree new"))
+        .fails(1, &["kernels take 2047", "append 7 bytes less"]);
+    // With what the loader says of the initrd.
+    let long = "x".repeat(2047 - 7 - 46);
+    lab.run(&format!("imgtool mkdisk --append {long} tree new"))
+        .fails(1, &["kernels take 2047", "bytes less"]);
     lab.imgtool("create -q disk 700M");
     lab.imgtool("partition create -q disk name=root");
     lab.run("imgtool mkdisk tree disk#1")

@@ -29,6 +29,7 @@ mod direct;
 mod file;
 mod host;
 mod image;
+mod in_use;
 pub mod lock;
 mod mmap;
 mod offload;

@@ -18,6 +18,7 @@ use crate::File;
 use crate::direct::Direct;
 use crate::file::{Kind, host_len};
 use crate::host::{Host, Io};
+use crate::in_use::in_use;
 use crate::lock::{self, LockMode};
 
 /// What a direct request is aligned to where the host does not say.
@@ -42,6 +43,7 @@ pub struct OpenOptions {
     force_share: bool,
     lock: bool,
     block_device: bool,
+    exclusive: bool,
 }
 
 impl Default for OpenOptions {
@@ -61,6 +63,7 @@ impl OpenOptions {
             force_share: false,
             lock: true,
             block_device: true,
+            exclusive: false,
         }
     }
 
@@ -119,6 +122,14 @@ impl OpenOptions {
         self
     }
 
+    /// Refuse a block device that is in use by this machine: mounted, swapped to, or part of another device, also where
+    /// that is only true of a partition of it. While the file is open, none of that can begin.
+    #[must_use]
+    pub fn exclusive(mut self, exclusive: bool) -> Self {
+        self.exclusive = exclusive;
+        self
+    }
+
     /// Whether a block device will do as well; one that won't is `Denied`.
     pub(crate) fn allow_block_device(mut self, allow: bool) -> Self {
         self.block_device = allow;
@@ -129,7 +140,8 @@ impl OpenOptions {
     ///
     /// # Errors
     /// `Io`; `InvalidInput` for what is neither a regular file nor a block device, and for options that exclude
-    /// each other; `Locked` with the holder's name where the kernel tells it; `Unsupported` for direct I/O on a
+    /// each other; `Locked` with the holder's name where the kernel tells it, also for what is in use and was to be opened
+    /// [exclusively](Self::exclusive); `Unsupported` for direct I/O on a
     /// file system without, and for a way of [`Io`] that the host does not have.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<File> {
         let path = path.as_ref();
@@ -146,16 +158,25 @@ impl OpenOptions {
     ) -> Result<File> {
         self.check()?;
         let open = |flags| retry_on_intr(|| open(flags | OFlags::CLOEXEC));
+        let mut flags = self.flags();
+        let mut device = None;
         if self.creation != Creation::New {
             match open(OFlags::PATH) {
                 Ok(fd) => {
-                    self.kind(path, &fs::File::from(fd))?;
+                    let (kind, metadata) = self.kind(path, &fs::File::from(fd))?;
+                    if self.exclusive && kind == Kind::BlockDevice {
+                        flags = (flags - OFlags::CREATE) | OFlags::EXCL;
+                        device = Some(metadata.rdev());
+                    }
                 }
                 Err(Errno::NOENT) if self.creation == Creation::Empty => {}
                 Err(errno) => return Err(self.refused(path, errno)),
             }
         }
-        let fd = open(self.flags()).map_err(|errno| self.refused(path, errno))?;
+        let fd = open(flags).map_err(|errno| match (errno, device) {
+            (Errno::BUSY, Some(device)) => in_use(device).with_path(path),
+            _ => self.refused(path, errno),
+        })?;
         self.adopt(path, fd.into()).map_err(|error| error.with_path(path))
     }
 

@@ -116,10 +116,7 @@ impl MkdiskArgs {
                 .with_hint("name the image, or make a filesystem on it: imgtool mkfs")
                 .into());
         }
-        let image = self
-            .make
-            .new_image(options)
-            .map_err(|error| error.with_path(target))?;
+        let image = self.make.new_image(target, options)?;
         let disk = self.options()?;
         disk.validate()?;
         // What it boots on is known.

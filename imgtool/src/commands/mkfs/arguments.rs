@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use block::{Error, Result};
 use clap::Args;
 
+use super::is_block_device;
 use super::options::FilesystemArgs;
 use super::source::TreeArgs;
 use crate::arguments::{OpenArgs, ThreadArgs, WatchArgs};
@@ -13,6 +14,9 @@ use crate::failure::Failure;
 use crate::formats::NewImage;
 use crate::option_list::OptionList;
 use crate::output::OutputFormat;
+
+/// Extensions of names of images that are not raw.
+const OTHER_FORMATS: [&str; 7] = ["qcow2", "qcow", "qed", "vdi", "vhd", "vhdx", "vmdk"];
 
 /// The arguments that `mkfs` and `mkdisk` have in common.
 #[derive(Debug, Args)]
@@ -68,9 +72,31 @@ impl MakeArgs {
         self.target_format.as_deref().unwrap_or("raw")
     }
 
+    /// Refuses a new image that would have another format than its name says, unless that was asked for: whoever opens it
+    /// by its name would be wrong about it.
+    fn check_name(&self, target: &Path) -> Result<()> {
+        let extension = target
+            .extension()
+            .map(|extension| extension.to_string_lossy().to_lowercase());
+        let Some(named) = extension.filter(|extension| OTHER_FORMATS.contains(&&**extension)) else {
+            return Ok(());
+        };
+        if self.target_format.is_some() || is_block_device(target) {
+            return Ok(());
+        }
+        let hint = match &*named {
+            "qcow2" => "make one with -O qcow2, or insist with -O raw",
+            _ => "name it otherwise, or insist with -O raw",
+        };
+        let message = format!("the name is that of a {named} image, and a raw one would be made");
+        Err(Error::invalid(message).with_path(target).with_hint(hint))
+    }
+
     /// The image that `options` ask for, whose size follows from what is put in it.
-    pub(in crate::commands) fn new_image(&self, options: OptionList) -> Result<NewImage> {
-        let image = NewImage::parse(self.format(), options, None, None)?;
+    pub(in crate::commands) fn new_image(&self, target: &Path, options: OptionList) -> Result<NewImage> {
+        self.check_name(target)?;
+        let image = NewImage::parse(self.format(), options, None, None);
+        let image = image.map_err(|error| error.with_path(target))?;
         let wrong = match () {
             () if image.size.is_some() => {
                 Some(("the size is not an option of the image here", "give --size"))
@@ -86,7 +112,7 @@ impl MakeArgs {
             () => None,
         };
         match wrong {
-            Some((wrong, hint)) => Err(Error::invalid(wrong).with_hint(hint)),
+            Some((wrong, hint)) => Err(Error::invalid(wrong).with_path(target).with_hint(hint)),
             None => Ok(image),
         }
     }

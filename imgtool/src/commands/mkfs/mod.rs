@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use block::{Access, Backing, DeviceStorage, Error, FileId, Result, Storage, escape};
+use block::{Access, Backing, DeviceStorage, Error, ErrorKind, FileId, Result, Storage, escape};
 use clap::Args;
 use ext4_builder::source::{Copying, Source};
 use ext4_builder::{Builder, Options, Size, Summary};
@@ -98,6 +98,24 @@ fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.file_type().is_block_device())
 }
 
+/// Sees to it that a device is not in use, and does not get so while the result is held.
+fn claim(device: &Path) -> Result<Option<raw::File>> {
+    if !is_block_device(device) {
+        return Ok(None);
+    }
+    // Whoever writes to it takes the lock.
+    let options = raw::OpenOptions::new().write(true).exclusive(true).lock(false);
+    options
+        .open(device)
+        .map(Some)
+        .map_err(|error| match error.kind() {
+            ErrorKind::Locked => {
+                error.with_hint("end that first, such as by umount, or name the partition's own device")
+            }
+            _ => error,
+        })
+}
+
 /// One run of the command.
 struct Job<'j> {
     arguments: &'j MakeArgs,
@@ -113,6 +131,7 @@ impl Job<'_> {
             let message = format!("the option {} is for new images", escape(option));
             return Err(Error::invalid(message).with_path(self.target));
         }
+        let _claim = claim(&name.path)?;
         let opening = Opening {
             nested: self.arguments.open.nested,
             io: self.arguments.open.io.into(),
@@ -139,7 +158,7 @@ impl Job<'_> {
     /// Writes into a new image, or onto a block device.
     fn in_new_image(&self, source: Source, options: OptionList) -> Result<Made> {
         let named = |error: Error| error.with_path(self.target);
-        let mut image = self.arguments.new_image(options).map_err(named)?;
+        let mut image = self.arguments.new_image(self.target, options)?;
         let making = Making {
             io: self.arguments.open.io.into(),
             ..Making::default()
