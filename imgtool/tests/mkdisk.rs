@@ -756,3 +756,39 @@ fn an_interrupt_leaves_nothing() {
     }
     assert_eq!(fs::read(lab.path("old")).unwrap(), b"precious");
 }
+
+/// What is killed leaves no disk by the name that was asked for, and what it leaves, the next run removes.
+#[test]
+fn a_kill_leaves_what_nobody_takes_for_a_disk() {
+    let lab = lab();
+    fs::write(lab.path("old"), "precious").unwrap();
+    let names = lab.names();
+    for target in ["new", "old", "-Oqcow2 new"] {
+        let mut command = lab.command("imgtool");
+        command
+            .args(["mkdisk", "-"])
+            .args(target.split(' '))
+            .stdin(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let archive = fs::read(lab.path("tree.tar")).unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&archive[..1_000_000]).unwrap();
+        let start = Instant::now();
+        while lab.names() == names {
+            assert!(start.elapsed() < Duration::from_secs(60), "it does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let left: Vec<String> = lab
+            .names()
+            .into_iter()
+            .filter(|name| !names.contains(name))
+            .collect();
+        assert_eq!(left, [format!(".imgtool-{}-0.partial", child.id())], "{target}");
+        assert_eq!(fs::read(lab.path("old")).unwrap(), b"precious");
+        lab.imgtool("mkdisk -q --esp-size 34M tree other");
+        fs::remove_file(lab.path("other")).unwrap();
+        assert_eq!(lab.names(), names);
+    }
+}
