@@ -28,7 +28,8 @@ use report::Made;
 /// SOURCE is what `imgtool mkfs` takes: a directory, a tar archive, - for one on standard input, or a container image. All of it
 /// becomes the root filesystem, and its kernels (boot/vmlinuz-* or usr/lib/modules/*/vmlinuz) with their initrds are copied beside
 /// systemd-boot. Nothing is mounted, and root is not needed. TARGET is a new image, which gets its name when it is whole, or a
-/// block device, which is written in place: what it held is lost, once anything of the source was found good.
+/// block device, which is written in place: what it held is lost when the first data of the source is placed there. That
+/// a directory has no kernel is found out before; that an archive has none, at its end.
 ///
 /// The same source with the same options and --uuid makes the same bytes. A number of seconds in the environment
 /// variable `SOURCE_DATE_EPOCH` is the time of creation, and no time on the disk is later.
