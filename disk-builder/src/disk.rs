@@ -107,7 +107,7 @@ impl Job<'_> {
         match cause {
             Some(TooSmall { enough, .. }) => {
                 let disk = self.options.fitting(*enough);
-                error.with_hint(format!("choose a size of {disk} bytes or more for the disk"))
+                error.with_hint(format!("a disk of {disk} bytes would do"))
             }
             None => error,
         }

@@ -679,7 +679,7 @@ fn the_size_that_is_said_to_do_does() {
         let small = lab.run(&format!("imgtool mkdisk {options} --size {size} tree new"));
         small.fails(
             1,
-            &["the filesystem is too small: the tree needs ", "for the disk"],
+            &["the filesystem is too small: the tree needs ", "hint: a disk of "],
         );
         let hint = small.stderr();
         let enough: u64 = hint

@@ -46,7 +46,8 @@ use report::Made;
   imgtool mkdisk --size 20G -O qcow2 rootfs/ disk.qcow2
   imgtool mkdisk --append 'console=ttyS0' rootfs.tar.zst disk.img
   mmdebstrap --include=linux-image-cloud-amd64,systemd-sysv,systemd-boot bookworm - | imgtool mkdisk -O qcow2 - disk.qcow2
-  imgtool mkdisk --esp-size 1G --boot-efi systemd-bootx64.efi rootfs/ /dev/sdX"
+  imgtool mkdisk --esp-size 1G --boot-efi systemd-bootx64.efi rootfs/ /dev/sdX
+  imgtool mkdisk --arch arm64 -O qcow2 oci:system disk.qcow2"
 )]
 pub(crate) struct MkdiskArgs {
     /// Size of the EFI system partition

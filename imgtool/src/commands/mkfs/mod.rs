@@ -45,7 +45,11 @@ pub(super) use source::{open_source, refuse_as_target};
 /// The same source with the same options and --uuid makes the same bytes. A number of seconds in the environment
 /// variable `SOURCE_DATE_EPOCH` is the time of creation, and no time in the filesystem is later.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    mut_arg("target_format", |arg| arg.help(
+        "Format of the new image, or of the image with the partition [default: raw for a new image, else found out]",
+    )),
+    after_help = "Examples:
   imgtool mkfs rootfs/ root.img
   imgtool mkfs --shrink --journal none --label data site.tar.zst site.img
   mmdebstrap bookworm - | imgtool mkfs --size 10G -O qcow2 - root.qcow2
@@ -53,7 +57,8 @@ pub(super) use source::{open_source, refuse_as_target};
   imgtool mkfs --uid-map 1000:0:1 --gid-map 1000:0:1 home/ root.img
   imgtool mkfs --manifest overlay.toml --file-contexts file_contexts rootfs.tar root.img
   imgtool mkfs rootfs.tar disk.qcow2#name:root
-  skopeo copy docker://debian:12 oci:debian:12 && imgtool mkfs oci:debian:12 root.img")]
+  skopeo copy docker://debian:12 oci:debian:12 && imgtool mkfs oci:debian:12 root.img"
+)]
 pub(crate) struct MkfsArgs {
     #[command(flatten)]
     make: MakeArgs,
