@@ -45,10 +45,10 @@ fn make(storage: Arc<dyn Storage>, id: u8, size: Size) -> Result<()> {
     Ok(())
 }
 
-fn made(id: u8) -> Vec<u8> {
+fn made(id: u8) -> MemStorage {
     let storage = Arc::new(MemStorage::new());
     make(storage.clone(), id, Size::Given(SIZE as u64)).expect("make");
-    storage.to_vec()
+    MemStorage::clone(&storage)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +80,10 @@ fn state(storage: &MemStorage, old: &[u8], new: &[u8]) -> State {
 
 #[test]
 fn a_power_cut_leaves_the_old_disk_or_none_or_the_new() {
-    let (old, new) = (made(1), made(2));
+    let (before, new) = (made(1), made(2).to_vec());
+    let old = before.to_vec();
     let recorder = Recorder::new();
-    let storage = recorder.storage(MemStorage::from(old.clone()));
+    let storage = recorder.storage(before);
     make(storage, 2, Size::Given(SIZE as u64)).expect("make");
     let states = recorder.crash_states();
     let mut seen = Vec::new();
@@ -102,13 +103,14 @@ fn a_power_cut_leaves_the_old_disk_or_none_or_the_new() {
 
 #[test]
 fn an_io_error_is_passed_on_and_leaves_no_half_of_a_disk() {
-    let (old, new) = (made(1), made(2));
+    let (before, new) = (made(1), made(2).to_vec());
+    let old = before.to_vec();
     for (before, size) in [
-        (&old[..], Size::Given(SIZE as u64)),
-        (&[], Size::Given(SIZE as u64)),
-        (&[], Size::Shrink),
+        (before, Size::Given(SIZE as u64)),
+        (MemStorage::new(), Size::Given(SIZE as u64)),
+        (MemStorage::new(), Size::Shrink),
     ] {
-        let disk = || Arc::new(MemStorage::from(before.to_vec()));
+        let disk = || Arc::new(before.clone());
         let clean = Arc::new(FaultStorage::new(disk()));
         make(clean.clone(), 2, size).expect("make");
         let all = clean.calls(&IoOp::ALL);
