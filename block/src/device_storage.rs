@@ -5,7 +5,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::{Alignment, BlockDevice, Error, ErrorKind, HostExtent, Resize, Result, Storage, ZeroMode};
+use crate::{
+    Alignment, BlockDevice, Error, ErrorKind, HostCopy, HostExtent, Resize, Result, Storage, ZeroMode,
+};
 
 /// What a disk that follows its contents grows by at least: each time, an image may have to move tables.
 const GROWTH: u64 = 64 << 20;
@@ -166,6 +168,34 @@ impl Storage for DeviceStorage<'_> {
         }
     }
 
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        len: u64,
+        how: HostCopy,
+    ) -> Result<u64> {
+        let Some(offloaded) = self.device.offloaded() else {
+            return Ok(0);
+        };
+        self.make_room(offset, len)?;
+        let mut done = 0;
+        while done < len {
+            let more = offloaded.copy_from(offset + done, source, source_offset + done, len - done, how)?;
+            if more == 0 {
+                break;
+            }
+            done += more;
+        }
+        Ok(done)
+    }
+
+    fn may_copy_from(&self, source: &dyn Storage, how: HostCopy) -> bool {
+        let offloaded = self.device.offloaded();
+        offloaded.is_some_and(|offloaded| offloaded.may_copy_from(source, how))
+    }
+
     fn host_extent(&self, offset: u64, len: u64) -> Result<HostExtent> {
         match self.on_disk(offset, len) {
             0 => Ok(HostExtent { len, data: false }),
@@ -221,7 +251,7 @@ impl Storage for DeviceStorage<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DeviceInfo, Extent, ExtentState, MemStorage};
+    use crate::{DeviceInfo, Extent, ExtentState, MemStorage, OffloadedWrite};
 
     /// A disk of its storage's size, which can be resized.
     #[derive(Debug)]
@@ -272,6 +302,53 @@ mod tests {
             assert!(how.shrink || size >= self.size());
             self.0.set_len(size)
         }
+        fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
+            Some(self)
+        }
+    }
+
+    /// Takes over 100 bytes at a time, and nothing from offset 1000 of the source on.
+    impl OffloadedWrite for Disk {
+        fn may_copy_from(&self, _: &dyn Storage, how: HostCopy) -> bool {
+            how == HostCopy::Reflink
+        }
+        fn copy_from(
+            &self,
+            offset: u64,
+            source: &dyn Storage,
+            from: u64,
+            len: u64,
+            _: HostCopy,
+        ) -> Result<u64> {
+            let len = len.min(100).min(1000_u64.saturating_sub(from));
+            let mut bytes = vec![0; len as usize];
+            source.read_exact_at(&mut bytes, from)?;
+            assert!(offset + len <= self.size());
+            self.0.write_all_at(&bytes, offset)?;
+            Ok(len)
+        }
+    }
+
+    #[test]
+    fn the_host_is_asked_for_as_long_as_it_takes_something_over() {
+        let source = MemStorage::from(vec![7; 2000]);
+        let disk = disk(0);
+        let storage = DeviceStorage::growing(&disk);
+        assert!(storage.may_copy_from(&source, HostCopy::Reflink));
+        assert!(!storage.may_copy_from(&source, HostCopy::Any));
+        let copied = storage.copy_from(5000, &source, 650, 1000, HostCopy::Reflink);
+        assert_eq!(copied.unwrap(), 350);
+        assert_eq!(storage.len().unwrap(), 6000);
+        assert_eq!(
+            disk.0.to_vec()[4999..5351]
+                .iter()
+                .map(|byte| u32::from(*byte))
+                .sum::<u32>(),
+            350 * 7
+        );
+        let fixed = DeviceStorage::fixed(&disk);
+        let past = fixed.copy_from(GROWTH - 10, &source, 0, 11, HostCopy::Reflink);
+        assert_eq!(past.unwrap_err().kind(), ErrorKind::NoSpace);
     }
 
     fn disk(len: u64) -> Disk {

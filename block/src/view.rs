@@ -20,7 +20,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::{
-    Alignment, BlockDevice, DeviceInfo, Error, ErrorKind, Extent, HostExtent, Result, Storage, ZeroMode,
+    Alignment, BlockDevice, DeviceInfo, Error, ErrorKind, Extent, HostCopy, HostExtent, OffloadedWrite,
+    Result, Storage, ZeroMode,
 };
 
 /// A part of a disk, as a disk of its own: what a partition is. Its size is fixed.
@@ -111,6 +112,32 @@ impl BlockDevice for Window {
 
     fn settle(&self) -> Result<()> {
         self.device.settle()
+    }
+
+    fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
+        self.device.offloaded().is_some().then_some(self)
+    }
+}
+
+impl OffloadedWrite for Window {
+    fn may_copy_from(&self, source: &dyn Storage, how: HostCopy) -> bool {
+        let offloaded = self.device.offloaded();
+        offloaded.is_some_and(|offloaded| offloaded.may_copy_from(source, how))
+    }
+
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        len: u64,
+        how: HostCopy,
+    ) -> Result<u64> {
+        let place = self.place("write", offset, len)?;
+        match self.device.offloaded() {
+            Some(offloaded) => offloaded.copy_from(place, source, source_offset, len, how),
+            None => Ok(0),
+        }
     }
 }
 

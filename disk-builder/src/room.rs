@@ -7,7 +7,10 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use block::{BlockDevice, DeviceInfo, Error, Extent, Resize, Result, ZeroMode, is_zero};
+use block::{
+    BlockDevice, DeviceInfo, Error, Extent, HostCopy, OffloadedWrite, Resize, Result, Storage, ZeroMode,
+    is_zero,
+};
 
 use crate::options::ALIGNMENT;
 
@@ -131,12 +134,38 @@ impl BlockDevice for Room {
         let size = self.place("resize", size, 0)?;
         self.disk.resize(size, how)
     }
+
+    fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
+        self.disk.offloaded().is_some().then_some(self)
+    }
+}
+
+impl OffloadedWrite for Room {
+    fn may_copy_from(&self, source: &dyn Storage, how: HostCopy) -> bool {
+        let offloaded = self.disk.offloaded();
+        offloaded.is_some_and(|offloaded| offloaded.may_copy_from(source, how))
+    }
+
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+        len: u64,
+        how: HostCopy,
+    ) -> Result<u64> {
+        let place = self.place_to_change("write", offset, len)?;
+        match self.disk.offloaded() {
+            Some(offloaded) => offloaded.copy_from(place, source, source_offset, len, how),
+            None => Ok(0),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use block::{Access, ExtentState, MemStorage, Storage};
+    use block::{Access, ExtentState, MemStorage};
 
     const MIB: u64 = 1 << 20;
 
@@ -172,6 +201,13 @@ mod tests {
             |room| room.write_vectored_at(&[IoSlice::new(&[1])], 5),
             |room| room.zero_at(5, 1, ZeroMode::Unmap),
             |room| room.discard_at(5, 1),
+            |room| {
+                let source = MemStorage::from(vec![1]);
+                let offloaded = room.offloaded().expect("a raw image asks its storage");
+                // Which is in memory, and refuses.
+                assert_eq!(offloaded.copy_from(5, &source, 0, 1, HostCopy::Any)?, 0);
+                Ok(())
+            },
         ] {
             let old = vec![7; 5 * MIB as usize];
             let whole = Arc::new(MemStorage::from(old.clone()));
