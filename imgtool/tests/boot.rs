@@ -1,6 +1,7 @@
 //! A disk that `mkdisk` made boots: firmware (OVMF), systemd-boot, Debian's kernel, and an initrd that finds the root by what
 //! it was told, in QEMU without any acceleration. In there the kernel is the judge of both filesystems, and writes to them;
-//! and of a FAT volume beside them that has all that is hard about names.
+//! and of a FAT volume beside them that has all that is hard about names, and of an ext4 filesystem that grows while it is
+//! mounted.
 //!
 //! `scripts/setup.sh test` fetches the kernel, which is not installed.
 
@@ -61,6 +62,11 @@ mkdir /esp/many
 for number in $(seq 200); do echo $number >"/esp/many/the file with the number $number"; done
 rm /esp/loader/entries.srel
 echo written by the kernel >/root/etc/answer
+mount -t ext4 -o rw /dev/vdc /grown || echo "guest: no ext4"
+for size in 300M ""; do resize2fs /dev/vdc $size 2>&1 | grep ' now ' | sed 's/^/guest: /'; done
+dd if=/dev/zero of=/grown/large bs=1M count=100 2>/dev/null
+cp /root/boot/vmlinuz-* /grown/kernel
+cmp /grown/small /root/etc/greeting || echo "guest: it is another"
 dmesg | grep -i -e 'fat-fs' -e 'ext4-fs.*\(error\|warning\)' | sed 's/^/guest: /'
 mount -t vfat -o rw,check=strict,utf8,tz=UTC /dev/vdb /fat || echo "guest: no vfat"
 cd /fat
@@ -69,7 +75,7 @@ echo "guest: times $(find . -mindepth 1 -exec stat -c %Y {} + | sort -u)"
 for number in $(seq 300); do cp "A directory/The quick brown.fox" "a copy of a file, number $number"; done
 find . -name 'number *' -exec rm {} +
 cd /
-umount /esp /root /fat && echo "guest: done"
+umount /esp /root /fat /grown && echo "guest: done"
 poweroff -f
 "#;
 
@@ -102,6 +108,7 @@ fn make_system(lab: &Lab, greeting: &str) -> String {
         "initrd/root",
         "initrd/esp",
         "initrd/fat",
+        "initrd/grown",
     ] {
         fs::create_dir_all(lab.path(directory)).unwrap();
     }
@@ -121,6 +128,9 @@ fn make_system(lab: &Lab, greeting: &str) -> String {
         fs::copy(found.trim(), lab.path(&format!("initrd/modules/{module}.ko"))).unwrap();
     }
     fs::copy("/bin/busybox", lab.path("initrd/bin/busybox")).unwrap();
+    let copy = "PATH=$PATH:/usr/sbin:/sbin; program=$(command -v resize2fs); cp -L $program initrd/bin; \
+                cp -L --parents $(ldd $program | grep -o '/[^ ]*') initrd";
+    lab.run_words(&["sh", "-ec", copy]).ok();
     fs::write(
         lab.path("initrd/init"),
         INIT.replace("MODULES", &MODULES.join(" ")),
@@ -158,6 +168,8 @@ fn boot(lab: &Lab, disk: &str) -> String {
         .args(["-drive", "if=pflash,format=raw,file=vars"])
         .args(["-drive", &format!("if=none,id=disk,format=qcow2,file={disk}")])
         .args(["-drive", "if=none,id=fat,format=raw,file=fat"])
+        .args(["-drive", "if=none,id=grown,format=raw,file=grown"])
+        .args(["-device", "virtio-blk-pci,drive=grown,addr=6"])
         .args(["-device", "virtio-blk-pci,drive=fat,addr=5"])
         .args([
             "-device",
@@ -240,12 +252,22 @@ fn make_volume(lab: &Lab) {
     builder.finish().unwrap();
 }
 
+/// Makes `grown`: a filesystem of 64 MiB in an image of 2 GiB.
+fn make_small(lab: &Lab, greeting: &str) {
+    fs::create_dir(lab.path("small")).unwrap();
+    fs::write(lab.path("small/small"), greeting).unwrap();
+    lab.imgtool("mkfs -q --size 64M small grown");
+    let image = fs::File::options().write(true).open(lab.path("grown")).unwrap();
+    image.set_len(2 << 30).unwrap();
+}
+
 #[test]
 fn a_disk_boots_from_firmware_to_its_root_and_the_kernel_writes_to_both_filesystems() {
     let lab = Lab::new();
     let greeting = "hello from the root";
     let version = make_system(&lab, greeting);
     make_volume(&lab);
+    make_small(&lab, greeting);
     let line = "imgtool mkdisk -q -O qcow2 --size 700M tree disk --append";
     let words: Vec<&str> = line.split(' ').chain(["console=ttyS0 quiet panic=-1"]).collect();
     lab.run_words(&words).ok();
@@ -259,6 +281,8 @@ fn a_disk_boots_from_firmware_to_its_root_and_the_kernel_writes_to_both_filesyst
         "the kernel is on both",
         "the initrd is on both",
         "7 files on the ESP",
+        "The filesystem on /dev/vdc is now 76800 (4k) blocks long.",
+        "The filesystem on /dev/vdc is now 524288 (4k) blocks long.",
         "times 1700000000",
         "done",
     ];
@@ -293,8 +317,18 @@ fn a_disk_boots_from_firmware_to_its_root_and_the_kernel_writes_to_both_filesyst
     ] {
         assert!(listing.contains(&format!("{name}\n")), "{name}: {listing}");
     }
-    let fsck = lab.run_words(&["env", path, "e2fsck", "-fn", "root"]).ok();
-    assert!(fsck.contains("Pass 5") && fsck.lines().count() == 6, "{fsck}");
+    for filesystem in ["root", "grown"] {
+        let fsck = lab.run_words(&["env", path, "e2fsck", "-fn", filesystem]).ok();
+        assert!(fsck.contains("Pass 5") && fsck.lines().count() == 6, "{fsck}");
+    }
+    let fields = lab.run_words(&["env", path, "dumpe2fs", "-h", "grown"]).ok();
+    assert!(
+        fields.contains("\nBlock count:              524288\n"),
+        "{fields}"
+    );
+    assert_eq!(lab.imgtool("fs cat grown /small"), greeting);
+    lab.imgtool("fs cp grown /kernel kernel");
+    lab.run(&format!("cmp kernel tree/boot/vmlinuz-{version}")).ok();
     assert_eq!(
         lab.imgtool("fs cat disk#2 /etc/answer"),
         "written by the kernel\n"
