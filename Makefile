@@ -42,9 +42,10 @@ compare: ## Whole commands beside qemu-img's; `make compare WHAT=snapshot` runs 
 	$(CARGO) build --release --package imgtool
 	scripts/compare.sh "$(WHAT)"
 
-comparefs: ## imgtool mkfs beside mke2fs -d: processor time and memory
+comparefs: ## imgtool mkfs beside mke2fs -d and mkext4: processor time and memory
 	scripts/setup.sh test
 	$(CARGO) build --release --package imgtool
+	$(CARGO) build --release --package benches --example mkext4
 	scripts/comparefs.sh $(WHAT)
 
 fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a C++ compiler

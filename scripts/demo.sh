@@ -9,6 +9,7 @@
 # Everything stays under target/demo. The archive of the system there is made once, the rest anew each time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/debian.sh
 export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 built=$target/release/imgtool
@@ -47,18 +48,6 @@ verified() {
 
 size() { numfmt --to=iec-i --suffix=B "$1"; }
 room() { size $(($(stat -c %b "$1") * 512)); }
-
-# debian_rootfs TAR: a minimal system of the machine's own release, from the mirror its apt reads.
-debian_rootfs() {
-    local archive mirror codename proxy=
-    # shellcheck disable=SC2016  # apt fills these in.
-    archive=$(apt-get indextargets --format '$(SITE) $(CODENAME)' 'Created-By: Packages' 'Origin: Debian' \
-        'Label: Debian' 2>/dev/null | grep -v -e '-updates$' -e '-backports$' | head -n1) || return
-    read -r mirror codename <<<"$archive"
-    eval "$(apt-config shell proxy Acquire::http::Proxy)"
-    mmdebstrap --quiet --variant=minbase ${proxy:+--aptopt="Acquire::http::Proxy \"$proxy\""} \
-        "$codename" "$1" "deb $mirror $codename main"
-}
 
 # host_rootfs TAR: with no network, programs and data of this machine in the shape of a root filesystem.
 host_rootfs() {
