@@ -26,7 +26,7 @@ const OTHER: u16 = 0x20;
 
 /// The permissions that a file with this list has, as it gets them when the list is set by a system call, and whether
 /// that is all that the list says. `None` for what is no list.
-pub(crate) fn permissions(syscall: &[u8]) -> Option<(u16, bool)> {
+pub fn permissions(syscall: &[u8]) -> Option<(u16, bool)> {
     let (version, entries) = syscall.split_first_chunk()?;
     let (entries, []) = entries.as_chunks::<ENTRY_SIZE>() else {
         return None;

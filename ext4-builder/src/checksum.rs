@@ -7,44 +7,50 @@ use byteorder::{ByteOrder, LittleEndian};
 
 /// The register after some bytes: a checksum, and the seed of the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Checksum(u32);
+pub struct Checksum(u32);
 
 impl Checksum {
     /// Before any byte.
-    pub(crate) const START: Self = Self(!0);
+    pub const START: Self = Self(!0);
+
+    /// The register that a field holds.
+    pub fn of_value(value: u32) -> Self {
+        Self(value)
+    }
 
     /// What everything but the superblock starts from.
-    pub(crate) fn of_filesystem(uuid: &[u8; 16]) -> Self {
+    pub fn of_filesystem(uuid: &[u8; 16]) -> Self {
         Self::START.with(uuid)
     }
 
     /// What an inode and its directory blocks start from.
-    pub(crate) fn of_inode(self, number: u32, generation: u32) -> Self {
+    #[must_use]
+    pub fn of_inode(self, number: u32, generation: u32) -> Self {
         self.with_u32(number).with_u32(generation)
     }
 
     /// After `bytes` too.
     #[must_use]
-    pub(crate) fn with(self, bytes: &[u8]) -> Self {
+    pub fn with(self, bytes: &[u8]) -> Self {
         // The crate inverts on the way in and out; ext4 does neither.
         Self(!crc32c::crc32c_append(!self.0, bytes))
     }
 
     /// After a little-endian number too.
     #[must_use]
-    pub(crate) fn with_u32(self, value: u32) -> Self {
+    pub fn with_u32(self, value: u32) -> Self {
         let mut bytes = [0; 4];
         LittleEndian::write_u32(&mut bytes, value);
         self.with(&bytes)
     }
 
     /// All 32 bits.
-    pub(crate) fn value(self) -> u32 {
+    pub fn value(self) -> u32 {
         self.0
     }
 
     /// Low and high half, which small structures keep apart.
-    pub(crate) fn halves(self) -> (u16, u16) {
+    pub fn halves(self) -> (u16, u16) {
         (self.0 as u16, (self.0 >> 16) as u16)
     }
 }

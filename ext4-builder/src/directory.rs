@@ -13,15 +13,18 @@ const TAIL_TYPE: u8 = 0xDE;
 
 /// A name in a directory: 1 to 255 bytes, neither `/` nor NUL among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry<'a> {
-    pub(crate) inode: u32,
-    pub(crate) file_type: FileType,
-    pub(crate) name: &'a [u8],
+pub struct Entry<'a> {
+    /// What it stands for.
+    pub inode: u32,
+    /// What that is.
+    pub file_type: FileType,
+    /// Its bytes.
+    pub name: &'a [u8],
 }
 
 impl<'a> Entry<'a> {
     /// An entry that names a directory.
-    pub(crate) fn directory(inode: u32, name: &'a [u8]) -> Self {
+    pub fn directory(inode: u32, name: &'a [u8]) -> Self {
         Self {
             inode,
             file_type: FileType::Directory,
@@ -30,23 +33,19 @@ impl<'a> Entry<'a> {
     }
 
     /// Bytes that the entry needs.
-    pub(crate) fn size(self) -> usize {
+    pub fn size(self) -> usize {
         (ENTRY_HEADER + self.name.len()).next_multiple_of(4)
     }
 }
 
 /// Bytes of a block that entries can take.
-pub(crate) fn room(block_size: usize, has_checksum: bool) -> usize {
+pub fn room(block_size: usize, has_checksum: bool) -> usize {
     block_size - if has_checksum { TAIL_SIZE } else { 0 }
 }
 
 /// Fills a block with entries, which must fit its [`room`]: the last reaches to its end, or to the tail, where
 /// `inode` is the seed for the checksum in it. Without entries the block is one unused entry.
-pub(crate) fn fill<'a>(
-    block: &mut [u8],
-    entries: impl IntoIterator<Item = Entry<'a>>,
-    inode: Option<Checksum>,
-) {
+pub fn fill<'a>(block: &mut [u8], entries: impl IntoIterator<Item = Entry<'a>>, inode: Option<Checksum>) {
     block.fill(0);
     let end = room(block.len(), inode.is_some());
     let mut last = 0;
@@ -67,7 +66,7 @@ pub(crate) fn fill<'a>(
 }
 
 /// An entry of `len` bytes in all.
-pub(crate) fn put_entry(bytes: &mut [u8], len: usize, inode: u32, file_type: u8, name: &[u8]) {
+pub fn put_entry(bytes: &mut [u8], len: usize, inode: u32, file_type: u8, name: &[u8]) {
     LittleEndian::write_u32(bytes, inode);
     LittleEndian::write_u16(&mut bytes[4..], len as u16);
     bytes[6] = name.len() as u8;

@@ -12,7 +12,7 @@ use crate::checksum::Checksum;
 use crate::inode::MAP_SIZE;
 
 /// Blocks that an extent can hold; an unwritten one holds one less.
-pub(crate) const MAX_LEN: u32 = 32_768;
+pub const MAX_LEN: u32 = 32_768;
 
 const MAGIC: u16 = 0xF30A;
 const HEADER_SIZE: usize = 12;
@@ -22,20 +22,20 @@ const INLINE_ENTRIES: usize = (MAP_SIZE - HEADER_SIZE) / ENTRY_SIZE;
 
 /// A run of blocks. Those of a file are sorted and do not overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
+pub struct Extent {
     /// The first block, counted in the file.
-    pub(crate) logical: u32,
+    pub logical: u32,
     /// The first block, counted on the disk; 48 bits.
-    pub(crate) physical: u64,
+    pub physical: u64,
     /// Blocks, at least 1 and at most [`MAX_LEN`], or one less if unwritten.
-    pub(crate) len: u32,
+    pub len: u32,
     /// Allocated, but reads as zeros.
-    pub(crate) unwritten: bool,
+    pub unwritten: bool,
 }
 
 impl Extent {
     /// The run in pieces that an entry can say.
-    pub(crate) fn pieces(self) -> impl Iterator<Item = Self> {
+    pub fn pieces(self) -> impl Iterator<Item = Self> {
         let max = MAX_LEN - u32::from(self.unwritten);
         (0..self.len).step_by(max as usize).map(move |start| Self {
             logical: self.logical + start,
@@ -78,7 +78,7 @@ impl Index {
 ///
 /// # Errors
 /// Those of `write`.
-pub(crate) fn tree(
+pub fn tree(
     extents: &[Extent],
     block_size: usize,
     inode: Option<Checksum>,
@@ -108,7 +108,7 @@ pub(crate) fn inline(extents: &[Extent]) -> Option<[u8; MAP_SIZE]> {
 }
 
 /// Blocks that the tree of so many extents takes outside the inode.
-pub(crate) fn tree_blocks(extents: usize, block_size: usize) -> u64 {
+pub fn tree_blocks(extents: usize, block_size: usize) -> u64 {
     let mut blocks = 0;
     let mut entries = extents;
     while entries > INLINE_ENTRIES {

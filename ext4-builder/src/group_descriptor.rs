@@ -18,7 +18,7 @@ const INODE_ZEROED: u16 = 0x4;
 
 /// What the checksums of a filesystem's descriptors start from.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Seal {
+pub enum Seal {
     /// `metadata_csum`: the filesystem's seed.
     Crc32c(Checksum),
     /// `uninit_bg`: its UUID.
@@ -27,7 +27,7 @@ pub(crate) enum Seal {
 
 impl Seal {
     /// What all other checksums start from, where there are any.
-    pub(crate) fn seed(self) -> Option<Checksum> {
+    pub fn seed(self) -> Option<Checksum> {
         match self {
             Self::Crc32c(seed) => Some(seed),
             Self::Crc16(_) => None,
@@ -77,19 +77,26 @@ impl GroupDescriptor {
         }
         LittleEndian::write_u16(&mut bytes[0x12..], flags);
 
-        // Its own field counts as zero in one, which it still is, and not at all in the other.
-        let checksum = match seal {
-            Seal::Crc32c(seed) => seed.with_u32(self.group).with(&bytes).halves().0,
-            Seal::Crc16(uuid) => {
-                let mut checksum = crc16(!0, &uuid);
-                checksum = crc16(checksum, &self.group.to_le_bytes());
-                checksum = crc16(checksum, &bytes[..0x1E]);
-                crc16(checksum, &bytes[0x20..])
-            }
-        };
-        LittleEndian::write_u16(&mut bytes[0x1E..], checksum);
+        self::seal(&mut bytes, self.group, seal);
         bytes
     }
+}
+
+/// Puts the checksum of a group's descriptor, of any size, into it.
+pub fn seal(descriptor: &mut [u8], group: u32, seal: Seal) {
+    const FIELD: std::ops::Range<usize> = 0x1E..0x20;
+    descriptor[FIELD].fill(0);
+    // Its own field counts as zero in one, and not at all in the other.
+    let checksum = match seal {
+        Seal::Crc32c(seed) => seed.with_u32(group).with(descriptor).halves().0,
+        Seal::Crc16(uuid) => {
+            let mut checksum = crc16(!0, &uuid);
+            checksum = crc16(checksum, &group.to_le_bytes());
+            checksum = crc16(checksum, &descriptor[..FIELD.start]);
+            crc16(checksum, &descriptor[FIELD.end..])
+        }
+    };
+    LittleEndian::write_u16(&mut descriptor[FIELD], checksum);
 }
 
 fn put_bitmap(bytes: &mut [u8], low: usize, high: usize, seal: Seal, bitmap: &[u8]) {

@@ -16,7 +16,7 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use crate::checksum::Checksum;
 use crate::directory::{Entry, fill, put_entry, room};
-use crate::hash::half_md4;
+use crate::hash::NameHash;
 
 /// Bytes of `.` and of `..`.
 const DOT_SIZE: usize = 12;
@@ -26,27 +26,28 @@ const ROOT_HEADER: usize = 2 * DOT_SIZE + 8;
 const NODE_HEADER: usize = 8;
 /// An entry of the index: hash and block. In place of the first one's hash there are limit and count.
 const INDEX_ENTRY: usize = 8;
-/// The hash in use is half MD4.
-const HASH_HALF_MD4: u8 = 1;
 /// Levels of nodes that every kernel knows, and that `large_dir` allows.
 const PLAIN_LEVELS: usize = 1;
 const MAX_LEVELS: usize = 2;
 
 /// What a directory's blocks depend on besides its entries.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Directory {
-    pub(crate) number: u32,
+pub struct Directory {
+    /// Its inode.
+    pub number: u32,
     /// The directory that `..` leads to.
-    pub(crate) parent: u32,
+    pub parent: u32,
     /// The seed for checksums of this inode's blocks, where the filesystem has any.
-    pub(crate) inode: Option<Checksum>,
-    pub(crate) block_size: usize,
-    pub(crate) hash_seed: [u8; 16],
+    pub inode: Option<Checksum>,
+    /// Bytes in a block.
+    pub block_size: usize,
+    /// What names are sorted by.
+    pub hash: NameHash,
 }
 
 /// Which entries go where in a directory.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub struct Plan {
     directory: Directory,
     /// The entries' numbers, as they are given or sorted by hash, which is above them.
     order: Vec<u64>,
@@ -59,11 +60,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Plans a directory of `count` entries besides `.` and `..`, given by `entry` as often as it is asked. `None`
     /// where there are too many for three levels of index.
-    pub(crate) fn new<'a>(
-        directory: Directory,
-        count: u32,
-        entry: impl Fn(u32) -> Entry<'a>,
-    ) -> Option<Self> {
+    pub fn new<'a>(directory: Directory, count: u32, entry: impl Fn(u32) -> Entry<'a>) -> Option<Self> {
         let room = room(directory.block_size, directory.inode.is_some());
         let mut plan = Self {
             directory,
@@ -83,7 +80,7 @@ impl Plan {
 
         plan.order.reserve_exact(count as usize);
         plan.order.extend((0..count).map(|index| {
-            let hash = half_md4(entry(index).name, &directory.hash_seed);
+            let hash = directory.hash.of(entry(index).name);
             u64::from(hash) << 32 | u64::from(index)
         }));
         plan.order.sort_unstable();
@@ -102,17 +99,17 @@ impl Plan {
     }
 
     /// Blocks of the directory.
-    pub(crate) fn blocks(&self) -> u32 {
+    pub fn blocks(&self) -> u32 {
         1 + self.levels.iter().sum::<u32>() + self.leaves.len() as u32
     }
 
     /// Whether the inode needs [`FLAG_INDEX`](crate::inode::FLAG_INDEX).
-    pub(crate) fn is_indexed(&self) -> bool {
+    pub fn is_indexed(&self) -> bool {
         !self.leaves.is_empty()
     }
 
     /// Whether the filesystem needs `large_dir`.
-    pub(crate) fn needs_large_dir(&self) -> bool {
+    pub fn needs_large_dir(&self) -> bool {
         self.levels.len() > PLAIN_LEVELS
     }
 
@@ -120,7 +117,7 @@ impl Plan {
     ///
     /// # Errors
     /// Those of `write`.
-    pub(crate) fn write<'a>(
+    pub fn write<'a>(
         &self,
         entry: impl Fn(u32) -> Entry<'a>,
         mut write: impl FnMut(&[u8]) -> Result<()>,
@@ -168,7 +165,7 @@ impl Plan {
             dot_dot.name,
         );
         let info = &mut block[2 * DOT_SIZE..ROOT_HEADER];
-        info[4] = HASH_HALF_MD4;
+        info[4] = self.directory.hash.version as u8;
         info[5] = info.len() as u8;
         info[6] = self.levels.len() as u8;
         let count = self
@@ -253,11 +250,13 @@ impl Directory {
         (levels.len() <= MAX_LEVELS).then_some(levels)
     }
 
-    fn root_limit(&self) -> usize {
+    /// Entries that fit the root of an index.
+    pub fn root_limit(&self) -> usize {
         self.limit(ROOT_HEADER)
     }
 
-    fn node_limit(&self) -> usize {
+    /// Entries that fit a node of an index.
+    pub fn node_limit(&self) -> usize {
         self.limit(NODE_HEADER)
     }
 
@@ -277,7 +276,7 @@ mod tests {
             parent: 2,
             inode,
             block_size,
-            hash_seed: [9; 16],
+            hash: NameHash::half_md4([9; 16]),
         }
     }
 

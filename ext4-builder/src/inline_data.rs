@@ -19,12 +19,13 @@ pub(crate) const MAX_FILE: usize = 128;
 
 /// Contents as the inode holds them, which gets [`FLAG_INLINE_DATA`](crate::inode::FLAG_INLINE_DATA).
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct InlineData {
-    pub(crate) map: [u8; MAP_SIZE],
+pub struct InlineData {
+    /// In place of the inode's map.
+    pub map: [u8; MAP_SIZE],
     /// To be planned for with the other attributes.
-    pub(crate) xattr: Xattr,
+    pub xattr: Xattr,
     /// The inode's size.
-    pub(crate) size: u64,
+    pub size: u64,
 }
 
 /// A file's contents; `None` where they do not fit beside the other attributes.
@@ -32,11 +33,12 @@ pub(crate) fn file(contents: &[u8], xattrs: &[Xattr]) -> Option<InlineData> {
     let (first, rest) = contents.split_at(contents.len().min(MAP_SIZE));
     let mut map = [0; MAP_SIZE];
     map[..first.len()].copy_from_slice(first);
-    inline(map, rest.to_vec(), contents.len() as u64, xattrs)
+    inline(map, rest.to_vec(), contents.len() as u64, xattrs, XATTR_ROOM)
 }
 
-/// A directory with these entries besides `.` and `..`; `None` where they do not fit beside the other attributes.
-pub(crate) fn directory(parent: u32, entries: &[Entry<'_>], xattrs: &[Xattr]) -> Option<InlineData> {
+/// A directory with these entries besides `.` and `..`; `None` where they do not fit the inode's `room` beside the other
+/// attributes.
+pub fn directory(parent: u32, entries: &[Entry<'_>], xattrs: &[Xattr], room: usize) -> Option<InlineData> {
     let mut map = [0; MAP_SIZE];
     LittleEndian::write_u32(&mut map, parent);
     let mut left = MAP_SIZE - PARENT_SIZE;
@@ -48,20 +50,26 @@ pub(crate) fn directory(parent: u32, entries: &[Entry<'_>], xattrs: &[Xattr]) ->
     let (first, rest) = entries.split_at(in_map.count());
     fill(&mut map[PARENT_SIZE..], first.iter().copied(), None);
     let size: usize = rest.iter().map(|entry| entry.size()).sum();
-    if size > XATTR_ROOM {
+    if size > room {
         return None;
     }
     let mut value = vec![0; size];
     if !rest.is_empty() {
         fill(&mut value, rest.iter().copied(), None);
     }
-    inline(map, value, (MAP_SIZE + size) as u64, xattrs)
+    inline(map, value, (MAP_SIZE + size) as u64, xattrs, room)
 }
 
-fn inline(map: [u8; MAP_SIZE], value: Vec<u8>, size: u64, xattrs: &[Xattr]) -> Option<InlineData> {
+fn inline(
+    map: [u8; MAP_SIZE],
+    value: Vec<u8>,
+    size: u64,
+    xattrs: &[Xattr],
+    room: usize,
+) -> Option<InlineData> {
     let xattr = Xattr::inline_data(value);
     let all = xattrs.iter().chain([&xattr]);
-    fits_inode(all, XATTR_ROOM).then_some(InlineData { map, xattr, size })
+    fits_inode(all, room).then_some(InlineData { map, xattr, size })
 }
 
 #[cfg(test)]
@@ -85,14 +93,14 @@ mod tests {
             .iter()
             .map(|name| Entry::directory(20, name.as_bytes()))
             .collect();
-        let inline = directory(2, &entries, &[]).unwrap();
+        let inline = directory(2, &entries, &[], XATTR_ROOM).unwrap();
         // 48 of 56 bytes are taken; 20 and 12 follow.
         assert_eq!(inline.size, 60 + 32);
         assert_eq!(inline.map[4 + 4..4 + 6], [56, 0]);
         assert_eq!(inline.xattr.value()[4..6], [20, 0]);
         assert_eq!(inline.xattr.value()[20 + 4..20 + 6], [12, 0]);
         let many: Vec<Entry<'_>> = (0..9).map(|_| Entry::directory(20, b"0123456")).collect();
-        assert!(directory(2, &many[..7], &[]).is_some());
-        assert!(directory(2, &many, &[]).is_none());
+        assert!(directory(2, &many[..7], &[], XATTR_ROOM).is_some());
+        assert!(directory(2, &many, &[], XATTR_ROOM).is_none());
     }
 }

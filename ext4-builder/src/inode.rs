@@ -17,7 +17,7 @@ pub(crate) const EXTRA_SIZE: u16 = 32;
 pub(crate) const XATTR_ROOM: usize = INODE_SIZE - 128 - EXTRA_SIZE as usize;
 
 /// Bytes of the field that says where the contents are.
-pub(crate) const MAP_SIZE: usize = 60;
+pub const MAP_SIZE: usize = 60;
 
 /// Number of the root directory's inode.
 pub(crate) const ROOT_INODE: u32 = 2;
@@ -26,35 +26,45 @@ pub(crate) const ROOT_INODE: u32 = 2;
 pub(crate) const FIRST_FREE_INODE: u32 = 11;
 
 /// The directory is indexed by hashes of names.
-pub(crate) const FLAG_INDEX: u32 = 0x1000;
+pub const FLAG_INDEX: u32 = 0x1000;
 
 /// The map is the root of an extent tree.
-pub(crate) const FLAG_EXTENTS: u32 = 0x8_0000;
+pub const FLAG_EXTENTS: u32 = 0x8_0000;
 /// The contents are the value of an extended attribute.
-pub(crate) const FLAG_EA_INODE: u32 = 0x20_0000;
+pub const FLAG_EA_INODE: u32 = 0x20_0000;
 /// The contents are in the inode itself.
-pub(crate) const FLAG_INLINE_DATA: u32 = 0x1000_0000;
+pub const FLAG_INLINE_DATA: u32 = 0x1000_0000;
 
 /// Links that an inode can count. A directory with more says 1, which means "many" (`dir_nlink`).
-pub(crate) const MAX_LINKS: u32 = 65_000;
+pub const MAX_LINKS: u32 = 65_000;
 
 /// What an inode is; the discriminant is how directory entries say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub(crate) enum FileType {
+pub enum FileType {
+    /// Entries do not say it, in filesystems without `filetype`.
+    Unknown = 0,
+    /// A file with contents.
     Regular = 1,
+    /// A directory.
     Directory = 2,
+    /// A character device.
     CharacterDevice = 3,
+    /// A block device.
     BlockDevice = 4,
+    /// A FIFO.
     Fifo = 5,
+    /// A socket.
     Socket = 6,
+    /// A symbolic link.
     Symlink = 7,
 }
 
 impl FileType {
     /// The upper bits of the mode.
-    pub(crate) fn mode(self) -> u16 {
+    pub fn mode(self) -> u16 {
         match self {
+            Self::Unknown => 0,
             Self::Fifo => 0x1000,
             Self::CharacterDevice => 0x2000,
             Self::Directory => 0x4000,
@@ -182,7 +192,7 @@ pub(crate) fn directory_links(subdirectories: u32) -> u16 {
 
 /// The map of a symlink whose target is short enough for it. The NUL behind the target has to fit too; there are no
 /// extents then.
-pub(crate) fn fast_symlink(target: &[u8]) -> Option<[u8; MAP_SIZE]> {
+pub fn fast_symlink(target: &[u8]) -> Option<[u8; MAP_SIZE]> {
     let mut map = [0; MAP_SIZE];
     let fits = target.len() < MAP_SIZE;
     fits.then(|| {
@@ -192,7 +202,7 @@ pub(crate) fn fast_symlink(target: &[u8]) -> Option<[u8; MAP_SIZE]> {
 }
 
 /// The block with the target of a symlink that is too long for its inode. A NUL has to fit behind it.
-pub(crate) fn symlink_block(target: &[u8], block_size: usize) -> Option<Vec<u8>> {
+pub fn symlink_block(target: &[u8], block_size: usize) -> Option<Vec<u8>> {
     let fits = target.len() < block_size;
     fits.then(|| {
         let mut block = vec![0; block_size];
@@ -203,7 +213,7 @@ pub(crate) fn symlink_block(target: &[u8], block_size: usize) -> Option<Vec<u8>>
 
 /// The map of a device: in the first word where both numbers fit a byte, as Linux always had it, else in the second.
 /// Major numbers have 12 bits, minor numbers 20.
-pub(crate) fn device(major: u32, minor: u32) -> Option<[u8; MAP_SIZE]> {
+pub fn device(major: u32, minor: u32) -> Option<[u8; MAP_SIZE]> {
     let mut map = [0; MAP_SIZE];
     if major < 0x100 && minor < 0x100 {
         LittleEndian::write_u32(&mut map, major << 8 | minor);

@@ -35,6 +35,7 @@ mod disk;
 mod extent;
 mod features;
 mod finish;
+pub mod format;
 mod geometry;
 mod group_descriptor;
 mod hash;

@@ -31,14 +31,14 @@ impl Time {
 
     /// The field of seconds, and the one with nanoseconds and the epoch; for a time that [`clamped`](Self::clamped)
     /// leaves as it is.
-    pub(crate) fn fields(self) -> (u32, u32) {
+    pub fn fields(self) -> (u32, u32) {
         let low = self.secs as i32;
         let epoch = (self.secs - i64::from(low)) >> 32;
         (low as u32, self.nanos << 2 | epoch as u32 & 3)
     }
 
     /// The time that [`fields`](Self::fields) say.
-    pub(crate) fn of_fields((low, extra): (u32, u32)) -> Self {
+    pub fn of_fields((low, extra): (u32, u32)) -> Self {
         Self {
             secs: i64::from(low.cast_signed()) + (i64::from(extra & 3) << 32),
             nanos: extra >> 2,

@@ -28,7 +28,7 @@ const LARGE_NAME: usize = 20;
 const ALIGNMENT: usize = 4;
 
 /// Inodes that can share a block.
-pub(crate) const MAX_REFERENCES: u32 = 1024;
+pub const MAX_REFERENCES: u32 = 1024;
 /// What the kernel accepts of a name with its prefix, and of a value.
 const MAX_NAME: usize = 255;
 pub(crate) const MAX_VALUE: usize = 65_536;
@@ -48,7 +48,7 @@ const SYSTEM: u8 = 7;
 /// An attribute with its name and value as they are on disk: access control lists are converted. Sorts as the disk
 /// has to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Xattr {
+pub struct Xattr {
     /// Stands for the name's prefix.
     index: u8,
     /// The name after its prefix.
@@ -62,7 +62,7 @@ impl Xattr {
     ///
     /// # Errors
     /// `InvalidInput` for a name or value that ext4 cannot hold.
-    pub(crate) fn new(name: &[u8], value: &[u8]) -> Result<Option<Self>> {
+    pub fn new(name: &[u8], value: &[u8]) -> Result<Option<Self>> {
         let (index, rest) = split_name(name)?;
         let shown = String::from_utf8_lossy(name);
         let is_list = is_list(index);
@@ -86,7 +86,7 @@ impl Xattr {
     }
 
     /// What holds a small file's contents behind its first bytes.
-    pub(crate) fn inline_data(value: Vec<u8>) -> Self {
+    pub fn inline_data(value: Vec<u8>) -> Self {
         Self {
             index: SYSTEM,
             name: b"data".to_vec(),
@@ -94,17 +94,18 @@ impl Xattr {
         }
     }
 
-    pub(crate) fn value(&self) -> &[u8] {
+    /// Its value, as on disk.
+    pub fn value(&self) -> &[u8] {
         &self.value
     }
 
     /// Whether a full name, in the parts that [`split_name`] gives, is its own.
-    pub(crate) fn has_name(&self, (index, name): (u8, &[u8])) -> bool {
+    pub fn has_name(&self, (index, name): (u8, &[u8])) -> bool {
         self.index == index && self.name == name
     }
 
     /// Sets what a list of those who have access says of a file's permissions; any other attribute stays as it is.
-    pub(crate) fn set_permissions(&mut self, permissions: u16) {
+    pub fn set_permissions(&mut self, permissions: u16) {
         if self.index == ACL_ACCESS {
             acl::set_permissions(&mut self.value, permissions);
         }
@@ -132,7 +133,7 @@ fn is_list(index: u8) -> bool {
 ///
 /// # Errors
 /// `InvalidInput` for a name that ext4 cannot hold.
-pub(crate) fn split_name(name: &[u8]) -> Result<(u8, &[u8])> {
+pub fn split_name(name: &[u8]) -> Result<(u8, &[u8])> {
     let found = PREFIXES
         .iter()
         .find_map(|&(prefix, index)| Some((index, name.strip_prefix(prefix)?)));
@@ -160,7 +161,7 @@ pub(crate) fn is_known(name: &[u8]) -> bool {
 }
 
 /// Whether an inode's `room` holds all of these attributes.
-pub(crate) fn fits_inode<'a>(xattrs: impl IntoIterator<Item = &'a Xattr>, room: usize) -> bool {
+pub fn fits_inode<'a>(xattrs: impl IntoIterator<Item = &'a Xattr>, room: usize) -> bool {
     let sizes = xattrs
         .into_iter()
         .map(|xattr| xattr.entry_size() + xattr.value_size());
@@ -169,7 +170,7 @@ pub(crate) fn fits_inode<'a>(xattrs: impl IntoIterator<Item = &'a Xattr>, room: 
 
 /// Where a set's attributes go. Numbers are places in the sorted set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub struct Plan {
     set: Vec<Xattr>,
     in_inode: Vec<usize>,
     in_block: Vec<usize>,
@@ -183,7 +184,7 @@ impl Plan {
     ///
     /// # Errors
     /// `InvalidInput` where they do not fit.
-    pub(crate) fn new(mut set: Vec<Xattr>, room: usize, block_size: usize, ea_inode: bool) -> Result<Self> {
+    pub fn new(mut set: Vec<Xattr>, room: usize, block_size: usize, ea_inode: bool) -> Result<Self> {
         set.reverse();
         set.sort_by(|a, b| a.key().cmp(&b.key()));
         set.dedup_by(|b, a| a.key() == b.key());
@@ -244,7 +245,7 @@ impl Plan {
     }
 
     /// The attributes, in the order of the disk.
-    pub(crate) fn set(&self) -> &[Xattr] {
+    pub fn set(&self) -> &[Xattr] {
         &self.set
     }
 
@@ -256,18 +257,18 @@ impl Plan {
     }
 
     /// Values that need an inode of their own, in the order of the disk.
-    pub(crate) fn large_values(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+    pub fn large_values(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.large.iter().map(|&place| self.set[place].value())
     }
 
     /// Whether there is a block.
-    pub(crate) fn has_block(&self) -> bool {
+    pub fn has_block(&self) -> bool {
         !self.in_block.is_empty()
     }
 
     /// What goes into the inode's room, from its start; nothing where nothing does. `large` has for each of the
     /// [`large_values`](Self::large_values) the number of its inode and its [`value_hash`].
-    pub(crate) fn put_inode(&self, room: &mut [u8], large: &[(u32, u32)]) {
+    pub fn put_inode(&self, room: &mut [u8], large: &[(u32, u32)]) {
         if self.in_inode.is_empty() {
             return;
         }
@@ -283,7 +284,7 @@ impl Plan {
     }
 
     /// The block, but for how many share it and its checksum; `large` as with [`put_inode`](Self::put_inode).
-    pub(crate) fn block(&self, block_size: usize, large: &[(u32, u32)]) -> XattrBlock {
+    pub fn block(&self, block_size: usize, large: &[(u32, u32)]) -> XattrBlock {
         let mut bytes = vec![0; block_size];
         LittleEndian::write_u32(&mut bytes[0..], MAGIC);
         LittleEndian::write_u32(&mut bytes[8..], 1); // blocks
@@ -315,13 +316,13 @@ impl Plan {
 
 /// A block of extended attributes that does not know its place yet.
 #[derive(Debug)]
-pub(crate) struct XattrBlock {
+pub struct XattrBlock {
     bytes: Vec<u8>,
 }
 
 impl XattrBlock {
     /// The block as it is on disk, at block `number`, for so many inodes, at most [`MAX_REFERENCES`].
-    pub(crate) fn to_bytes(&self, number: u64, references: u32, filesystem: Option<Checksum>) -> Vec<u8> {
+    pub fn to_bytes(&self, number: u64, references: u32, filesystem: Option<Checksum>) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         LittleEndian::write_u32(&mut bytes[4..], references);
         if let Some(filesystem) = filesystem {
@@ -334,7 +335,7 @@ impl XattrBlock {
 }
 
 /// What entries are hashed by instead of a value that has an inode, and what that inode has for time of access.
-pub(crate) fn value_hash(value: &[u8], filesystem: Checksum) -> u32 {
+pub fn value_hash(value: &[u8], filesystem: Checksum) -> u32 {
     filesystem.with(value).value()
 }
 

@@ -12,6 +12,7 @@ use crate::checksum::Checksum;
 use crate::directory::{Entry, fill};
 use crate::disk::BlockWriter;
 use crate::extent::{self, Extent, MAX_LEN};
+use crate::hash::NameHash;
 use crate::htree::{Directory, Plan};
 use crate::inline_data::{self, InlineData};
 use crate::inode::{
@@ -74,7 +75,7 @@ impl Contents {
             allocator: &mut builder.allocator,
             runs: &mut builder.runs,
             block_size: builder.options.block_size as usize,
-            hash_seed: builder.options.hash_seed,
+            hash: NameHash::half_md4(builder.options.hash_seed),
             allows_large_directories: builder.features.large_directory,
             large_directories: false,
             seed: builder.seal.seed(),
@@ -232,7 +233,7 @@ pub(super) struct Placing<'a, 's> {
     allocator: &'a mut Allocator,
     runs: &'a mut Vec<Vec<Extent>>,
     pub(super) block_size: usize,
-    hash_seed: [u8; 16],
+    hash: NameHash,
     allows_large_directories: bool,
     /// Whether there are any.
     large_directories: bool,
@@ -321,7 +322,7 @@ impl Placing<'_, '_> {
         // The root and lost+found have blocks: what mounts and repairs expects that.
         if entries.len() <= MAX_INLINE_ENTRIES && record.number > FIRST_FREE_INODE {
             let all: Vec<Entry<'_>> = (0..entries.len() as u32).map(entry).collect();
-            let make = |set: &[Xattr]| inline_data::directory(parent, &all, set);
+            let make = |set: &[Xattr]| inline_data::directory(parent, &all, set, XATTR_ROOM);
             if let Some(inline) = self.inline(make, record)? {
                 return Ok(inline);
             }
@@ -332,7 +333,7 @@ impl Placing<'_, '_> {
             parent,
             inode: seed,
             block_size: self.block_size,
-            hash_seed: self.hash_seed,
+            hash: self.hash,
         };
         let plan = Plan::new(directory, entries.len() as u32, entry)
             .filter(|plan| self.allows_large_directories || !plan.needs_large_dir())

@@ -69,7 +69,7 @@ fn the_kernel_reads_and_changes_small_files_and_directories() {
         &others,
     );
 
-    let inline = inline_data::directory(2, &[], &[]).expect("fits");
+    let inline = inline_data::directory(2, &[], &[], XATTR_ROOM).expect("fits");
     replace(image.number_of("/empty"), directory, 2, &inline, &[]);
 
     let (sub, parent) = (image.number_of("/d/sub"), image.number_of("/d"));
@@ -85,7 +85,7 @@ fn the_kernel_reads_and_changes_small_files_and_directories() {
         regular("x"),
         regular("nine_byte"),
     ];
-    let inline = inline_data::directory(2, &entries, &[]).expect("fits");
+    let inline = inline_data::directory(2, &entries, &[], XATTR_ROOM).expect("fits");
     assert_eq!(inline.size, 60 + 20);
     replace(parent, directory, 3, &inline, &[]);
 
