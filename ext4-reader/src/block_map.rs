@@ -34,6 +34,8 @@ pub(crate) struct BlockMap<'a> {
     end: u64,
     /// Blocks of numbers that may still be read: none is met twice in a sound map.
     blocks_left: u64,
+    /// Blocks of numbers so far.
+    pub(crate) nodes: Vec<u64>,
 }
 
 impl<'a> BlockMap<'a> {
@@ -50,6 +52,7 @@ impl<'a> BlockMap<'a> {
             logical: 0,
             end: inode.size().div_ceil(filesystem.superblock().block_size()),
             blocks_left: filesystem.superblock().blocks,
+            nodes: Vec::new(),
         }
     }
 
@@ -95,6 +98,7 @@ impl<'a> BlockMap<'a> {
                 let left = self.blocks_left.checked_sub(1);
                 self.blocks_left =
                     left.ok_or_else(|| self.inode.wrong("its block map goes in circles", block))?;
+                self.nodes.push(block);
                 let numbers = numbers(&self.filesystem.metadata_block(block)?);
                 self.path.push(Level {
                     numbers,

@@ -38,6 +38,8 @@ pub(crate) struct ExtentTree<'a> {
     reached: u64,
     /// Blocks of the tree that may still be read: none is met twice.
     blocks_left: u64,
+    /// Blocks of the tree so far.
+    pub(crate) nodes: Vec<u64>,
 }
 
 impl<'a> ExtentTree<'a> {
@@ -48,6 +50,7 @@ impl<'a> ExtentTree<'a> {
             path: Vec::new(),
             reached: 0,
             blocks_left: filesystem.superblock().blocks,
+            nodes: Vec::new(),
         };
         let root = tree.node(inode.i_block().to_vec(), None, &|| "root".to_owned())?;
         tree.path.push(root);
@@ -102,6 +105,7 @@ impl<'a> ExtentTree<'a> {
             return Err(self.wrong(place(), "the tree has more blocks than the filesystem", block));
         };
         self.blocks_left = left;
+        self.nodes.push(block);
         let bytes = self.filesystem.metadata_block(block)?;
         let tail = HEADER + usize::from(LittleEndian::read_u16(&bytes[4..])) * ENTRY;
         if superblock.has_checksums() && tail + 4 <= bytes.len() {

@@ -15,11 +15,9 @@ const CHECKSUM: std::ops::Range<usize> = 0x1E..0x20;
 /// The first block of the inode table of `group`.
 pub(crate) fn inode_table(filesystem: &Filesystem, group: u32) -> Result<u64> {
     let superblock = filesystem.superblock();
-    let size = u64::from(superblock.descriptor_size);
-    let per_block = (superblock.block_size() / size) as u32;
-    let mut bytes = vec![0; size as usize];
-    let block = block_of(superblock, group / per_block, per_block);
-    filesystem.read_blocks(&mut bytes, block, u64::from(group % per_block) * size)?;
+    let mut bytes = vec![0; superblock.descriptor_size.into()];
+    let (block, skip) = place(superblock, group);
+    filesystem.read_blocks(&mut bytes, block, skip as u64)?;
     check(superblock, group, &bytes)?;
 
     let mut table = u64::from(LittleEndian::read_u32(&bytes[0x8..]));
@@ -34,6 +32,14 @@ pub(crate) fn inode_table(filesystem: &Filesystem, group: u32) -> Result<u64> {
         return Err(Corruption::InodeTable { group, block: table }.into());
     }
     Ok(table)
+}
+
+/// The block that holds the descriptor of `group`, and the byte at which it starts there.
+pub(crate) fn place(superblock: &Superblock, group: u32) -> (u64, usize) {
+    let size = u64::from(superblock.descriptor_size);
+    let per_block = (superblock.block_size() / size) as u32;
+    let block = block_of(superblock, group / per_block, per_block);
+    (block, (u64::from(group % per_block) * size) as usize)
 }
 
 /// Which block of the filesystem is block `index` of the descriptors.
@@ -54,7 +60,7 @@ fn block_of(superblock: &Superblock, index: u32, per_block: u32) -> u64 {
 }
 
 /// Whether a copy of the superblock is at the start of `group`.
-fn has_superblock(superblock: &Superblock, group: u64) -> bool {
+pub(crate) fn has_superblock(superblock: &Superblock, group: u64) -> bool {
     let power_of = |base: u64| {
         let mut power = base;
         while power < group {
@@ -71,7 +77,7 @@ fn has_superblock(superblock: &Superblock, group: u64) -> bool {
     !sparse || group <= 1 || [3, 5, 7].into_iter().any(power_of)
 }
 
-fn check(superblock: &Superblock, group: u32, bytes: &[u8]) -> Result<()> {
+pub(crate) fn check(superblock: &Superblock, group: u32, bytes: &[u8]) -> Result<()> {
     let number = group.to_le_bytes();
     let (before, after) = (&bytes[..CHECKSUM.start], &bytes[CHECKSUM.end..]);
     let computed = if superblock.has_checksums() {

@@ -213,6 +213,10 @@ impl Inode {
         (offset + 4 <= BASE_SIZE + self.extra()).then(|| self.u32_at(offset))
     }
 
+    pub(crate) fn raw(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// What is left of the inode after all fields, for extended attributes.
     pub(crate) fn xattr_room(&self) -> &[u8] {
         &self.bytes[(BASE_SIZE + self.extra()).min(self.bytes.len())..]

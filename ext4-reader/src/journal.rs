@@ -45,7 +45,7 @@ const FAST_COMMIT_HEAD: u16 = 9;
 
 bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    struct Features: u32 {
+    pub(crate) struct Features: u32 {
         const REVOKE = 0x1;
         const IS_64BIT = 0x2;
         const ASYNC_COMMIT = 0x4;
@@ -72,26 +72,25 @@ pub(crate) type Replay = BTreeMap<u64, Copy>;
 
 /// Reads the journal of a filesystem that needs it.
 pub(crate) fn replay(filesystem: &Filesystem) -> Result<Replay> {
-    let superblock = filesystem.superblock();
-    if !superblock.has(Incompatible::RECOVER) {
+    if !filesystem.superblock().has(Incompatible::RECOVER) {
         return Ok(Replay::new());
     }
-    if superblock.journal_inode == 0 {
-        let message = "the filesystem was not unmounted, and its journal is on another device";
-        return Err(Error::unsupported(message).with_hint("recover it with e2fsck, on a copy"));
-    }
-    let inode = filesystem.inode(InodeNumber(superblock.journal_inode))?;
-    let runs = if inode.flags.contains(Flags::EXTENTS) {
-        ExtentTree::new(filesystem, &inode)?.collect::<Result<Vec<_>>>()?
-    } else {
-        BlockMap::new(filesystem, &inode).collect::<Result<Vec<_>>>()?
-    };
-    let Some(log) = Log::open(filesystem, superblock, runs)? else {
+    let log = Log::of(filesystem)?;
+    if log.start == 0 {
         return Ok(Replay::new());
-    };
+    }
     let (end, revoked) = log.scan()?;
     log.refuse_fast_commits(end)?;
     log.map(end, &revoked)
+}
+
+/// The number that the next transaction gets: after all that are to be replayed.
+pub(crate) fn next_sequence(filesystem: &Filesystem, log: &Log<'_>) -> Result<u32> {
+    if !filesystem.superblock().has(Incompatible::RECOVER) || log.start == 0 {
+        return Ok(log.sequence);
+    }
+    // The one after the last complete one may be there in part, and must not be taken for the new one.
+    Ok(log.scan()?.0.wrapping_add(1))
 }
 
 /// Gets a block's kind, its bytes, its index, and its transaction's number.
@@ -100,14 +99,14 @@ type See<'a> = dyn FnMut(u32, &[u8], u64, u32) -> Result<u64> + 'a;
 /// The last transaction that revoked a block.
 type Revoked = HashMap<u64, u32>;
 
-struct Log<'a> {
+pub(crate) struct Log<'a> {
     filesystem: &'a Filesystem,
-    runs: Vec<BlockRun>,
+    pub(crate) runs: Vec<BlockRun>,
     features: Features,
-    seed: Checksum,
+    pub(crate) seed: Checksum,
     /// The log's first block, and the one after its last: a ring.
-    first: u64,
-    last: u64,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
     /// Blocks after it with fast commits.
     fast_commits: u64,
     /// Where the oldest transaction starts, and its number.
@@ -123,12 +122,23 @@ struct Tag {
 }
 
 impl<'a> Log<'a> {
-    /// `None` where there is nothing in it.
-    fn open(
-        filesystem: &'a Filesystem,
-        superblock: &Superblock,
-        runs: Vec<BlockRun>,
-    ) -> Result<Option<Self>> {
+    /// The log of a filesystem that has one.
+    pub(crate) fn of(filesystem: &'a Filesystem) -> Result<Self> {
+        let superblock = filesystem.superblock();
+        if superblock.journal_inode == 0 {
+            let message = "the filesystem was not unmounted, and its journal is on another device";
+            return Err(Error::unsupported(message).with_hint("recover it with e2fsck, on a copy"));
+        }
+        let inode = filesystem.inode(InodeNumber(superblock.journal_inode))?;
+        let runs = if inode.flags.contains(Flags::EXTENTS) {
+            ExtentTree::new(filesystem, &inode)?.collect::<Result<Vec<_>>>()?
+        } else {
+            BlockMap::new(filesystem, &inode).collect::<Result<Vec<_>>>()?
+        };
+        Self::open(filesystem, superblock, runs)
+    }
+
+    fn open(filesystem: &'a Filesystem, superblock: &Superblock, runs: Vec<BlockRun>) -> Result<Self> {
         let mut log = Self {
             filesystem,
             runs,
@@ -182,16 +192,17 @@ impl<'a> Log<'a> {
             };
             log.last = log.last.saturating_sub(log.fast_commits);
         }
-        if log.start == 0 {
-            return Ok(None);
-        }
-        if log.first == 0 || !(log.first..log.last).contains(&log.start) {
+        if log.first == 0 || log.start != 0 && !(log.first..log.last).contains(&log.start) {
             return wrong("its log starts outside of it");
         }
-        Ok(Some(log))
+        Ok(log)
     }
 
-    fn has_checksums(&self) -> bool {
+    pub(crate) fn has(&self, feature: Features) -> bool {
+        self.features.contains(feature)
+    }
+
+    pub(crate) fn has_checksums(&self) -> bool {
         self.features.intersects(Features::CSUM_V2 | Features::CSUM_V3)
     }
 
@@ -208,7 +219,7 @@ impl<'a> Log<'a> {
         }
     }
 
-    fn read(&self, index: u64) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, index: u64) -> Result<Vec<u8>> {
         self.filesystem.metadata_block(self.place(index)?)
     }
 

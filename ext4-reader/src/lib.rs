@@ -41,6 +41,7 @@ mod content;
 mod corruption;
 mod directory;
 mod extent_tree;
+pub mod format;
 mod group_descriptor;
 mod inode;
 mod journal;
@@ -131,7 +132,7 @@ impl Filesystem {
     }
 
     /// A whole block of metadata.
-    fn metadata_block(&self, block: u64) -> Result<Vec<u8>> {
+    pub(crate) fn metadata_block(&self, block: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.superblock.block_size() as usize];
         self.read_blocks(&mut bytes, block, 0)?;
         Ok(bytes)

@@ -206,6 +206,13 @@ impl Superblock {
             );
         }
         let groups = (self.blocks - u64::from(self.first_data_block)).div_ceil(self.blocks_per_group.into());
+        if u32::try_from(groups).is_err() {
+            return wrong(
+                "s_blocks_count",
+                self.blocks,
+                "there are more groups than can be counted",
+            );
+        }
         if u64::from(self.inodes) > groups * u64::from(self.inodes_per_group) {
             return wrong("s_inodes_count", self.inodes.into(), "the groups hold fewer");
         }
@@ -244,6 +251,46 @@ impl Superblock {
     /// Identifies the filesystem.
     pub fn uuid(&self) -> [u8; 16] {
         self.uuid
+    }
+
+    /// The first block of the first group.
+    pub fn first_data_block(&self) -> u64 {
+        self.first_data_block.into()
+    }
+
+    /// Blocks of a group but for the last, which may have fewer.
+    pub fn blocks_per_group(&self) -> u32 {
+        self.blocks_per_group
+    }
+
+    /// Groups of blocks.
+    pub fn groups(&self) -> u32 {
+        (self.blocks - self.first_data_block()).div_ceil(self.blocks_per_group.into()) as u32
+    }
+
+    /// Inodes of a group.
+    pub fn inodes_per_group(&self) -> u32 {
+        self.inodes_per_group
+    }
+
+    /// Bytes of an inode.
+    pub fn inode_size(&self) -> u16 {
+        self.inode_size
+    }
+
+    /// The first inode that is not kept for the filesystem's own files.
+    pub fn first_inode(&self) -> u32 {
+        self.first_inode
+    }
+
+    /// Bytes of a group's descriptor.
+    pub fn descriptor_size(&self) -> u16 {
+        self.descriptor_size
+    }
+
+    /// What all checksums start from, where metadata has checksums.
+    pub fn checksum_seed(&self) -> Option<u32> {
+        self.has_checksums().then_some(self.seed.0)
     }
 
     /// Whether files may share blocks, as read-only images of Android do.

@@ -57,6 +57,16 @@ enum Value<'a> {
     Inode(InodeNumber, u32),
 }
 
+impl Entry<'_> {
+    /// The inode that holds the value.
+    fn holder(&self) -> Option<InodeNumber> {
+        match self.value {
+            Value::Inode(number, _) => Some(number),
+            Value::Here(_) => None,
+        }
+    }
+}
+
 impl Filesystem {
     /// The extended attributes of a file, sorted by name.
     ///
@@ -70,7 +80,33 @@ impl Filesystem {
             }
             Ok(())
         };
-        in_inode(inode, &mut keep)?;
+        self.for_each_xattr(inode, &mut keep)?;
+        found.sort();
+        Ok(found)
+    }
+
+    /// The inodes that hold values of a file's extended attributes: for those that are kept in its own inode, and for
+    /// those in the block that it may share.
+    ///
+    /// # Errors
+    /// As [`xattrs`](Self::xattrs).
+    pub fn xattr_inodes(&self, inode: &Inode) -> Result<[Vec<InodeNumber>; 2]> {
+        let mut own = Vec::new();
+        in_inode(inode, &mut |entry| {
+            own.extend(entry.holder());
+            Ok(())
+        })?;
+        let mut all = Vec::new();
+        self.for_each_xattr(inode, &mut |entry| {
+            all.extend(entry.holder());
+            Ok(())
+        })?;
+        let shared = all.split_off(own.len());
+        Ok([own, shared])
+    }
+
+    fn for_each_xattr(&self, inode: &Inode, keep: &mut dyn FnMut(Entry<'_>) -> Result<()>) -> Result<()> {
+        in_inode(inode, keep)?;
         let block = inode.xattr_block();
         if block != 0 {
             let superblock = self.superblock();
@@ -79,10 +115,9 @@ impl Filesystem {
             }
             let bytes = self.metadata_block(block)?;
             check_block(superblock, inode, block, &bytes)?;
-            entries(inode, &bytes, BLOCK_HEADER, 0, &mut keep)?;
+            entries(inode, &bytes, BLOCK_HEADER, 0, keep)?;
         }
-        found.sort();
-        Ok(found)
+        Ok(())
     }
 
     fn xattr(&self, inode: &Inode, entry: &Entry<'_>) -> Result<Xattr> {
