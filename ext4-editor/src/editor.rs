@@ -1,0 +1,165 @@
+//! A filesystem that is being changed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use block::{BlockDevice, Error, Result};
+use ext4_builder::format::{Checksum, Seal};
+use ext4_reader::{Filesystem, Superblock as Layout};
+
+use crate::features;
+use crate::options::Options;
+use crate::staging::Staging;
+use crate::superblock::{OFFSET, SIZE, Superblock};
+
+/// A filesystem that is being changed, in memory until [`commit`](Self::commit). New contents of files are written
+/// before, to blocks that are free. Dropped without a commit, it leaves the filesystem as it was.
+///
+/// An operation that fails changes nothing. Files are named by their path from the root; symbolic links on the way are
+/// followed inside of the filesystem.
+#[derive(Debug)]
+pub struct Editor {
+    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) staging: Arc<Staging>,
+    /// Reads all as it will be.
+    pub(crate) filesystem: Filesystem,
+    pub(crate) superblock: Superblock,
+    pub(crate) options: Options,
+    pub(crate) descriptor_seal: Option<Seal>,
+    /// By group, the blocks that were in use when the last transaction was committed and are free now: they are not
+    /// used again before the next.
+    pub(crate) freed: HashMap<u32, Vec<u8>>,
+    /// What the filesystem's journal held when it was opened, if that was not on the disk: it has to go there first.
+    pub(crate) replayed: BTreeMap<u64, Vec<u8>>,
+    /// Files made so far.
+    pub(crate) made: u32,
+    /// A commit failed: nobody knows what is on the disk.
+    pub(crate) failed: bool,
+}
+
+impl Editor {
+    /// The filesystem on `device`, which nobody else may change meanwhile. What its journal holds counts as done, and
+    /// is written by the next [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// `InvalidInput` where there is none; `Unsupported` for features that are not known or cannot be kept right;
+    /// `Corrupt` for one that says of itself that it is damaged, or that is; `Io`.
+    pub fn open(device: Arc<dyn BlockDevice>, options: Options) -> Result<Self> {
+        let before = Filesystem::open(device.clone())?;
+        let bits = before.superblock().block_size().ilog2();
+        let staging = Arc::new(Staging::new(device.clone(), bits));
+        let mut replayed = BTreeMap::new();
+        for (block, bytes) in before.replayed()? {
+            staging.put(block, bytes.clone())?;
+            replayed.insert(block, bytes);
+        }
+        let mut superblock = read_superblock(&staging)?;
+        features::check(&superblock)?;
+        if superblock.needs_recovery() {
+            superblock.set_needs_recovery(false);
+            // The journal may have been empty; the mark is to go even so.
+            replayed
+                .entry(OFFSET >> bits)
+                .or_insert(staging.block(OFFSET >> bits)?);
+            put_superblock(&staging, &superblock)?;
+        }
+        let filesystem = Filesystem::open(staging.clone())?;
+        let layout = filesystem.superblock();
+        let descriptor_seal = match layout.checksum_seed() {
+            Some(seed) => Some(Seal::Crc32c(Checksum::of_value(seed))),
+            None if superblock.has_group_checksums() => Some(Seal::Crc16(layout.uuid())),
+            None => None,
+        };
+        let mut editor = Self {
+            device,
+            staging,
+            filesystem,
+            superblock,
+            options,
+            descriptor_seal,
+            freed: HashMap::new(),
+            replayed,
+            made: 0,
+            failed: false,
+        };
+        for block in editor.replayed.keys().copied().collect::<Vec<_>>() {
+            editor.pin(block..block + 1);
+        }
+        Ok(editor)
+    }
+
+    /// The filesystem as it will be, for reading.
+    pub fn filesystem(&self) -> &Filesystem {
+        &self.filesystem
+    }
+
+    /// Bytes that are free for contents and metadata. What was freed since the last commit is among them, and can be used
+    /// after the next.
+    pub fn free_bytes(&self) -> u64 {
+        self.superblock.free_blocks() * self.layout().block_size()
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        self.filesystem.superblock()
+    }
+
+    pub(crate) fn block_size(&self) -> usize {
+        self.layout().block_size() as usize
+    }
+
+    /// What checksums of metadata start from, where there are any.
+    pub(crate) fn seed(&self) -> Option<Checksum> {
+        self.layout().checksum_seed().map(Checksum::of_value)
+    }
+
+    /// Changes a block of metadata.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn change(&self, block: u64, change: impl FnOnce(&mut [u8])) -> Result<()> {
+        let mut bytes = self.staging.block(block)?;
+        change(&mut bytes);
+        self.staging.put(block, bytes)
+    }
+
+    /// Changes the superblock.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn change_superblock(&mut self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+        change(&mut self.superblock);
+        put_superblock(&self.staging, &self.superblock)
+    }
+
+    /// Does all of an operation, or nothing of it where it fails.
+    ///
+    /// # Errors
+    /// Those of `operation`.
+    pub(crate) fn atomically<T>(&mut self, operation: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.failed {
+            let message = "an earlier commit failed, and the filesystem cannot be changed further";
+            return Err(Error::invalid(message).with_hint("open it anew, which replays its journal"));
+        }
+        let superblock = self.superblock.clone();
+        self.staging.begin();
+        let result = operation(self);
+        self.staging.end(result.is_ok());
+        if result.is_err() {
+            self.superblock = superblock;
+        }
+        result
+    }
+}
+
+fn read_superblock(staging: &Staging) -> Result<Superblock> {
+    let mut bytes = [0; SIZE];
+    staging.read_at(&mut bytes, OFFSET)?;
+    Ok(Superblock::new(&bytes))
+}
+
+pub(crate) fn put_superblock(staging: &Staging, superblock: &Superblock) -> Result<()> {
+    let size = staging.block_size();
+    let mut bytes = staging.block(OFFSET / size)?;
+    bytes[(OFFSET % size) as usize..][..SIZE].copy_from_slice(&superblock.sealed());
+    staging.put(OFFSET / size, bytes)
+}

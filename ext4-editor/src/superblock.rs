@@ -1,0 +1,219 @@
+//! The superblock ("Super Block") as it is, with the fields that a change of the filesystem touches.
+
+use block::{Error, Result};
+use byteorder::{ByteOrder, LittleEndian};
+use ext4_builder::format::{Checksum, HashVersion, NameHash};
+
+/// Where it starts on the disk, and its length.
+pub(crate) const OFFSET: u64 = 1024;
+pub(crate) const SIZE: usize = 1024;
+
+pub(crate) const COMPATIBLE: usize = 0x5C;
+pub(crate) const INCOMPATIBLE: usize = 0x60;
+pub(crate) const READ_ONLY_COMPATIBLE: usize = 0x64;
+
+pub(crate) const RECOVER: u32 = 0x4;
+const STATE_CLEAN: u16 = 1;
+const STATE_ERRORS: u16 = 2;
+const FLAG_UNSIGNED_HASH: u32 = 2;
+/// The lengths of extra fields that inodes are made with where the superblock does not say.
+const EXTRA_SIZE: u16 = 32;
+
+/// Its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Superblock {
+    bytes: [u8; SIZE],
+}
+
+impl Superblock {
+    pub(crate) fn new(bytes: &[u8; SIZE]) -> Self {
+        Self { bytes: *bytes }
+    }
+
+    /// The bytes, under a checksum where the filesystem has those.
+    pub(crate) fn sealed(&self) -> [u8; SIZE] {
+        let mut bytes = self.bytes;
+        if self.has(READ_ONLY_COMPATIBLE, 0x400) {
+            let sum = Checksum::START.with(&bytes[..SIZE - 4]);
+            LittleEndian::write_u32(&mut bytes[SIZE - 4..], sum.value());
+        }
+        bytes
+    }
+
+    pub(crate) fn u16(&self, offset: usize) -> u16 {
+        LittleEndian::read_u16(&self.bytes[offset..])
+    }
+
+    pub(crate) fn u32(&self, offset: usize) -> u32 {
+        LittleEndian::read_u32(&self.bytes[offset..])
+    }
+
+    pub(crate) fn set_u16(&mut self, offset: usize, value: u16) {
+        LittleEndian::write_u16(&mut self.bytes[offset..], value);
+    }
+
+    pub(crate) fn set_u32(&mut self, offset: usize, value: u32) {
+        LittleEndian::write_u32(&mut self.bytes[offset..], value);
+    }
+
+    /// The features of a set: none in the first revision.
+    pub(crate) fn features(&self, set: usize) -> u32 {
+        if self.u32(0x4C) == 0 { 0 } else { self.u32(set) }
+    }
+
+    pub(crate) fn has(&self, set: usize, feature: u32) -> bool {
+        self.features(set) & feature != 0
+    }
+
+    pub(crate) fn is_64bit(&self) -> bool {
+        self.has(INCOMPATIBLE, 0x80)
+    }
+
+    pub(crate) fn has_extents(&self) -> bool {
+        self.has(INCOMPATIBLE, 0x40)
+    }
+
+    pub(crate) fn has_file_types(&self) -> bool {
+        self.has(INCOMPATIBLE, 0x2)
+    }
+
+    pub(crate) fn has_large_directories(&self) -> bool {
+        self.has(INCOMPATIBLE, 0x4000)
+    }
+
+    pub(crate) fn has_indexes(&self) -> bool {
+        self.has(COMPATIBLE, 0x20)
+    }
+
+    pub(crate) fn has_huge_files(&self) -> bool {
+        self.has(READ_ONLY_COMPATIBLE, 0x8)
+    }
+
+    pub(crate) fn has_many_links(&self) -> bool {
+        self.has(READ_ONLY_COMPATIBLE, 0x20)
+    }
+
+    /// Whether groups have checksums, and so say what of them is not initialised.
+    pub(crate) fn has_group_checksums(&self) -> bool {
+        self.has(READ_ONLY_COMPATIBLE, 0x10 | 0x400)
+    }
+
+    pub(crate) fn needs_recovery(&self) -> bool {
+        self.has(INCOMPATIBLE, RECOVER)
+    }
+
+    pub(crate) fn set_needs_recovery(&mut self, needed: bool) {
+        let others = self.u32(INCOMPATIBLE) & !RECOVER;
+        self.set_u32(INCOMPATIBLE, others | if needed { RECOVER } else { 0 });
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
+        self.u16(0x3A) & STATE_CLEAN != 0
+    }
+
+    pub(crate) fn set_clean(&mut self, clean: bool) {
+        let others = self.u16(0x3A) & !STATE_CLEAN;
+        self.set_u16(0x3A, others | if clean { STATE_CLEAN } else { 0 });
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        self.u16(0x3A) & STATE_ERRORS != 0
+    }
+
+    /// The first of a list of inodes that are to be deleted.
+    pub(crate) fn last_orphan(&self) -> u32 {
+        self.u32(0xE8)
+    }
+
+    pub(crate) fn free_blocks(&self) -> u64 {
+        self.wide(0x0C, 0x158)
+    }
+
+    pub(crate) fn set_free_blocks(&mut self, blocks: u64) {
+        self.set_wide(0x0C, 0x158, blocks);
+    }
+
+    pub(crate) fn free_inodes(&self) -> u32 {
+        self.u32(0x10)
+    }
+
+    pub(crate) fn set_free_inodes(&mut self, inodes: u32) {
+        self.set_u32(0x10, inodes);
+    }
+
+    /// Blocks that are kept behind each copy of the descriptors, for more of them.
+    pub(crate) fn reserved_descriptor_blocks(&self) -> u16 {
+        if self.has(COMPATIBLE, 0x10) {
+            self.u16(0xCE)
+        } else {
+            0
+        }
+    }
+
+    /// How many of `all` blocks of descriptors are behind the superblock, and not in groups of their own (`meta_bg`).
+    pub(crate) fn plain_descriptor_blocks(&self, all: u32) -> u32 {
+        if self.has(INCOMPATIBLE, 0x10) {
+            self.u32(0x104).min(all)
+        } else {
+            all
+        }
+    }
+
+    /// Says that it was written to at a time, unless it was later.
+    pub(crate) fn set_written(&mut self, seconds: i64) {
+        let before = i64::from(self.bytes[0x274]) << 32 | i64::from(self.u32(0x30));
+        if seconds > before {
+            self.set_u32(0x30, seconds as u32);
+            self.bytes[0x274] = (seconds >> 32) as u8;
+        }
+    }
+
+    /// Bytes of extra fields in new inodes.
+    pub(crate) fn extra_size(&self, inode_size: u16) -> u16 {
+        let wanted = self.u16(0x15E).max(self.u16(0x15C));
+        let wanted = if wanted == 0 || !wanted.is_multiple_of(4) {
+            EXTRA_SIZE
+        } else {
+            wanted
+        };
+        wanted.min(inode_size - 128)
+    }
+
+    /// The hash of names in new indexes. `None` for one that is not known.
+    pub(crate) fn hash(&self, version: u8) -> Option<NameHash> {
+        let mut seed = [0; 16];
+        seed.copy_from_slice(&self.bytes[0xEC..0xFC]);
+        Some(NameHash {
+            version: match version {
+                0 => HashVersion::Legacy,
+                1 => HashVersion::HalfMd4,
+                2 => HashVersion::Tea,
+                _ => return None,
+            },
+            signed: self.u32(0x160) & FLAG_UNSIGNED_HASH == 0,
+            seed,
+        })
+    }
+
+    /// The hash of names in new indexes.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub(crate) fn default_hash(&self) -> Result<NameHash> {
+        let version = self.bytes[0xFC];
+        self.hash(version)
+            .ok_or_else(|| Error::unsupported(format!("names are hashed in the unknown way {version}")))
+    }
+
+    pub(crate) fn wide(&self, low: usize, high: usize) -> u64 {
+        let high = if self.is_64bit() { self.u32(high) } else { 0 };
+        u64::from(high) << 32 | u64::from(self.u32(low))
+    }
+
+    pub(crate) fn set_wide(&mut self, low: usize, high: usize, value: u64) {
+        self.set_u32(low, value as u32);
+        if self.is_64bit() {
+            self.set_u32(high, (value >> 32) as u32);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Filesystems of all makes, changes of them, and those who judge the result.
+//!
+//! Loop mounts need root.
+
+// Every test program uses some of it.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use block::{Access, MemStorage, Storage};
+use ext4_builder::Time;
+use ext4_editor::{Editor, Options};
+use tempfile::TempDir;
+
+pub(crate) const NOW: Time = Time {
+    secs: 1_700_000_000,
+    nanos: 123_456_789,
+};
+
+/// Kinds of filesystems, as options of mke2fs.
+pub(crate) const KINDS: [&str; 18] = [
+    "-t ext4",
+    "-t ext4 -O ^metadata_csum",
+    "-t ext4 -O ^metadata_csum,^uninit_bg",
+    "-t ext4 -O ^metadata_csum,uninit_bg",
+    "-t ext4 -O ^64bit",
+    "-t ext4 -O ^64bit,^flex_bg,^resize_inode",
+    "-t ext4 -O inline_data",
+    "-t ext4 -O inline_data -I 512 -b 1024",
+    "-t ext4 -b 1024",
+    "-t ext4 -b 2048 -O ^metadata_csum_seed,^orphan_file",
+    "-t ext4 -b 1024 -O ^dir_index",
+    "-t ext4 -I 128",
+    "-t ext4 -O ^has_journal,^orphan_file",
+    "-t ext4 -O meta_bg,^resize_inode -b 1024",
+    "-t ext4 -O ^filetype,large_dir -b 1024",
+    "-t ext3 -b 1024",
+    "-t ext2 -b 1024",
+    "-t ext2 -I 128 -O ^dir_index,^ext_attr -b 4096",
+];
+
+/// A filesystem in a file, in a directory of its own.
+pub(crate) struct Image {
+    pub(crate) dir: TempDir,
+    pub(crate) path: PathBuf,
+}
+
+/// A mount, undone when it is dropped.
+pub(crate) struct Mounted(pub(crate) PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        succeed(Command::new("umount").arg(&self.0));
+    }
+}
+
+pub(crate) fn run(command: &mut Command) -> Output {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    command
+        .env("PATH", path)
+        .envs([("LC_ALL", "C"), ("TZ", "UTC")])
+        .output()
+        .unwrap_or_else(|error| {
+            panic!("{command:?}: {error} (scripts/setup.sh test installs what is missing)")
+        })
+}
+
+pub(crate) fn succeed(command: &mut Command) -> String {
+    let output = run(command);
+    assert!(output.status.success(), "{command:?}: {output:#?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What is said of a file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Stat {
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) links: u64,
+    /// Content of files, targets of links, numbers of devices.
+    pub(crate) content: Vec<u8>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) modified: (i64, i64),
+}
+
+pub(crate) type Tree = BTreeMap<Vec<u8>, Stat>;
+
+impl Image {
+    /// A new filesystem with options of mke2fs.
+    pub(crate) fn new(size: &str, options: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        succeed(
+            Command::new("mke2fs")
+                .args(["-q", "-F"])
+                .args(options.split_whitespace())
+                .arg(&path)
+                .arg(size),
+        );
+        Self { dir, path }
+    }
+
+    pub(crate) fn of(storage: &MemStorage) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        fs::write(&path, storage.to_vec()).unwrap();
+        Self { dir, path }
+    }
+
+    pub(crate) fn copy(&self) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        succeed(
+            Command::new("cp")
+                .arg("--sparse=always")
+                .args([&self.path, &path]),
+        );
+        Self { dir, path }
+    }
+
+    pub(crate) fn in_memory(&self) -> MemStorage {
+        let storage = MemStorage::new();
+        storage.write_all_at(&fs::read(&self.path).unwrap(), 0).unwrap();
+        storage
+    }
+
+    pub(crate) fn mount(&self, options: &str) -> Mounted {
+        let point = self.dir.path().join("mnt");
+        fs::create_dir_all(&point).unwrap();
+        succeed(
+            Command::new("mount")
+                .args(["-o", &format!("loop,{options}")])
+                .arg(&self.path)
+                .arg(&point),
+        );
+        Mounted(point)
+    }
+
+    /// Has a shell script change the mounted filesystem, its current directory.
+    pub(crate) fn change(&self, script: &str) {
+        let mounted = self.mount("rw");
+        succeed(Command::new("bash").args(["-ec", script]).current_dir(&mounted.0));
+    }
+
+    pub(crate) fn open(&self) -> Editor {
+        self.try_open().unwrap()
+    }
+
+    pub(crate) fn try_open(&self) -> block::Result<Editor> {
+        let storage = Arc::new(raw::OpenOptions::new().write(true).lock(false).open(&self.path)?);
+        let disk = Arc::new(raw::Image::open(storage, Access::WRITE)?);
+        Editor::open(disk, Options::new(NOW))
+    }
+
+    /// Makes a change and commits it.
+    pub(crate) fn edit(&self, change: impl FnOnce(&mut Editor)) {
+        let mut editor = self.open();
+        change(&mut editor);
+        editor.commit().unwrap();
+    }
+
+    /// Fails unless e2fsck is content. Its exit code is not enough: it only prints some of what it finds.
+    pub(crate) fn assert_clean(&self, when: &str) {
+        let output = run(Command::new("e2fsck").arg("-fn").arg(&self.path));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let findings: Vec<&str> = text.lines().filter(|line| !is_good_news(line)).collect();
+        assert!(
+            output.status.success() && findings.is_empty(),
+            "{when}: {findings:#?}"
+        );
+    }
+
+    pub(crate) fn debugfs(&self, request: &str) -> String {
+        succeed(Command::new("debugfs").args(["-R", request]).arg(&self.path))
+    }
+
+    /// All that the kernel says of the tree.
+    pub(crate) fn tree(&self) -> Tree {
+        let mounted = self.mount("ro,noatime");
+        let mut tree = Tree::new();
+        let mut ahead = vec![PathBuf::new()];
+        while let Some(path) = ahead.pop() {
+            let full = mounted.0.join(&path);
+            let metadata = full.symlink_metadata().unwrap();
+            let content = if metadata.is_dir() {
+                let names = fs::read_dir(&full).unwrap();
+                ahead.extend(names.map(|entry| path.join(entry.unwrap().file_name())));
+                Vec::new()
+            } else if metadata.is_symlink() {
+                fs::read_link(&full).unwrap().into_os_string().into_vec()
+            } else if metadata.is_file() {
+                fs::read(&full).unwrap()
+            } else {
+                metadata.rdev().to_le_bytes().to_vec()
+            };
+            let stat = Stat {
+                mode: metadata.mode(),
+                uid: metadata.uid(),
+                gid: metadata.gid(),
+                links: metadata.nlink(),
+                content,
+                xattrs: xattrs(&full),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+            };
+            tree.insert(path.as_os_str().as_bytes().to_vec(), stat);
+        }
+        tree
+    }
+}
+
+pub(crate) fn is_good_news(line: &str) -> bool {
+    let summary = line.contains(" files (") && line.contains("% non-contiguous), ");
+    line.is_empty() || line.starts_with("Pass ") || summary
+}
+
+pub(crate) fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut names = vec![0u8; 1 << 17];
+    let len = match rustix::fs::llistxattr(path, &mut names) {
+        Ok(len) => len,
+        Err(rustix::io::Errno::OPNOTSUPP) => return Vec::new(),
+        Err(error) => panic!("{}: {error}", path.display()),
+    };
+    let names = names[..len]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
+    let mut found: Vec<_> = names
+        .map(|name| {
+            let mut value = vec![0u8; 1 << 17];
+            let len = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value).unwrap();
+            value.truncate(len);
+            (name.to_vec(), value)
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// An access control list in the form of system calls.
+pub(crate) fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
