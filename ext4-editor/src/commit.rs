@@ -117,8 +117,16 @@ impl Editor {
         if self.replayed.is_empty() {
             return Ok(());
         }
+        let size = self.layout().block_size();
         for (&block, bytes) in &self.replayed {
-            self.write_block(block, bytes)?;
+            if block == OFFSET / size {
+                let at = (OFFSET % size) as usize;
+                let mut superblock = [0; SIZE];
+                superblock.copy_from_slice(&bytes[at..at + SIZE]);
+                self.write_superblock(&Superblock::new(&superblock))?;
+            } else {
+                self.write_block(block, bytes)?;
+            }
         }
         self.device.flush()?;
         let (place, bytes) = log.emptied(false)?;
@@ -133,7 +141,10 @@ impl Editor {
     }
 
     fn write_superblock(&self, superblock: &Superblock) -> Result<()> {
-        self.device.write_at(&superblock.sealed(), OFFSET)
+        match superblock.first_sector(&self.superblock_on_disk()?) {
+            Some(sector) => self.device.write_at(&sector, OFFSET),
+            None => self.device.write_at(&superblock.sealed(), OFFSET),
+        }
     }
 
     fn write_block(&self, block: u64, bytes: &[u8]) -> Result<()> {
@@ -142,12 +153,16 @@ impl Editor {
         self.device.write_at(bytes, offset)
     }
 
-    /// Writes blocks where they belong, neighbours together, with another superblock where one is given.
+    /// Writes blocks where they belong, neighbours together; the superblock, alone in its part of a block, as given.
     fn write_blocks(&self, blocks: &Blocks, superblock: Option<&Superblock>) -> Result<()> {
         let size = self.layout().block_size();
         let mut start = 0;
         let mut gathered: Vec<u8> = Vec::new();
         for (&block, bytes) in blocks {
+            if let Some(superblock) = superblock.filter(|_| block == OFFSET / size) {
+                self.write_superblock(superblock)?;
+                continue;
+            }
             let end = start + gathered.len() as u64 / size;
             if block != end || gathered.len() >= PIECE {
                 if !gathered.is_empty() {
@@ -156,12 +171,7 @@ impl Editor {
                 start = block;
                 gathered.clear();
             }
-            let at = gathered.len();
             gathered.extend_from_slice(bytes);
-            if let Some(superblock) = superblock.filter(|_| block == OFFSET / size) {
-                let at = at + (OFFSET % size) as usize;
-                gathered[at..at + SIZE].copy_from_slice(&superblock.sealed());
-            }
         }
         if gathered.is_empty() {
             return Ok(());

@@ -55,7 +55,8 @@ impl Editor {
         }
         let mut superblock = read_superblock(&staging)?;
         features::check(&superblock)?;
-        if superblock.needs_recovery() {
+        let recovering = superblock.needs_recovery();
+        if recovering {
             superblock.set_needs_recovery(false);
             // The journal may have been empty; the mark is to go even so.
             replayed
@@ -85,7 +86,24 @@ impl Editor {
         for block in editor.replayed.keys().copied().collect::<Vec<_>>() {
             editor.pin(block..block + 1);
         }
+        if recovering {
+            editor.count_free()?;
+        }
         Ok(editor)
+    }
+
+    /// Sets the counts of what is free in all. A kernel keeps only those of groups while it uses a filesystem.
+    fn count_free(&mut self) -> Result<()> {
+        let (mut blocks, mut inodes) = (0, 0);
+        for number in 0..self.layout().groups() {
+            let group = self.group(number)?;
+            blocks += u64::from(group.free_blocks());
+            inodes = group.free_inodes().saturating_add(inodes);
+        }
+        self.change_superblock(|superblock| {
+            superblock.set_free_blocks(blocks);
+            superblock.set_free_inodes(inodes);
+        })
     }
 
     /// The filesystem as it will be, for reading.

@@ -1,4 +1,8 @@
 //! The superblock ("Super Block") as it is, with the fields that a change of the filesystem touches.
+//!
+//! It has two sectors, and its checksum is at the end of the second. A power cut between the two would leave a superblock that
+//! nobody takes for one, a kernel before it looks at the journal. So the second sector is left as it is, checksum and all, and
+//! one field of the first that means nothing is chosen so that the checksum is right.
 
 use block::{Error, Result};
 use byteorder::{ByteOrder, LittleEndian};
@@ -13,6 +17,12 @@ pub(crate) const INCOMPATIBLE: usize = 0x60;
 pub(crate) const READ_ONLY_COMPATIBLE: usize = 0x64;
 
 pub(crate) const RECOVER: u32 = 0x4;
+const CHECKSUM: usize = SIZE - 4;
+/// Bytes that a disk writes whole or not at all.
+const SECTOR: usize = 512;
+/// The number of a snapshot, in a form of snapshots that was never used (`s_snapshot_id`).
+const FREE_FIELD: usize = 0x184;
+const METADATA_CHECKSUMS: u32 = 0x400;
 const STATE_CLEAN: u16 = 1;
 const STATE_ERRORS: u16 = 2;
 const FLAG_UNSIGNED_HASH: u32 = 2;
@@ -33,11 +43,24 @@ impl Superblock {
     /// The bytes, under a checksum where the filesystem has those.
     pub(crate) fn sealed(&self) -> [u8; SIZE] {
         let mut bytes = self.bytes;
-        if self.has(READ_ONLY_COMPATIBLE, 0x400) {
-            let sum = Checksum::START.with(&bytes[..SIZE - 4]);
-            LittleEndian::write_u32(&mut bytes[SIZE - 4..], sum.value());
+        if self.has(READ_ONLY_COMPATIBLE, METADATA_CHECKSUMS) {
+            let sum = checksum(&bytes);
+            LittleEndian::write_u32(&mut bytes[CHECKSUM..], sum);
         }
         bytes
+    }
+
+    /// The bytes, sealed so that only the first sector differs from what is on the disk; `None` where more has changed.
+    pub(crate) fn first_sector(&self, disk: &[u8; SIZE]) -> Option<[u8; SECTOR]> {
+        let mut bytes = self.bytes;
+        bytes[CHECKSUM..].copy_from_slice(&disk[CHECKSUM..]);
+        if bytes[SECTOR..] != disk[SECTOR..] {
+            return None;
+        }
+        if self.has(READ_ONLY_COMPATIBLE, METADATA_CHECKSUMS) {
+            balance(&mut bytes, LittleEndian::read_u32(&disk[CHECKSUM..]))?;
+        }
+        bytes[..SECTOR].try_into().ok()
     }
 
     pub(crate) fn u16(&self, offset: usize) -> u16 {
@@ -161,10 +184,10 @@ impl Superblock {
 
     /// Says that it was written to at a time, unless it was later.
     pub(crate) fn set_written(&mut self, seconds: i64) {
-        let before = i64::from(self.bytes[0x274]) << 32 | i64::from(self.u32(0x30));
-        if seconds > before {
+        // The upper bits are in the second sector, which stays as it is: 2106 is far.
+        let upper = i64::from(self.bytes[0x274]);
+        if seconds >> 32 == upper && seconds as u32 > self.u32(0x30) {
             self.set_u32(0x30, seconds as u32);
-            self.bytes[0x274] = (seconds >> 32) as u8;
         }
     }
 
@@ -215,5 +238,64 @@ impl Superblock {
         if self.is_64bit() {
             self.set_u32(high, (value >> 32) as u32);
         }
+    }
+}
+
+fn checksum(bytes: &[u8; SIZE]) -> u32 {
+    Checksum::START.with(&bytes[..CHECKSUM]).value()
+}
+
+/// Sets the free field so that the checksum is `wanted`.
+///
+/// A bit of the field changes the same bits of the checksum whatever else there is. So it is a matter of choosing, from what
+/// each of the 32 bits does, those that together make the difference.
+fn balance(bytes: &mut [u8; SIZE], wanted: u32) -> Option<()> {
+    let mut with = |field: u32| {
+        LittleEndian::write_u32(&mut bytes[FREE_FIELD..], field);
+        checksum(bytes)
+    };
+    let plain = with(0);
+    // By their highest bit, changes of the checksum, each with the bits of the field that make it.
+    let mut changes = [(0_u32, 0_u32); 32];
+    let reduced = |mut change: u32, mut field: u32, changes: &[(u32, u32); 32]| {
+        while let Some(bit) = change.checked_ilog2() {
+            let (other, bits) = changes[bit as usize];
+            if other == 0 {
+                break;
+            }
+            change ^= other;
+            field ^= bits;
+        }
+        (change, field)
+    };
+    for bit in 0..32 {
+        let (change, field) = reduced(with(1 << bit) ^ plain, 1 << bit, &changes);
+        changes[change.checked_ilog2()? as usize] = (change, field);
+    }
+    let (left, field) = reduced(plain ^ wanted, 0, &changes);
+    let sum = with(field);
+    (left == 0 && sum == wanted).then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_stays_what_it_was_when_fields_of_the_first_sector_change() {
+        let mut bytes = [0x5A; SIZE];
+        LittleEndian::write_u32(&mut bytes[READ_ONLY_COMPATIBLE..], METADATA_CHECKSUMS);
+        let mut superblock = Superblock::new(&bytes);
+        let disk = superblock.sealed();
+        for free in 0..1000 {
+            superblock.set_free_blocks(free * 7919);
+            let sector = superblock.first_sector(&disk).unwrap();
+            let mut now = disk;
+            now[..SECTOR].copy_from_slice(&sector);
+            assert_eq!(checksum(&now).to_le_bytes(), now[CHECKSUM..]);
+            assert_eq!(Superblock::new(&now).free_blocks(), free * 7919);
+        }
+        superblock.set_u32(0x270, 1);
+        assert_eq!(superblock.first_sector(&disk), None);
     }
 }

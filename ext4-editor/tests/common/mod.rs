@@ -8,15 +8,17 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use block::{Access, MemStorage, Storage};
+use block::{Access, BlockDevice, MemStorage, Storage};
 use ext4_builder::Time;
-use ext4_editor::{Editor, Options};
+use ext4_editor::{Attributes, Editor, Options};
+use ext4_reader::{FileKind, Filesystem, InodeNumber};
 use tempfile::TempDir;
 
 pub(crate) const NOW: Time = Time {
@@ -251,4 +253,109 @@ pub(crate) fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
         list.extend(id.to_le_bytes());
     }
     list
+}
+
+/// All that a filesystem's tree says, as this project reads it.
+pub(crate) fn read_tree(filesystem: &Filesystem) -> block::Result<Tree> {
+    let mut tree = Tree::new();
+    let mut ahead = vec![(Vec::new(), InodeNumber::ROOT)];
+    while let Some((path, number)) = ahead.pop() {
+        let inode = filesystem.inode(number)?;
+        let content = match inode.kind() {
+            FileKind::Directory => {
+                for entry in filesystem.read_dir(&inode)? {
+                    let mut below: Vec<u8> = path.clone();
+                    if !below.is_empty() {
+                        below.push(b'/');
+                    }
+                    below.extend(entry.name);
+                    ahead.push((below, entry.inode));
+                }
+                Vec::new()
+            }
+            FileKind::Symlink => filesystem.read_link(&inode)?,
+            FileKind::Regular => {
+                let mut bytes = Vec::new();
+                filesystem
+                    .reader(&inode)?
+                    .read_to_end(&mut bytes)
+                    .map_err(|error| block::Error::io("read", error))?;
+                bytes
+            }
+            _ => format!("{:?}", inode.device()).into_bytes(),
+        };
+        let xattrs = filesystem.xattrs(&inode)?;
+        let stat = Stat {
+            mode: inode.mode().into(),
+            uid: inode.uid(),
+            gid: inode.gid(),
+            links: inode.links().into(),
+            content,
+            xattrs: xattrs
+                .into_iter()
+                .map(|xattr| (xattr.name, xattr.value))
+                .collect(),
+            modified: (inode.modified().seconds, inode.modified().nanoseconds.into()),
+        };
+        assert!(tree.insert(path, stat).is_none());
+    }
+    Ok(tree)
+}
+
+/// The tree in a disk.
+pub(crate) fn tree_of(storage: &MemStorage) -> block::Result<Tree> {
+    read_tree(&Filesystem::open(disk(Arc::new(storage.clone())))?)
+}
+
+pub(crate) fn disk(storage: Arc<dyn Storage>) -> Arc<dyn BlockDevice> {
+    Arc::new(raw::Image::open(storage, Access::WRITE).unwrap())
+}
+
+/// The form of a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As mke2fs makes it: without features.
+    Plain,
+    /// With 16 bits of a checksum for each block, as kernels of 2012 made it.
+    Checksum2,
+    /// As the kernel likes it.
+    Kernels,
+}
+
+/// A filesystem with some files, and its journal in a form.
+pub(crate) fn with_journal(options: &str, form: Form) -> Image {
+    let image = Image::new("8M", options);
+    if form == Form::Kernels {
+        image.change("mkdir -p etc home; echo old >etc/hostname; head -c 20000 /dev/urandom >home/data; ln -s data home/link");
+        return image;
+    }
+    if form == Form::Checksum2 {
+        let (zeros, script) = (image.dir.path().join("zeros"), image.dir.path().join("script"));
+        fs::write(&zeros, [0; 1024]).unwrap();
+        fs::write(
+            &script,
+            format!("jo -c -v 2\njw -b 7000 {}\njc\n", zeros.display()),
+        )
+        .unwrap();
+        succeed(
+            Command::new("debugfs")
+                .arg("-w")
+                .arg("-f")
+                .args([&script, &image.path]),
+        );
+        succeed(Command::new("e2fsck").arg("-fy").arg(&image.path));
+        let header = succeed(Command::new("dumpe2fs").arg("-h").arg(&image.path));
+        assert!(header.contains("journal_checksum_v2"), "{header}");
+    }
+    image.edit(|editor| {
+        editor.make_directory(b"/etc", &Attributes::default()).unwrap();
+        editor
+            .put(b"/etc/hostname", b"old\n", &Attributes::default())
+            .unwrap();
+        editor.make_directory(b"/home", &Attributes::default()).unwrap();
+        editor
+            .put(b"/home/data", &vec![5; 20_000], &Attributes::default())
+            .unwrap();
+    });
+    image
 }
