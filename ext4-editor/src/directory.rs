@@ -368,6 +368,50 @@ impl Editor {
         }
     }
 
+    /// The blocks in which a name can be.
+    fn blocks_with(&self, directory: &Blocked, name: &[u8]) -> Result<Vec<u64>> {
+        if directory.inode.has(FLAG_INDEX) {
+            self.leaves(directory, name)
+        } else {
+            Ok(directory.blocks.clone())
+        }
+    }
+
+    /// What a name in a directory stands for, without reading all of an indexed one.
+    ///
+    /// # Errors
+    /// `Unsupported`, `Corrupt`, `Io`.
+    pub(crate) fn find(&self, directory: u32, name: &[u8]) -> Result<Option<u32>> {
+        if !self.load(directory)?.has(FLAG_INDEX) {
+            let found = self.filesystem.lookup(&self.reader_inode(directory)?, name)?;
+            return Ok(found.map(u32::from));
+        }
+        let directory = self.blocked(directory)?;
+        let end = self.names_end();
+        for block in self.leaves(&directory, name)? {
+            let bytes = self.staging.block(block)?;
+            self.check_leaf(&directory, &bytes)?;
+            for slot in slots(&bytes[..end])? {
+                if slot.inode != 0 && slot.name == name {
+                    return Ok(Some(slot.inode));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn check_leaf(&self, directory: &Blocked, bytes: &[u8]) -> Result<()> {
+        let Some(seed) = directory.seed else { return Ok(()) };
+        let end = self.names_end();
+        if LittleEndian::read_u32(&bytes[end + HEADER..]) == seed.with(&bytes[..end]).value() {
+            return Ok(());
+        }
+        let number = directory.inode.number;
+        Err(damaged(format!(
+            "a block of directory inode {number} has a wrong checksum"
+        )))
+    }
+
     /// Takes a name out of a directory.
     ///
     /// # Errors
@@ -378,11 +422,8 @@ impl Editor {
         }
         let directory = self.blocked(directory)?;
         let end = self.names_end();
-        for (logical, &block) in directory.blocks.iter().enumerate() {
+        for &block in &self.blocks_with(&directory, name)? {
             let mut bytes = self.staging.block(block)?;
-            if directory.inode.has(FLAG_INDEX) && crate::htree::is_index(&bytes, logical) {
-                continue;
-            }
             if remove(&mut bytes[..end], name)? {
                 return self.put_leaf(block, bytes, directory.seed);
             }

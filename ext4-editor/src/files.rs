@@ -253,11 +253,11 @@ impl Editor {
         if directory.kind() != ext4_reader::FileKind::Directory {
             return Err(about(path, "what it is to be in is no directory"));
         }
-        let inode = self.filesystem.lookup(&directory, name)?;
+        let directory = directory.number().into();
         Ok(Place {
-            directory: directory.number().into(),
+            directory,
             name: name.to_vec(),
-            inode: inode.map(u32::from),
+            inode: self.find(directory, name)?,
         })
     }
 

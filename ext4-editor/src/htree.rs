@@ -21,12 +21,6 @@ const LEVELS: usize = 30;
 /// Bits of a block's number.
 const BLOCK_MASK: u32 = 0x0FFF_FFFF;
 
-/// Whether a block of an indexed directory is of its index.
-pub(crate) fn is_index(bytes: &[u8], logical: usize) -> bool {
-    let len = usize::from(LittleEndian::read_u16(&bytes[4..]));
-    logical == 0 || bytes[..4] == [0; 4] && bytes[6..8] == [0; 2] && len == bytes.len()
-}
-
 /// A block of the index.
 #[derive(Clone, Debug)]
 struct Node {
@@ -154,6 +148,43 @@ impl Editor {
         self.staging.put(block, bytes)
     }
 
+    /// The blocks that an indexed directory may have a name in: one, or more where names of one hash go on.
+    ///
+    /// # Errors
+    /// `Unsupported`, `Corrupt`, `Io`.
+    pub(crate) fn leaves(&self, directory: &Blocked, name: &[u8]) -> Result<Vec<u64>> {
+        let mut path = self.path(directory, name)?;
+        let wanted = path.hash.of(name);
+        let levels = path.nodes.len();
+        let mut leaves = vec![directory.blocks[path.leaf as usize]];
+        loop {
+            // Up to where there is a next entry, and from that down again.
+            while path
+                .nodes
+                .last()
+                .is_some_and(|node| node.place + 1 == node.count())
+            {
+                path.nodes.pop();
+            }
+            let Some(node) = path.nodes.last_mut() else { break };
+            if node.hash(node.place + 1) & !1 != wanted {
+                break;
+            }
+            node.place += 1;
+            let mut logical = node.block(node.place);
+            while path.nodes.len() < levels {
+                let node = self.node(directory, logical, false)?;
+                logical = node.block(0);
+                path.nodes.push(node);
+            }
+            leaves.push(below(directory, logical)?);
+            if leaves.len() > directory.blocks.len() {
+                return Err(wrong_index(directory, "it goes in circles"));
+            }
+        }
+        Ok(leaves)
+    }
+
     fn path(&self, directory: &Blocked, name: &[u8]) -> Result<Path> {
         let root = self.staging.block(directory.blocks[0])?;
         let (version, levels) = (root[HASH_VERSION], usize::from(root[LEVELS]));
@@ -165,34 +196,43 @@ impl Editor {
         })?;
         let wanted = hash.of(name);
         let mut nodes = Vec::new();
-        let (mut logical, mut bytes) = (0, root);
-        loop {
-            let header = if nodes.is_empty() {
-                ROOT_HEADER
-            } else {
-                NODE_HEADER
-            };
-            let mut node = Node {
-                logical,
-                bytes,
-                header,
-                place: 0,
-            };
-            self.check_node(directory, &node)?;
-            // The first entry is for all that comes before the second.
-            node.place = (1..node.count())
-                .take_while(|&place| node.hash(place) <= wanted)
-                .count();
+        let mut logical = 0;
+        while nodes.len() <= levels {
+            let mut node = self.node(directory, logical, nodes.is_empty())?;
+            // The first entry is for all that comes before the second. Others are in order.
+            let (mut low, mut high) = (1, node.count());
+            while low < high {
+                let middle = usize::midpoint(low, high);
+                if node.hash(middle) <= wanted {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            node.place = low - 1;
             logical = node.block(node.place);
             nodes.push(node);
-            let block = directory.blocks.get(logical as usize).filter(|_| logical > 0);
-            let &block = block.ok_or_else(|| wrong_index(directory, "it leads out of the directory"))?;
-            if nodes.len() > levels {
-                let leaf = logical;
-                return Ok(Path { hash, nodes, leaf });
-            }
-            bytes = self.staging.block(block)?;
         }
+        below(directory, logical)?;
+        let leaf = logical;
+        Ok(Path { hash, nodes, leaf })
+    }
+
+    /// A block of the index: the root, or one below it.
+    fn node(&self, directory: &Blocked, logical: u32, is_root: bool) -> Result<Node> {
+        let block = if is_root {
+            directory.blocks[0]
+        } else {
+            below(directory, logical)?
+        };
+        let node = Node {
+            logical,
+            bytes: self.staging.block(block)?,
+            header: if is_root { ROOT_HEADER } else { NODE_HEADER },
+            place: 0,
+        };
+        self.check_node(directory, &node)?;
+        Ok(node)
     }
 
     fn check_node(&self, directory: &Blocked, node: &Node) -> Result<()> {
@@ -205,7 +245,11 @@ impl Editor {
         if node.limit() != expected || node.count() == 0 || node.count() > node.limit() {
             return Err(wrong_index(directory, "a block of it has other entries than fit"));
         }
-        Ok(())
+        let Some(seed) = directory.seed else { return Ok(()) };
+        match checksum(&node.bytes, seed, node.header) {
+            Some((at, sum)) if LittleEndian::read_u32(&node.bytes[at..]) == sum => Ok(()),
+            _ => Err(wrong_index(directory, "a block of it has a wrong checksum")),
+        }
     }
 
     /// How many entries root and nodes have at most.
@@ -282,16 +326,9 @@ impl Editor {
         header: usize,
     ) -> Result<()> {
         if let Some(seed) = seed {
-            let limit = usize::from(LittleEndian::read_u16(&bytes[header..]));
-            let count = usize::from(LittleEndian::read_u16(&bytes[header + 2..]));
-            let tail = header + limit * ENTRY;
-            if count > limit || tail + ENTRY > bytes.len() {
-                return Err(damaged("an index has more entries than fit".to_owned()));
-            }
-            // What is in use, and the tail with its own sum counted as zero.
-            let sum = seed.with(&bytes[..header + count * ENTRY]);
-            let sum = sum.with(&bytes[tail..tail + 4]).with(&[0; 4]);
-            LittleEndian::write_u32(&mut bytes[tail + 4..], sum.value());
+            let (at, sum) = checksum(&bytes, seed, header)
+                .ok_or_else(|| damaged("an index has more entries than fit".to_owned()))?;
+            LittleEndian::write_u32(&mut bytes[at..], sum);
         }
         self.staging.put(block, bytes)
     }
@@ -308,6 +345,29 @@ fn middle(names: &[(u32, Name)], all: usize) -> usize {
         before += size(&name.bytes);
     }
     best.1
+}
+
+/// Where the checksum of a block of an index is, and what it should be. `None` where there are more entries than fit.
+fn checksum(bytes: &[u8], seed: Checksum, header: usize) -> Option<(usize, u32)> {
+    let limit = usize::from(LittleEndian::read_u16(&bytes[header..]));
+    let count = usize::from(LittleEndian::read_u16(&bytes[header + 2..]));
+    let tail = header + limit * ENTRY;
+    if count > limit || tail + ENTRY > bytes.len() {
+        return None;
+    }
+    // What is in use, and the tail with its own sum counted as zero.
+    let sum = seed.with(&bytes[..header + count * ENTRY]);
+    let sum = sum.with(&bytes[tail..tail + 4]).with(&[0; 4]);
+    Some((tail + 4, sum.value()))
+}
+
+/// The block that an index leads to.
+fn below(directory: &Blocked, logical: u32) -> Result<u64> {
+    let block = directory.blocks.get(logical as usize);
+    let block = block.filter(|_| logical > 0);
+    block
+        .copied()
+        .ok_or_else(|| wrong_index(directory, "it leads out of the directory"))
 }
 
 fn wrong_index(directory: &Blocked, problem: &str) -> Error {

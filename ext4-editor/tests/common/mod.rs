@@ -59,7 +59,16 @@ pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        succeed(Command::new("umount").arg(&self.0));
+        // A program that another thread is starting has this one's open files for a moment, and keeps the mount busy.
+        let mut unmount = Command::new("umount");
+        unmount.arg(&self.0);
+        for _ in 0..500 {
+            if run(&mut unmount).status.success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        succeed(&mut unmount);
     }
 }
 
