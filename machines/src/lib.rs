@@ -4,11 +4,16 @@
 //! template, of profiles, and of the instance itself, of which the later win.
 //! A [`Store`](store::Store) keeps templates and instances.
 
+mod accel;
+pub mod launch;
 mod machine;
 mod root;
 mod settings;
 pub mod store;
+#[cfg(test)]
+mod testing;
 
+pub use accel::Accel;
 pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
 pub use root::Root;
 pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};
