@@ -13,7 +13,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 
-pub use accel::Accel;
+pub use accel::{Accel, Choice, Kvm};
 pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
 pub use root::Root;
 pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};

@@ -59,12 +59,8 @@ pub fn arguments(machine: &Machine, accel: Accel) -> Result<Vec<OsString>> {
     options.add("-name", escaped(&machine.name));
     options.add("-uuid", machine.uuid.to_string());
     boot(&mut options, machine)?;
-    let (accel, processor) = match accel {
-        Accel::Kvm => ("kvm", "host"),
-        Accel::Tcg => ("tcg", "max"),
-    };
-    options.add("-accel", accel);
-    options.add("-cpu", processor);
+    options.add("-accel", accel.name());
+    options.add("-cpu", accel.processor());
     options.add("-smp", machine.cpus.to_string());
     options.add("-m", format!("{}M", mebibytes(machine)));
     options.add("-display", "none");
