@@ -8,6 +8,7 @@ mod accel;
 pub mod launch;
 mod machine;
 mod root;
+pub mod run;
 mod settings;
 pub mod store;
 #[cfg(test)]

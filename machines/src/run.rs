@@ -1,0 +1,488 @@
+//! Running a machine with QEMU, on the terminal.
+//!
+//! # How it goes
+//!
+//! What QEMU would say in its own words is looked for first: a disk that another uses, a port that is taken, firmware that is
+//! not there. Then QEMU has the terminal to itself. To wait for a text, its ends are pipes here instead: what the guest
+//! writes is passed on and looked through, and the keys that a user would press are sent (Ctrl-A c for QEMU's monitor, and
+//! Ctrl-A x for the end), so that what is run is the same in both cases.
+//!
+//! Whatever happens, QEMU has ended when this returns. It is asked to, so that what the guest has flushed is in the image.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use block::chain::{Below, Chain, ChainOptions};
+use block::gate::Deny;
+use block::{BackingReference, Error, ErrorKind, Result};
+use ops::Cancel;
+use regex::bytes::{Regex, RegexBuilder};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::accel::{self, Accel};
+use crate::launch::{firmware, qemu};
+use crate::machine::{Boot, Disk, Layer, Machine, Network};
+
+/// How long QEMU may take to end when it is told to.
+const TO_END: Duration = Duration::from_secs(10);
+/// Between two looks at what else may have happened.
+const TICK: Duration = Duration::from_millis(50);
+/// Bytes of a line that are looked at, at most.
+const LINE_MAX: usize = 64 << 10;
+
+/// How a machine is run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// What runs its instructions.
+    pub accel: Accel,
+    /// What is written to its disks and variables is gone at the end.
+    pub ephemeral: bool,
+    /// Runs until this is read on the console, instead of until the guest ends.
+    pub wait_for: Option<WaitFor>,
+}
+
+/// What is waited for.
+#[derive(Clone, Debug)]
+pub struct WaitFor {
+    /// What a line of the console is to match, or the last one as far as it has come.
+    pattern: Regex,
+    /// How long at most, from the start.
+    limit: Duration,
+    /// How long the guest may then take to turn itself off, before it is turned off.
+    to_power_down: Duration,
+}
+
+impl WaitFor {
+    /// A regular expression, in the syntax of the crate `regex`, that matches bytes.
+    ///
+    /// # Errors
+    /// `InvalidInput` where it is none.
+    pub fn new(pattern: &str, limit: Duration, to_power_down: Duration) -> Result<Self> {
+        let pattern = RegexBuilder::new(pattern).unicode(false).build();
+        let pattern = pattern.map_err(|error| {
+            let error = error.to_string();
+            let what = error
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ");
+            Error::invalid(format!("no regular expression: {what}"))
+        })?;
+        Ok(Self {
+            pattern,
+            limit,
+            to_power_down,
+        })
+    }
+}
+
+/// The command line that [`run`] would run, without checks and without a change to anything.
+///
+/// # Errors
+/// As [`qemu::arguments`]; `InvalidInput` where there is no firmware.
+pub fn command_line(machine: &Machine, accel: Accel) -> Result<Vec<OsString>> {
+    let machine = firmware::resolve(machine)?;
+    let mut line = vec![OsString::from(qemu::program(machine.architecture))];
+    line.extend(qemu::arguments(&machine, accel)?);
+    line.extend(qemu::console().map(OsString::from));
+    Ok(line)
+}
+
+/// Runs a machine until it ends, or until what is waited for is read, which `out` is given along with all that the guest
+/// writes. Without anything to wait for, the guest has the terminal.
+///
+/// # Errors
+/// `Locked` for a disk that another uses, with who it is; `InvalidInput` for what is not installed, ports that are taken, and
+/// an end or a time before what was waited for; `Interrupted` on request; `Io` where QEMU fails.
+pub fn run(machine: &Machine, options: &RunOptions, out: &mut dyn Write, cancel: &Cancel) -> Result<()> {
+    let mut machine = firmware::resolve(machine)?;
+    check_disks(&machine, options.ephemeral)?;
+    check_ports(&machine)?;
+    // Lives until QEMU has ended.
+    let scratch = options.ephemeral.then(|| set_aside(&mut machine)).transpose()?;
+    make_variables(&machine)?;
+    let line = command_line(&machine, options.accel)?;
+    let mut command = Command::new(&line[0]);
+    command.args(&line[1..]);
+    let ended = match &options.wait_for {
+        None => on_terminal(command, &machine, cancel),
+        Some(wait_for) => until(command, &machine, wait_for, out, cancel),
+    };
+    drop(scratch);
+    ended
+}
+
+/// That each image can be used as QEMU is going to. What is found is let go again: only QEMU can keep it.
+fn check_disks(machine: &Machine, ephemeral: bool) -> Result<()> {
+    for disk in &machine.disks {
+        for (depth, layer) in disk.chain.iter().enumerate() {
+            let write = depth == 0 && !disk.read_only && !ephemeral;
+            raw::OpenOptions::new().write(write).open(&layer.path)?;
+        }
+    }
+    Ok(())
+}
+
+/// That nobody listens where QEMU is to.
+fn check_ports(machine: &Machine) -> Result<()> {
+    let Network::User { forwards } = &machine.network else {
+        return Ok(());
+    };
+    for forward in forwards {
+        let port = (forward.address, forward.host);
+        TcpListener::bind(port).map_err(|error| {
+            let message = format!("listen on port {} of {}", forward.host, forward.address);
+            let error = Error::io(message, error);
+            match error.io_kind() {
+                Some(io::ErrorKind::AddrInUse) => error.with_hint(format!(
+                    "forward another port to the guest's {}, or stop who listens there",
+                    forward.guest
+                )),
+                Some(io::ErrorKind::AddrNotAvailable) => {
+                    error.with_hint(format!("use {} or an address of this host", Ipv4Addr::LOCALHOST))
+                }
+                _ => error,
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Has the machine write to files of its own, which go away with the result.
+fn set_aside(machine: &mut Machine) -> Result<tempfile::TempDir> {
+    // It may become as large as the disks, and /tmp is in memory on many hosts.
+    let place = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let scratch = tempfile::Builder::new()
+        .prefix("imgtool-")
+        .tempdir_in(&place)
+        .map_err(|error| Error::io("make a directory for what the guest writes", error).with_path(&place))?;
+    for (number, disk) in machine.disks.iter_mut().enumerate() {
+        if !disk.read_only {
+            let path = scratch.path().join(format!("disk{number}.qcow2"));
+            make_overlay(disk, &path)?;
+            let format = "qcow2".to_owned();
+            disk.chain.insert(0, Layer { path, format });
+        }
+    }
+    if let Boot::Uefi { variables, .. } = &mut machine.boot {
+        let aside = scratch.path().join("variables");
+        match fs::copy(&*variables, &aside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            copied => {
+                copied.map_err(|error| Error::io("copy", error).with_path(&*variables))?;
+            }
+        }
+        *variables = aside;
+    }
+    Ok(scratch)
+}
+
+/// An image that reads as the disk does.
+fn make_overlay(disk: &Disk, path: &Path) -> Result<()> {
+    let Some(active) = disk.chain.first() else {
+        return Err(Error::invalid("a disk of the machine has no image"));
+    };
+    let options = ChainOptions {
+        format: Some(&active.format),
+        below: Below::Nothing,
+        ..ChainOptions::default()
+    };
+    let opener = raw::HostOpener::new();
+    let chain = Chain::open_with(
+        &opener,
+        &[&qcow2::Qcow2, &raw::Raw],
+        &Deny,
+        &active.path,
+        &options,
+    )?;
+    let name = active.path.to_string_lossy().into_owned();
+    let storage = raw::OpenOptions::new().write(true).create_new(true).open(path)?;
+    let options = qcow2::CreateOptions {
+        size: chain.size(),
+        backing: Some(BackingReference {
+            name,
+            format: Some(active.format.clone()),
+        }),
+        ..qcow2::CreateOptions::default()
+    };
+    qcow2::create(&storage, &options)
+}
+
+/// Makes the file with the variables of the firmware, where there is none yet: whole, or not at all.
+fn make_variables(machine: &Machine) -> Result<()> {
+    let Boot::Uefi {
+        firmware: Some(code),
+        variables,
+    } = &machine.boot
+    else {
+        return Ok(());
+    };
+    if variables.exists() {
+        return Ok(());
+    }
+    let template = firmware::variables_template(code);
+    let bytes = fs::read(&template).map_err(|error| {
+        let error = Error::io("read the variables that go with the firmware", error).with_path(&template);
+        error.with_hint(
+            "name firmware whose variables lie beside it, in a file with VARS in its name for CODE",
+        )
+    })?;
+    let failed = |error| Error::io("make the file with the firmware's variables", error).with_path(variables);
+    let mut file =
+        tempfile::NamedTempFile::new_in(variables.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+    file.write_all(&bytes).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    match file.persist_noclobber(variables) {
+        // Another was faster.
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map(drop).map_err(|error| failed(error.error)),
+    }
+}
+
+/// Gives QEMU the terminal, and waits for its end.
+fn on_terminal(mut command: Command, machine: &Machine, cancel: &Cancel) -> Result<()> {
+    let child = command.spawn();
+    let mut qemu = Qemu(child.map_err(|error| accel::not_started(machine.architecture, error))?);
+    loop {
+        if let Some(status) = qemu.ended()? {
+            // An interrupt from the keyboard reaches it too.
+            cancel.check()?;
+            return succeeded(status);
+        }
+        if cancel.is_cancelled() {
+            qemu.end()?;
+            return cancel.check();
+        }
+        thread::sleep(TICK);
+    }
+}
+
+/// Runs QEMU until its console has what is waited for.
+fn until(
+    mut command: Command,
+    machine: &Machine,
+    wait_for: &WaitFor,
+    out: &mut dyn Write,
+    cancel: &Cancel,
+) -> Result<()> {
+    let deadline = Instant::now() + wait_for.limit;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let child = command.spawn();
+    let mut qemu = Qemu(child.map_err(|error| accel::not_started(machine.architecture, error))?);
+    let mut keys = qemu.0.stdin.take().expect("it is a pipe");
+    let said = listen(&mut qemu.0);
+    let mut console = Console::default();
+    loop {
+        let wait = deadline.saturating_duration_since(Instant::now()).min(TICK);
+        match said.recv_timeout(wait) {
+            Ok(bytes) => {
+                // With nobody left to read it there is nothing to be done about that.
+                let _ = out.write_all(&bytes).and_then(|()| out.flush());
+                if console.add(&bytes, &wait_for.pattern) {
+                    return qemu.power_down(&mut keys, &said, wait_for.to_power_down, cancel);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = qemu.wait(TO_END)?;
+                cancel.check()?;
+                succeeded(status)?;
+                let message = "the guest ended before what was waited for was read";
+                return Err(console.last_line(message));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if cancel.is_cancelled() {
+            qemu.quit(&mut keys, &said)?;
+            return cancel.check();
+        }
+        if Instant::now() >= deadline {
+            qemu.quit(&mut keys, &said)?;
+            let message = format!("what was waited for was not read in {:?}", wait_for.limit);
+            return Err(console
+                .last_line(&message)
+                .with_hint("look at the console above, or allow more time"));
+        }
+    }
+}
+
+/// What a process writes, from a thread of its own, which ends with it.
+fn listen(child: &mut Child) -> Receiver<Vec<u8>> {
+    let (send, receive) = sync_channel(16);
+    let mut pipe = child.stdout.take().expect("it is a pipe");
+    thread::spawn(move || {
+        let mut buffer = vec![0; 16 << 10];
+        while let Ok(len) = pipe.read(&mut buffer) {
+            if len == 0 || send.send(buffer[..len].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receive
+}
+
+fn succeeded(status: ExitStatus) -> Result<()> {
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Io, format!("QEMU failed ({status})")).with_hint("what it says of it is above"))
+}
+
+/// QEMU as it runs. Dropped, it is no more.
+struct Qemu(Child);
+
+impl Qemu {
+    fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.0
+            .try_wait()
+            .map_err(|error| Error::io("wait for QEMU", error))
+    }
+
+    /// Waits for its end, and puts one to it if it takes too long.
+    fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let failed = |error| Error::io("wait for QEMU", error);
+        match accel::wait(&mut self.0, limit).map_err(failed)? {
+            Some(status) => Ok(status),
+            None => self.0.wait().map_err(failed),
+        }
+    }
+
+    /// Has it end by itself: it writes out what the guest has flushed.
+    fn end(&mut self) -> Result<()> {
+        let pid = Pid::from_child(&self.0);
+        if self.ended()?.is_none() {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        self.wait(TO_END).map(drop)
+    }
+
+    /// The same by the keyboard, without a word about it.
+    fn quit(&mut self, keys: &mut ChildStdin, said: &Receiver<Vec<u8>>) -> Result<()> {
+        // The pipe is gone where QEMU is.
+        let _ = keys.write_all(b"\x01x").and_then(|()| keys.flush());
+        let end = Instant::now() + TO_END;
+        // It may have to be read from before it reads.
+        while Instant::now() < end && said.recv_timeout(TICK) != Err(RecvTimeoutError::Disconnected) {}
+        self.end()
+    }
+
+    /// Presses the power button, and ends QEMU if the guest does not.
+    fn power_down(
+        &mut self,
+        keys: &mut ChildStdin,
+        said: &Receiver<Vec<u8>>,
+        limit: Duration,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let end = Instant::now() + limit;
+        if !limit.is_zero() {
+            // The pipe is gone where QEMU is.
+            let _ = keys
+                .write_all(b"\x01csystem_powerdown\n\x01c")
+                .and_then(|()| keys.flush());
+        }
+        while Instant::now() < end && !cancel.is_cancelled() {
+            if said.recv_timeout(TICK) == Err(RecvTimeoutError::Disconnected) {
+                break;
+            }
+        }
+        self.quit(keys, said)
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        if !matches!(self.0.try_wait(), Ok(Some(_))) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// What the guest has written, as far as it matters.
+#[derive(Default)]
+struct Console {
+    /// The last line, which may go on.
+    line: Vec<u8>,
+    /// The last line that ended and had something in it.
+    before: Vec<u8>,
+}
+
+impl Console {
+    /// Goes on with `bytes`; whether a line matches.
+    fn add(&mut self, bytes: &[u8], pattern: &Regex) -> bool {
+        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let room = LINE_MAX.saturating_sub(self.line.len());
+            self.line
+                .extend(part.iter().filter(|byte| !b"\r\n".contains(byte)).take(room));
+            if pattern.is_match(&self.line) {
+                return true;
+            }
+            if part.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.line);
+                if !line.is_empty() {
+                    self.before = line;
+                }
+            }
+        }
+        false
+    }
+
+    /// An error that says what was last to be read.
+    fn last_line(&self, message: &str) -> Error {
+        let line = if self.line.is_empty() {
+            &self.before
+        } else {
+            &self.line
+        };
+        let line = String::from_utf8_lossy(&line[..line.len().min(200)]);
+        let last = if line.is_empty() {
+            "the guest wrote nothing".to_owned()
+        } else {
+            format!("its last line is \"{}\"", block::escape(&line))
+        };
+        Error::invalid(format!("{message}; {last}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_matches_before_it_ends_and_wherever_it_was_cut() {
+        let wait_for = WaitFor::new("^web-1 login: $", Duration::ZERO, Duration::ZERO).unwrap();
+        let text = b"a\r\nDebian GNU/Linux\r\n\r\nweb-1 login: ";
+        for cut in 0..text.len() {
+            let mut console = Console::default();
+            assert!(!console.add(&text[..cut], &wait_for.pattern), "{cut}");
+            assert!(console.add(&text[cut..], &wait_for.pattern), "{cut}");
+        }
+        let mut console = Console::default();
+        assert!(!console.add(b"one\nxweb-1 login: \n\n", &wait_for.pattern));
+        let error = console.last_line("nothing").to_string();
+        assert_eq!(error, "nothing; its last line is \"xweb-1 login: \"");
+    }
+
+    #[test]
+    fn a_line_without_end_is_not_kept_whole() {
+        let wait_for = WaitFor::new("b", Duration::ZERO, Duration::ZERO).unwrap();
+        let mut console = Console::default();
+        for _ in 0..20 {
+            assert!(!console.add(&[b'a'; 10_000], &wait_for.pattern));
+        }
+        assert_eq!(console.line.len(), LINE_MAX);
+    }
+
+    #[test]
+    fn what_is_no_expression_says_so() {
+        let error = WaitFor::new("(", Duration::ZERO, Duration::ZERO).unwrap_err();
+        assert_eq!(error.to_string(), "no regular expression: unclosed group");
+    }
+}
