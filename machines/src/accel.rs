@@ -113,16 +113,25 @@ impl Kvm {
     /// # Errors
     /// `InvalidInput` where there is no QEMU; `Io` where it cannot be started.
     pub fn find(architecture: Architecture, cache: Option<&Path>) -> Result<Self> {
+        let cached = cache.and_then(|directory| Cached::of(architecture, directory));
+        match cached.and_then(|cached| cached.read()) {
+            // Whoever may open the device can change without a boot.
+            Some(kvm) if obstacle(architecture).is_none() => Ok(kvm),
+            _ => Self::find_anew(architecture, cache),
+        }
+    }
+
+    /// The same, whatever was found before.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn find_anew(architecture: Architecture, cache: Option<&Path>) -> Result<Self> {
         if let Some(obstacle) = obstacle(architecture) {
             return Ok(obstacle);
         }
-        let cached = cache.and_then(|directory| Cached::of(architecture, directory));
-        if let Some(kvm) = cached.as_ref().and_then(Cached::read) {
-            return Ok(kvm);
-        }
         let kvm = probe(architecture, Accel::Kvm)?;
-        if let Some(cached) = cached {
-            // It is found out again next time.
+        if let Some(cached) = cache.and_then(|directory| Cached::of(architecture, directory)) {
+            // Where it cannot be kept it is found out again.
             let _ = cached.write(&kvm);
         }
         Ok(kvm)

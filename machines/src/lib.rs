@@ -5,6 +5,7 @@
 //! A [`Store`](store::Store) keeps templates and instances.
 
 mod accel;
+pub mod doctor;
 pub mod launch;
 mod machine;
 mod root;
