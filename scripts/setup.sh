@@ -158,6 +158,10 @@ case $task in
 esac
 if [ "$task" = test ]; then
     need busybox busybox-static
+    # They need no emulator, which apt would take from another suite than the tools.
+    need virsh libvirt-clients
+    [ -x /usr/sbin/libvirtd ] || packages+=(libvirt-daemon-system libvirt-daemon-driver-qemu)
+    need setpriv util-linux
     need cpio cpio
     need strace strace
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)

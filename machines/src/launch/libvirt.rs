@@ -1,14 +1,18 @@
 //! libvirt: a domain's XML.
 //!
 //! The chain of a disk is given whole, so that libvirt looks for nothing by itself and a backing file's format is never
-//! guessed.
+//! guessed. A network that forwards ports is given as QEMU's options: libvirt's own way to say it wants passt, which libvirt 9.0
+//! of Debian 12 does not know.
 
 use block::Result;
 
-use super::{Description, Launcher, credentials, mac, text, xml::Xml};
+use super::{Description, Launcher, credentials, mac, qemu, text, xml::Xml};
 use crate::accel::Accel;
 use crate::launch::firmware;
-use crate::machine::{Architecture, Boot, Disk, Layer, Limits, Machine, Network};
+use crate::machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
+
+/// Of the elements with QEMU's options.
+const QEMU_NAMESPACE: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
 
 const LIBVIRT: Launcher = Launcher::Libvirt;
 
@@ -21,17 +25,17 @@ pub(super) fn describe(machine: &Machine, accel: Accel) -> Result<Description> {
         Accel::Tcg => "qemu",
     };
     let mut xml = Xml::new();
-    xml.element("domain", &[("type", kind)], |xml| domain(xml, machine, accel))?;
-    let passt = matches!(&machine.network, Network::User { forwards } if !forwards.is_empty());
-    let mut steps = Vec::new();
-    if passt {
-        steps.push("command -v passt  # forwards the ports, in libvirt 9.0 and later".to_owned());
+    let mut attributes = vec![("type", kind)];
+    if forwards(machine).is_some() {
+        attributes.push(("xmlns:qemu", QEMU_NAMESPACE));
     }
-    steps.push("virsh define --validate FILE".to_owned());
-    steps.push(format!("virsh start --console {}", machine.name));
+    xml.element("domain", &attributes, |xml| domain(xml, machine, accel))?;
     Ok(Description {
         text: xml.finish()?,
-        steps,
+        steps: vec![
+            "virsh define --validate FILE".to_owned(),
+            format!("virsh start --console {}", machine.name),
+        ],
     })
 }
 
@@ -86,7 +90,27 @@ fn domain(xml: &mut Xml, machine: &Machine, accel: Accel) -> Result<()> {
     };
     xml.empty("cpu", &[("mode", processor)]);
     xml.empty("clock", &[("offset", "utc")]);
-    xml.element("devices", &[], |xml| devices(xml, machine))
+    xml.element("devices", &[], |xml| devices(xml, machine))?;
+    match forwards(machine) {
+        Some(forwards) => xml.element("qemu:commandline", &[], |xml| {
+            let [netdev, backend, device, card] = qemu::user_network(machine, forwards);
+            // Beyond those that libvirt takes for the devices that it knows, which QEMU makes later.
+            let card = format!("{card},bus=pcie.0,addr=0x10");
+            for argument in [netdev, backend, device, card] {
+                xml.empty("qemu:arg", &[("value", &argument)]);
+            }
+            Ok(())
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Ports that are forwarded.
+fn forwards(machine: &Machine) -> Option<&[Forward]> {
+    match &machine.network {
+        Network::User { forwards } if !forwards.is_empty() => Some(forwards),
+        _ => None,
+    }
 }
 
 fn boot(xml: &mut Xml, machine: &Machine, tables: bool) -> Result<()> {
@@ -189,9 +213,9 @@ fn backing_store(xml: &mut Xml, layers: &[Layer]) -> Result<()> {
 
 fn network(xml: &mut Xml, machine: &Machine) -> Result<()> {
     let kind = match &machine.network {
-        Network::None => return Ok(()),
-        Network::User { .. } => "user",
         Network::Bridge { .. } => "bridge",
+        Network::User { forwards } if forwards.is_empty() => "user",
+        Network::User { .. } | Network::None => return Ok(()),
     };
     xml.element("interface", &[("type", kind)], |xml| {
         xml.empty("mac", &[("address", &mac(machine))]);
@@ -199,20 +223,6 @@ fn network(xml: &mut Xml, machine: &Machine) -> Result<()> {
             xml.empty("source", &[("bridge", name)]);
         }
         xml.empty("model", &[("type", "virtio")]);
-        let Network::User { forwards } = &machine.network else {
-            return Ok(());
-        };
-        if !forwards.is_empty() {
-            xml.empty("backend", &[("type", "passt")]);
-        }
-        for forward in forwards {
-            let address = forward.address.to_string();
-            xml.element("portForward", &[("proto", "tcp"), ("address", &address)], |xml| {
-                let (host, guest) = (forward.host.to_string(), forward.guest.to_string());
-                xml.empty("range", &[("start", &host), ("to", &guest)]);
-                Ok(())
-            })?;
-        }
         Ok(())
     })
 }

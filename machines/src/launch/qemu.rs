@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{Description, Launcher, active, credentials, mac, mebibytes, shell, text};
 use crate::accel::Accel;
-use crate::machine::{Architecture, Boot, Disk, Machine, Network};
+use crate::machine::{Architecture, Boot, Disk, Forward, Machine, Network};
 
 const QEMU: Launcher = Launcher::Qemu;
 
@@ -212,19 +212,35 @@ fn node_name(disk: usize, depth: usize) -> String {
 }
 
 fn network(options: &mut Options, machine: &Machine) {
-    let backend = match &machine.network {
-        Network::None => return,
+    match &machine.network {
+        Network::None => {}
         Network::User { forwards } => {
-            let each = forwards.iter();
-            let each = each.map(|f| format!(",hostfwd=tcp:{}:{}-:{}", f.address, f.host, f.guest));
-            format!("user,id=net0{}", each.collect::<String>())
+            let words = user_network(machine, forwards);
+            options.0.extend(words.map(OsString::from));
         }
-        Network::Bridge { name } => format!("bridge,id=net0,br={}", escaped(name)),
-    };
-    options.add("-netdev", backend);
-    // No disk is booted from the network, and the program for it may not be installed.
-    let device = format!("virtio-net-pci,netdev=net0,mac={},romfile=", mac(machine));
-    options.add("-device", device);
+        Network::Bridge { name } => {
+            options.add("-netdev", format!("bridge,id=net0,br={}", escaped(name)));
+            options.add("-device", network_card(machine));
+        }
+    }
+}
+
+/// The options for a network of QEMU's own.
+pub(super) fn user_network(machine: &Machine, forwards: &[Forward]) -> [String; 4] {
+    let each = forwards.iter();
+    let each = each.map(|f| format!(",hostfwd=tcp:{}:{}-:{}", f.address, f.host, f.guest));
+    let backend = format!("user,id=net0{}", each.collect::<String>());
+    [
+        "-netdev".to_owned(),
+        backend,
+        "-device".to_owned(),
+        network_card(machine),
+    ]
+}
+
+/// No machine boots from the network, and the program for that may not be installed.
+fn network_card(machine: &Machine) -> String {
+    format!("virtio-net-pci,netdev=net0,mac={},romfile=", mac(machine))
 }
 
 #[cfg(test)]
