@@ -265,3 +265,49 @@ fn a_filesystem_shares_large_files_with_the_tree_that_it_is_made_of() {
         assert_eq!(lab.run("md5sum tree/large").ok(), sum);
     }
 }
+
+#[test]
+fn disks_and_qcow2_images_share_large_files_with_the_tree_that_they_are_made_of() {
+    const UUID: &str = "d0e72f7a-1f4b-4f0e-9a7a-1b8f0a1d2c3e";
+    let program = {
+        let mut bytes = vec![1; 8192];
+        bytes[..2].copy_from_slice(b"MZ");
+        bytes[0x3C..0x40].copy_from_slice(&0x80_u32.to_le_bytes());
+        bytes[0x80..0x86].copy_from_slice(b"PE\0\0\x64\x86");
+        bytes
+    };
+    for kind in ["xfs", "btrfs"] {
+        let (lab, _mounted) = Lab::on(kind, 1024);
+        for (path, bytes) in [
+            ("tree/boot/vmlinuz-1", &program),
+            ("tree/usr/lib/systemd/boot/efi/systemd-bootx64.efi", &program),
+        ] {
+            let path = lab.path(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        lab.run("dd if=/dev/urandom of=tree/large bs=1M count=200 status=none")
+            .ok();
+        // The same is made where nothing can be shared.
+        let elsewhere = Lab::new();
+        let tree = lab.path("tree");
+        for line in [
+            "mkdisk --esp-size 40M",
+            "mkdisk --esp-size 40M --size 400M",
+            "mkdisk --esp-size 40M -O qcow2",
+            "mkfs -O qcow2",
+        ] {
+            let _ = std::fs::remove_file(lab.path("new"));
+            let line = format!("{line} -q --uuid {UUID} {} new", tree.display());
+            lab.imgtool(&line);
+            let (taken, own) = (taken(&lab, "new"), own(&lab, "new"));
+            // What the file system keeps ready behind a file that grew is its own too.
+            let shared = taken - own;
+            assert!(shared > 190 << 20, "{kind}: {line}: {shared} of {taken}");
+            elsewhere.imgtool(&line);
+            let other = elsewhere.path("new");
+            lab.run_words(&["qemu-img", "compare", "new", other.to_str().unwrap()])
+                .ok();
+        }
+    }
+}
