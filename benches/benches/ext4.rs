@@ -50,12 +50,10 @@ fn ext4(criterion: &mut Criterion) {
                     }
                     let size = (number % 64 + 1) * 4096;
                     let end = if number % 3 == 0 { size / 2 } else { size };
-                    let mut data = vec![0..end];
-                    if end < size {
-                        data.push(end.midpoint(size)..size);
-                    }
+                    let data = [0..end, end.midpoint(size)..size];
+                    let data = if end < size { &data[..] } else { &data[..1] };
                     builder
-                        .file(directory, name.as_bytes(), metadata, size, &data)
+                        .file(directory, name.as_bytes(), metadata, size, data)
                         .expect("it has room");
                 }
             })
