@@ -8,6 +8,7 @@ mod accel;
 pub mod doctor;
 pub mod launch;
 mod machine;
+pub mod personalise;
 mod root;
 pub mod run;
 mod settings;

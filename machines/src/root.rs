@@ -85,23 +85,27 @@ impl Root {
     /// # Errors
     /// `InvalidInput` for what is not there, no regular file, or longer; `Corrupt`, `Io`.
     pub fn read(&self, path: &str, most: u64) -> Result<Vec<u8>> {
-        let filesystem = self.filesystem()?;
-        let inode = filesystem.resolve(path.as_bytes(), LastLink::Follow)?;
-        let wrong = |what| Error::invalid(format!("{} {what}", escape(path)));
-        if inode.kind() != FileKind::Regular {
-            return Err(wrong("is no regular file"));
-        }
-        if inode.size() > most {
-            return Err(wrong("is too long"));
-        }
-        let mut bytes = Vec::new();
-        let read = filesystem.reader(&inode)?.read_to_end(&mut bytes);
-        read.map_err(|error| {
-            let io = |error| Error::new(ErrorKind::Io, "read").with_source(error);
-            error.downcast::<Error>().unwrap_or_else(io)
-        })?;
-        Ok(bytes)
+        read(&self.filesystem()?, path, most)
     }
+}
+
+/// The content of a file of at most `most` bytes.
+pub(crate) fn read(filesystem: &Filesystem, path: &str, most: u64) -> Result<Vec<u8>> {
+    let inode = filesystem.resolve(path.as_bytes(), LastLink::Follow)?;
+    let wrong = |what| Error::invalid(format!("{} {what}", escape(path)));
+    if inode.kind() != FileKind::Regular {
+        return Err(wrong("is no regular file"));
+    }
+    if inode.size() > most {
+        return Err(wrong("is too long"));
+    }
+    let mut bytes = Vec::new();
+    let read = filesystem.reader(&inode)?.read_to_end(&mut bytes);
+    read.map_err(|error| {
+        let io = |error| Error::new(ErrorKind::Io, "read").with_source(error);
+        error.downcast::<Error>().unwrap_or_else(io)
+    })?;
+    Ok(bytes)
 }
 
 impl fmt::Debug for Root {

@@ -1,0 +1,123 @@
+//! Users of a guest: passwd(5), shadow(5), group(5).
+
+use block::{Error, Result, escape};
+use ext4_editor::Attributes;
+
+use super::Guest;
+
+/// The first number that is a person's (login.defs(5), `UID_MIN`).
+const FIRST: u32 = 1000;
+
+/// The last one (`UID_MAX`).
+const LAST: u32 = 60_000;
+
+/// A user of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) home: String,
+}
+
+impl User {
+    /// The user of a line of passwd.
+    fn parse(line: &str, name: &str) -> Option<Self> {
+        let fields: Vec<&str> = line.split(':').collect();
+        match fields.as_slice() {
+            [of, _, uid, gid, _, home, ..] if *of == name => Some(Self {
+                uid: uid.parse().ok()?,
+                gid: gid.parse().ok()?,
+                home: (*home).to_owned(),
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// The user of this name, who is made where there is none: with a group of the same name, a home, and no password.
+pub(super) fn find_or_make(guest: &mut Guest, name: &str) -> Result<User> {
+    check(name)?;
+    let Some(passwd) = guest.text("/etc/passwd")? else {
+        return Err(Error::invalid("the guest has no /etc/passwd, and so no users"));
+    };
+    let user = match passwd.lines().find_map(|line| User::parse(line, name)) {
+        Some(user) if user.home.starts_with('/') => user,
+        Some(_) => {
+            return Err(Error::invalid(format!(
+                "the user {name} has no home in the guest"
+            )));
+        }
+        None => make(guest, name, &passwd)?,
+    };
+    if guest.kind(&user.home)?.is_none() {
+        let parent = user.home.rsplit_once('/').map_or("", |(parent, _)| parent);
+        if !parent.is_empty() {
+            guest
+                .editor
+                .make_directories(parent.as_bytes(), &Attributes::of(0o755))?;
+        }
+        let attributes = Attributes::of(0o700).owned_by(user.uid, user.gid);
+        guest.editor.make_directory(user.home.as_bytes(), &attributes)?;
+    }
+    Ok(user)
+}
+
+/// Names as useradd(8) takes them.
+fn check(name: &str) -> Result<()> {
+    let first = |c: char| c.is_ascii_lowercase() || c == '_';
+    let other = |c: char| first(c) || c.is_ascii_digit() || c == '-';
+    if name.len() <= 32 && name.starts_with(first) && name.chars().all(other) {
+        return Ok(());
+    }
+    Err(
+        Error::invalid(format!("\"{}\" cannot be the name of a user", escape(name)))
+            .with_hint("a name has up to 32 of a-z, 0-9, - and _, and does not start with a digit or -"),
+    )
+}
+
+fn make(guest: &mut Guest, name: &str, passwd: &str) -> Result<User> {
+    let group = guest.text("/etc/group")?.unwrap_or_default();
+    let number = |line: &str| line.split(':').nth(2)?.parse::<u32>().ok();
+    let taken: Vec<u32> = passwd.lines().chain(group.lines()).filter_map(number).collect();
+    let id = (FIRST..LAST)
+        .find(|id| !taken.contains(id))
+        .ok_or_else(|| Error::invalid("the guest has no number left for another user"))?;
+    let shell = ["/bin/bash", "/bin/ash", "/bin/sh"];
+    let mut shells = shell
+        .iter()
+        .filter(|shell| matches!(guest.kind(shell), Ok(Some(_))));
+    let shell = shells.next().copied().unwrap_or("/bin/sh");
+    let home = format!("/home/{name}");
+    append(
+        guest,
+        "/etc/passwd",
+        &format!("{name}:x:{id}:{id}::{home}:{shell}"),
+        0o644,
+    )?;
+    append(guest, "/etc/group", &format!("{name}:x:{id}:"), 0o644)?;
+    // "*": no password fits, and unlike with "!", sshd lets in who has a key.
+    append(
+        guest,
+        "/etc/shadow",
+        &format!("{name}:*:19700:0:99999:7:::"),
+        0o640,
+    )?;
+    if guest.kind("/etc/gshadow")?.is_some() {
+        append(guest, "/etc/gshadow", &format!("{name}:!::"), 0o640)?;
+    }
+    Ok(User {
+        uid: id,
+        gid: id,
+        home,
+    })
+}
+
+fn append(guest: &mut Guest, path: &str, line: &str, permissions: u16) -> Result<()> {
+    let mut text = guest.text(path)?.unwrap_or_default();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str(line);
+    text.push('\n');
+    guest.put(path, text.as_bytes(), permissions)
+}

@@ -1,0 +1,284 @@
+//! Clones that are machines of their own, with e2fsck, debugfs and the kernel as judges of what was changed on their disks.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use block::chain::Chain;
+use block::gate::Permissive;
+use block::{Access, BlockDevice};
+use machines::personalise::{AuthorizedKeys, Identity, personalise};
+use machines::store::{Instance, NewInstances, NewTemplate, Store, Template};
+use ops::Control;
+use raw::HostOpener;
+use tempfile::TempDir;
+
+struct Lab {
+    directory: TempDir,
+    store: Store,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().join("store"));
+        Self { directory, store }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A root filesystem with all that is personal in it, somebody else's.
+    fn tree(&self) -> PathBuf {
+        let tree = self.path("tree");
+        for directory in [
+            "etc/ssh",
+            "etc/systemd/network",
+            "var/lib/dbus",
+            "root",
+            "bin",
+            "home",
+        ] {
+            fs::create_dir_all(tree.join(directory)).unwrap();
+        }
+        for (name, text, mode) in [
+            ("etc/hostname", "template\n", 0o644),
+            ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 template\n", 0o644),
+            ("etc/machine-id", "11111111111111111111111111111111\n", 0o444),
+            (
+                "var/lib/dbus/machine-id",
+                "11111111111111111111111111111111\n",
+                0o444,
+            ),
+            ("etc/ssh/ssh_host_rsa_key", "somebody's key", 0o600),
+            ("etc/ssh/ssh_host_ed25519_key", "somebody's key", 0o600),
+            ("etc/ssh/sshd_config", "# as it is\n", 0o644),
+            (
+                "etc/passwd",
+                "root:x:0:0:root:/root:/bin/sh\nold:x:1000:1000::/home/old:/bin/sh\n",
+                0o644,
+            ),
+            ("etc/group", "root:x:0:\nold:x:1000:\n", 0o644),
+            (
+                "etc/shadow",
+                "root:*:19000:0:99999:7:::\nold:*:19000:0:99999:7:::\n",
+                0o640,
+            ),
+            ("bin/sh", "a shell", 0o755),
+        ] {
+            fs::write(tree.join(name), text).unwrap();
+            fs::set_permissions(tree.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        tree
+    }
+
+    /// A template of a tree, made by mke2fs.
+    fn template(&self, tree: &Path, options: &[&str]) -> Template {
+        let image = self.path("image");
+        let shown = image.to_str().unwrap();
+        let mut words = vec!["mke2fs", "-q", "-F", "-t", "ext4", "-d", tree.to_str().unwrap()];
+        words.extend(options);
+        words.extend([shown, "64M"]);
+        run(&words);
+        let formats: [&dyn block::Format; 2] = [&qcow2::Qcow2, &raw::Raw];
+        let gate = Permissive::default();
+        let chain = Chain::open(
+            &HostOpener::new(),
+            &formats,
+            &gate,
+            &image,
+            Some("raw"),
+            Access::READ,
+        )
+        .unwrap();
+        self.store
+            .import(&chain, &NewTemplate::default(), &Control::unwatched())
+            .unwrap()
+    }
+
+    /// A clone whose disk is changed.
+    fn clone(&self, template: &Template, name: &str, identity: &Identity) -> block::Result<Instance> {
+        let new = NewInstances {
+            names: vec![name.parse().unwrap()],
+            ..NewInstances::default()
+        };
+        let own = |_: &Instance, disk: &Arc<dyn BlockDevice>| personalise(disk, identity, true);
+        let mut made = self
+            .store
+            .clone_template(template, &new, &own, &Control::unwatched())?;
+        Ok(made.remove(0))
+    }
+
+    /// Mounts the disk of a machine, after e2fsck found nothing wrong with it.
+    fn mounted(&self, instance: &Instance, look: impl FnOnce(&Path)) {
+        let (raw, at) = (self.path("raw"), self.path("mounted"));
+        let (raw, shown) = (raw.to_str().unwrap(), at.to_str().unwrap());
+        run(&["qemu-img", "check", "-q", instance.image().to_str().unwrap()]);
+        run(&[
+            "qemu-img",
+            "convert",
+            "-O",
+            "raw",
+            instance.image().to_str().unwrap(),
+            raw,
+        ]);
+        let checked = run(&["e2fsck", "-fn", raw]);
+        assert_eq!(checked.lines().count(), 6, "{checked}");
+        fs::create_dir_all(&at).unwrap();
+        run(&["mount", "-o", "loop", raw, shown]);
+        let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| look(&at)));
+        run(&["umount", shown]);
+        if let Err(panic) = looked {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+fn run(words: &[&str]) -> String {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn key() -> AuthorizedKeys {
+    // A public key of nobody.
+    AuthorizedKeys::parse(
+        &machines::personalise::HostKey::generate()
+            .unwrap()
+            .public_line("me"),
+    )
+    .unwrap()
+}
+
+#[test]
+fn a_clone_has_names_ids_and_keys_of_its_own() {
+    let lab = Lab::new();
+    let template = lab.template(&lab.tree(), &[]);
+    let before = fs::read(template.image()).unwrap();
+    let mut ids = Vec::new();
+    for name in ["web-1", "web-2"] {
+        let identity = Identity::new(name).unwrap();
+        let instance = lab.clone(&template, name, &identity).unwrap();
+        lab.mounted(&instance, |root| {
+            let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+            assert_eq!(read("etc/hostname"), format!("{name}\n"));
+            assert_eq!(
+                read("etc/hosts"),
+                format!("127.0.0.1 localhost\n127.0.1.1\t{name}\n")
+            );
+            let id = read("etc/machine-id");
+            assert_eq!((id.len(), &id), (33, &read("var/lib/dbus/machine-id")));
+            assert_eq!(
+                fs::metadata(root.join("etc/machine-id")).unwrap().mode() & 0o777,
+                0o444
+            );
+            assert!(!root.join("etc/ssh/ssh_host_rsa_key").exists());
+            let private = root.join("etc/ssh/ssh_host_ed25519_key");
+            assert_eq!(fs::metadata(&private).unwrap().mode() & 0o777, 0o600);
+            let public = run(&["ssh-keygen", "-y", "-f", private.to_str().unwrap()]);
+            assert_eq!(public, read("etc/ssh/ssh_host_ed25519_key.pub"));
+            assert_eq!(read("etc/ssh/sshd_config"), "# as it is\n");
+            ids.push((id, public));
+        });
+    }
+    assert_ne!(ids[0].0, ids[1].0);
+    assert_ne!(ids[0].1, ids[1].1);
+    assert!(
+        fs::read(template.image()).unwrap() == before,
+        "the template has changed"
+    );
+}
+
+#[test]
+fn who_may_log_in_is_made_with_a_home_and_keys() {
+    let lab = Lab::new();
+    let template = lab.template(&lab.tree(), &[]);
+    for (user, home, id) in [
+        ("root", "root", 0),
+        ("old", "home/old", 1000),
+        ("new", "home/new", 1001),
+    ] {
+        let mut identity = Identity::new("web").unwrap();
+        identity.login = Some((user.to_owned(), key()));
+        let instance = lab.clone(&template, user, &identity).unwrap();
+        lab.mounted(&instance, |root| {
+            let keys = root.join(home).join(".ssh/authorized_keys");
+            assert!(fs::read_to_string(&keys).unwrap().starts_with("ssh-ed25519 AAAA"));
+            for (path, mode) in [(keys.as_path(), 0o600), (keys.parent().unwrap(), 0o700)] {
+                let file = fs::metadata(path).unwrap();
+                assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (id, id, mode));
+            }
+            // The programs that read these files are the judges of them.
+            let chroot = root.to_str().unwrap();
+            run(&["pwck", "-q", "-r", "-R", chroot]);
+            run(&["grpck", "-r", "-R", chroot]);
+        });
+    }
+    let mut identity = Identity::new("web").unwrap();
+    identity.login = Some(("no name".to_owned(), key()));
+    let error = lab.clone(&template, "wrong", &identity).unwrap_err();
+    assert!(
+        error.to_string().contains("cannot be the name of a user"),
+        "{error}"
+    );
+    assert!(lab.store.instance("wrong").is_err());
+}
+
+#[test]
+fn links_and_what_is_missing_are_treated_as_the_guest_would() {
+    let lab = Lab::new();
+    let tree = lab.tree();
+    for name in [
+        "etc/hosts",
+        "etc/machine-id",
+        "var/lib/dbus/machine-id",
+        "etc/hostname",
+    ] {
+        fs::remove_file(tree.join(name)).unwrap();
+    }
+    fs::remove_dir_all(tree.join("etc/ssh")).unwrap();
+    symlink("/etc/machine-id", tree.join("var/lib/dbus/machine-id")).unwrap();
+    symlink("../nowhere/hostname", tree.join("etc/hostname")).unwrap();
+    let template = lab.template(&tree, &["-O", "^has_journal", "-b", "1024"]);
+    let mut identity = Identity::new("web").unwrap();
+    identity.network = Some(([2, 0, 0, 0, 0, 1], "10.0.0.5/24,gw=10.0.0.1".parse().unwrap()));
+    let instance = lab.clone(&template, "web", &identity).unwrap();
+    lab.mounted(&instance, |root| {
+        assert_eq!(fs::read_to_string(root.join("etc/hostname")).unwrap(), "web\n");
+        assert!(
+            fs::read_to_string(root.join("etc/hosts"))
+                .unwrap()
+                .contains("127.0.1.1\tweb")
+        );
+        assert!(
+            fs::symlink_metadata(root.join("var/lib/dbus/machine-id"))
+                .unwrap()
+                .is_symlink()
+        );
+        assert!(!root.join("etc/ssh").exists());
+        let network = fs::read_to_string(root.join("etc/systemd/network/10-imgtool.network")).unwrap();
+        assert!(network.contains("MACAddress=02:00:00:00:00:01") && network.contains("Gateway=10.0.0.1"));
+    });
+}
+
+#[test]
+fn a_disk_of_no_system_is_refused_and_nothing_is_left() {
+    let lab = Lab::new();
+    let tree = lab.path("tree");
+    fs::create_dir_all(tree.join("data")).unwrap();
+    let template = lab.template(&tree, &[]);
+    let identity = Identity::new("web").unwrap();
+    let error = lab.clone(&template, "web", &identity).unwrap_err();
+    assert!(error.to_string().contains("no /etc"), "{error}");
+    assert!(error.hint().unwrap().contains("--as-is"), "{error}");
+    assert!(lab.store.instances().unwrap().found.is_empty());
+}
