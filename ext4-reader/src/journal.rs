@@ -305,7 +305,8 @@ impl<'a> Log<'a> {
     /// Maps the blocks of all transactions before `end`; later ones win.
     fn map(&self, end: u32, revoked: &Revoked) -> Result<Replay> {
         let mut replay = Replay::new();
-        let blocks = self.filesystem.superblock().blocks;
+        // What is in the journal may be of a filesystem that has grown, with its new size in the journal too.
+        let blocks = self.filesystem.device.size() >> self.filesystem.superblock().block_bits;
         self.walk(Some(end), &mut |kind, block, index, sequence| {
             if kind != DESCRIPTOR {
                 return Ok(0);
@@ -319,7 +320,7 @@ impl<'a> Log<'a> {
                 }
                 let from = self.after(index, 1 + number as u64);
                 if tag.block >= blocks {
-                    let problem = "it is a copy of a block outside of the filesystem";
+                    let problem = "it is a copy of a block outside of the disk";
                     return Err(Corruption::Journal { block: from, problem }.into());
                 }
                 self.check_copy(from, sequence, tag)?;
