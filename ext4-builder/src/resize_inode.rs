@@ -19,15 +19,16 @@ const DIRECT_BLOCKS: u64 = 12;
 
 /// What is reserved.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reserved<'a> {
-    pub(crate) block_size: usize,
+pub struct Reserved<'a> {
+    /// Bytes in a block.
+    pub block_size: usize,
     /// Blocks of descriptors in use, in each copy.
-    pub(crate) descriptors: u32,
+    pub descriptors: u32,
     /// Blocks behind them, in each copy; with the descriptors at most a quarter of `block_size`.
-    pub(crate) blocks: u32,
+    pub blocks: u32,
     /// The first blocks of groups that have a copy, in order, from the first group's on. A superblock is there,
     /// then the descriptors. All numbers fit 32 bits.
-    pub(crate) groups: &'a [u64],
+    pub groups: &'a [u64],
 }
 
 impl Reserved<'_> {
@@ -49,7 +50,7 @@ impl Reserved<'_> {
     }
 
     /// The double-indirect block.
-    pub(crate) fn double_indirect(&self) -> Vec<u8> {
+    pub fn double_indirect(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.block_size];
         for (index, block) in self.indirect_blocks() {
             put(&mut bytes, index, block);
@@ -58,7 +59,7 @@ impl Reserved<'_> {
     }
 
     /// The reserved blocks of the first group, as (number, bytes). Their copies are zeros.
-    pub(crate) fn indirect(&self) -> impl Iterator<Item = (u64, Vec<u8>)> {
+    pub fn indirect(&self) -> impl Iterator<Item = (u64, Vec<u8>)> {
         self.indirect_blocks().map(|(_, block)| {
             let mut bytes = vec![0; self.block_size];
             for (index, &group) in self.groups[1..].iter().enumerate() {

@@ -200,7 +200,7 @@ impl Editor {
     }
 
     /// A group's block bitmap, which need not be on the disk.
-    fn block_bitmap(&self, group: &Group) -> Result<Vec<u8>> {
+    pub(crate) fn block_bitmap(&self, group: &Group) -> Result<Vec<u8>> {
         if group.blocks_uninit() {
             return Ok(self.initial_bitmap(group));
         }
@@ -217,7 +217,7 @@ impl Editor {
         Ok(bits)
     }
 
-    fn block_bitmap_sum(&self, bits: &[u8]) -> Option<Checksum> {
+    pub(crate) fn block_bitmap_sum(&self, bits: &[u8]) -> Option<Checksum> {
         let bytes = self.layout().blocks_per_group() as usize / 8;
         Some(self.seed()?.with(bits.get(..bytes).unwrap_or(bits)))
     }
@@ -267,7 +267,7 @@ impl Editor {
     }
 
     /// Changes a group's block bitmap, and what its descriptor says of it.
-    fn put_block_bitmap(&mut self, mut group: Group, bits: Vec<u8>) -> Result<()> {
+    pub(crate) fn put_block_bitmap(&mut self, mut group: Group, bits: Vec<u8>) -> Result<()> {
         group.init_blocks();
         if let Some(sum) = self.block_bitmap_sum(&bits) {
             group.set_block_bitmap_sum(sum);

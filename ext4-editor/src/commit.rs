@@ -9,7 +9,7 @@ use crate::editor::put_superblock;
 use crate::journal::Log;
 use crate::options::Durability;
 use crate::staging::Blocks;
-use crate::superblock::{COMPATIBLE, OFFSET, SIZE, Superblock};
+use crate::superblock::{COMPATIBLE, OFFSET, SECTOR, SIZE, Superblock};
 
 /// Bytes that are written at a time.
 const PIECE: usize = 1 << 20;
@@ -43,8 +43,10 @@ impl Editor {
             (Some(log), _) => self.write_through(log, &blocks),
             (None, _) => self.write_marked(&blocks),
         };
+        let done = done.and_then(|()| self.write_copies());
         self.failed = done.is_err();
         done?;
+        self.copies.clear();
         self.staging.clear();
         self.freed = HashMap::new();
         self.replayed.clear();
@@ -112,6 +114,17 @@ impl Editor {
         self.device.flush()
     }
 
+    /// Copies, of use only when all else is lost, need no journal. They come last, so that those of before are there till then.
+    fn write_copies(&self) -> Result<()> {
+        if self.copies.is_empty() {
+            return Ok(());
+        }
+        for (block, bytes) in &self.copies {
+            self.write_block(*block, bytes)?;
+        }
+        self.device.flush()
+    }
+
     /// Does what the journal held when the filesystem was opened, so that the log can be used.
     fn write_replayed(&self, log: &Log) -> Result<()> {
         if self.replayed.is_empty() {
@@ -141,10 +154,13 @@ impl Editor {
     }
 
     fn write_superblock(&self, superblock: &Superblock) -> Result<()> {
-        match superblock.first_sector(&self.superblock_on_disk()?) {
-            Some(sector) => self.device.write_at(&sector, OFFSET),
-            None => self.device.write_at(&superblock.sealed(), OFFSET),
+        let (first, second) = superblock.sectors(&self.superblock_on_disk()?);
+        self.device.write_at(&first, OFFSET)?;
+        if let Some(second) = second {
+            self.device.flush()?;
+            self.device.write_at(&second, OFFSET + SECTOR as u64)?;
         }
+        Ok(())
     }
 
     fn write_block(&self, block: u64, bytes: &[u8]) -> Result<()> {

@@ -281,11 +281,11 @@ impl Editor {
                 return self.store_blocked(directory);
             }
         }
-        self.grow(directory, name)
+        self.make_room(directory, name)
     }
 
     /// Makes room for a name in a linear directory that is full.
-    fn grow(&mut self, mut directory: Blocked, name: Name) -> Result<()> {
+    fn make_room(&mut self, mut directory: Blocked, name: Name) -> Result<()> {
         if self.superblock.has_indexes() {
             let (parent, mut names) = self.names(&directory)?;
             names.push(name);

@@ -31,6 +31,8 @@ pub struct Editor {
     pub(crate) freed: HashMap<u32, Vec<u8>>,
     /// What the filesystem's journal held when it was opened, if that was not on the disk: it has to go there first.
     pub(crate) replayed: BTreeMap<u64, Vec<u8>>,
+    /// Copies of superblock and descriptors, by their place, that are to be written when all else is.
+    pub(crate) copies: Vec<(u64, Vec<u8>)>,
     /// Files made so far.
     pub(crate) made: u32,
     /// A commit failed: nobody knows what is on the disk.
@@ -80,6 +82,7 @@ impl Editor {
             descriptor_seal,
             freed: HashMap::new(),
             replayed,
+            copies: Vec::new(),
             made: 0,
             failed: false,
         };

@@ -7,9 +7,9 @@ use ext4_builder::format::{Checksum, seal};
 use crate::Editor;
 
 /// No inode of the group is in use: its bitmap is not read.
-const INODE_UNINIT: u16 = 0x1;
+pub(crate) const INODE_UNINIT: u16 = 0x1;
 /// No block but the group's own metadata is in use: its bitmap is not read.
-const BLOCK_UNINIT: u16 = 0x2;
+pub(crate) const BLOCK_UNINIT: u16 = 0x2;
 
 /// A group's descriptor.
 #[derive(Clone, Debug)]
@@ -40,6 +40,20 @@ impl Group {
             0
         };
         u64::from(high) << 32 | u64::from(LittleEndian::read_u32(&self.bytes[low..]))
+    }
+
+    fn set_u32(&mut self, low: usize, high: usize, value: u64) {
+        LittleEndian::write_u32(&mut self.bytes[low..], value as u32);
+        if self.is_wide() {
+            LittleEndian::write_u32(&mut self.bytes[high..], (value >> 32) as u32);
+        }
+    }
+
+    /// Says where block bitmap, inode bitmap and inode table are.
+    pub(crate) fn set_places(&mut self, places: [u64; 3]) {
+        for (place, [low, high]) in places.into_iter().zip([[0x00, 0x20], [0x04, 0x24], [0x08, 0x28]]) {
+            self.set_u32(low, high, place);
+        }
     }
 
     fn u16(&self, low: usize, high: usize) -> u32 {

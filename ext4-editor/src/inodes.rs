@@ -106,7 +106,7 @@ impl Editor {
         Ok(bits)
     }
 
-    fn inode_bitmap_sum(&self, bits: &[u8]) -> Option<Checksum> {
+    pub(crate) fn inode_bitmap_sum(&self, bits: &[u8]) -> Option<Checksum> {
         let bytes = self.layout().inodes_per_group() as usize / 8;
         Some(self.seed()?.with(&bits[..bytes]))
     }

@@ -42,6 +42,7 @@ mod editor;
 mod features;
 mod files;
 mod group_descriptor;
+mod grow;
 mod htree;
 mod inline_data;
 mod inode;

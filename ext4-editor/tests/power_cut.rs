@@ -101,6 +101,43 @@ fn a_power_cut_leaves_the_old_tree_or_the_new() {
 }
 
 #[test]
+fn a_power_cut_while_it_grows_leaves_the_old_size_or_the_new() {
+    for kind in [
+        "-t ext4 -b 1024 -E resize=400M",
+        "-t ext4 -b 1024 -O ^metadata_csum -E resize=400M",
+    ] {
+        let image = with_journal(kind, Form::Kernels);
+        let file = std::fs::File::options().write(true).open(&image.path).unwrap();
+        file.set_len(30 << 20).unwrap();
+        let before = image.in_memory();
+        let recorder = Recorder::new();
+        let storage = recorder.storage(before.clone());
+        let mut editor = Editor::open(disk(storage), options(Durability::Atomic)).unwrap();
+        editor.grow(30 << 20).unwrap();
+        editor
+            .put(b"/large", &vec![1; 10 << 20], &Attributes::default())
+            .unwrap();
+        let uncommitted = recorder.position();
+        editor.commit().unwrap();
+        let states = recorder.crash_states();
+        let end = *states.points().end();
+        let (old, new) = (tree_of(&before).unwrap(), tree_of(&states.at(end, 0)[0]).unwrap());
+        for point in uncommitted..=end {
+            for seed in 0..8 {
+                let when = format!("{kind}, point {point} of {end}, seed {seed}");
+                let crashed = states.at(point, seed).remove(0);
+                let tree = tree_of(&crashed).unwrap_or_else(|error| panic!("{when}: {error}"));
+                assert!(tree == old || tree == new, "{when}");
+                if seed == 2 {
+                    let found = recovered(&crashed, &when);
+                    assert!(without_lost(found) == without_lost(tree), "{when}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn what_a_kernel_left_in_the_journal_is_kept_and_gone_on_with() {
     // A copy of the disk while it is mounted, with its journal full.
     for kind in [
