@@ -5,7 +5,8 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io, process, thread};
 
@@ -51,6 +52,17 @@ pub(crate) fn watch() -> Result<Cancel> {
         .spawn(wait)
         .map_err(|error| Error::io("watch for signals", error))?;
     Ok(cancel)
+}
+
+/// From now on, an interrupt asks whoever holds the result to stop, for as long as that takes: for a job that ends what it has
+/// started.
+pub(crate) fn watch_patiently() -> Result<Cancel> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, flag.clone())
+            .map_err(|error| Error::io("watch for signals", error))?;
+    }
+    Ok(flag.into())
 }
 
 /// A file that is removed when it is dropped, or the process interrupted, unless it is [kept](Self::keep).

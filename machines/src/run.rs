@@ -42,8 +42,9 @@ const LINE_MAX: usize = 64 << 10;
 pub struct RunOptions {
     /// What runs its instructions.
     pub accel: Accel,
-    /// What is written to its disks and variables is gone at the end.
-    pub ephemeral: bool,
+    /// What is written to its disks and variables goes into a directory that is made in this one, and is gone at the end. It may
+    /// become as large as the disks.
+    pub ephemeral: Option<PathBuf>,
     /// Runs until this is read on the console, instead of until the guest ends.
     pub wait_for: Option<WaitFor>,
 }
@@ -74,6 +75,7 @@ impl WaitFor {
                 .unwrap_or_default()
                 .trim_start_matches("error: ");
             Error::invalid(format!("no regular expression: {what}"))
+                .with_hint(r"write \( for a parenthesis, and the same with . [ { * + ? ^ $ | and \")
         })?;
         Ok(Self {
             pattern,
@@ -103,11 +105,12 @@ pub fn command_line(machine: &Machine, accel: Accel) -> Result<Vec<OsString>> {
 /// an end or a time before what was waited for; `Interrupted` on request; `Io` where QEMU fails.
 pub fn run(machine: &Machine, options: &RunOptions, out: &mut dyn Write, cancel: &Cancel) -> Result<()> {
     let mut machine = firmware::resolve(machine)?;
-    check_disks(&machine, options.ephemeral)?;
+    check_disks(&machine, options.ephemeral.is_some())?;
     check_ports(&machine)?;
     // Lives until QEMU has ended.
-    let scratch = options.ephemeral.then(|| set_aside(&mut machine)).transpose()?;
-    make_variables(&machine)?;
+    let place = options.ephemeral.as_deref();
+    let scratch = place.map(|place| set_aside(&mut machine, place)).transpose()?;
+    firmware::make_variables(&machine)?;
     let line = command_line(&machine, options.accel)?;
     let mut command = Command::new(&line[0]);
     command.args(&line[1..]);
@@ -156,13 +159,11 @@ fn check_ports(machine: &Machine) -> Result<()> {
 }
 
 /// Has the machine write to files of its own, which go away with the result.
-fn set_aside(machine: &mut Machine) -> Result<tempfile::TempDir> {
-    // It may become as large as the disks, and /tmp is in memory on many hosts.
-    let place = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+fn set_aside(machine: &mut Machine, place: &Path) -> Result<tempfile::TempDir> {
     let scratch = tempfile::Builder::new()
         .prefix("imgtool-")
-        .tempdir_in(&place)
-        .map_err(|error| Error::io("make a directory for what the guest writes", error).with_path(&place))?;
+        .tempdir_in(place)
+        .map_err(|error| Error::io("make a directory for what the guest writes", error).with_path(place))?;
     for (number, disk) in machine.disks.iter_mut().enumerate() {
         if !disk.read_only {
             let path = scratch.path().join(format!("disk{number}.qcow2"));
@@ -215,37 +216,6 @@ fn make_overlay(disk: &Disk, path: &Path) -> Result<()> {
     qcow2::create(&storage, &options)
 }
 
-/// Makes the file with the variables of the firmware, where there is none yet: whole, or not at all.
-fn make_variables(machine: &Machine) -> Result<()> {
-    let Boot::Uefi {
-        firmware: Some(code),
-        variables,
-    } = &machine.boot
-    else {
-        return Ok(());
-    };
-    if variables.exists() {
-        return Ok(());
-    }
-    let template = firmware::variables_template(code);
-    let bytes = fs::read(&template).map_err(|error| {
-        let error = Error::io("read the variables that go with the firmware", error).with_path(&template);
-        error.with_hint(
-            "name firmware whose variables lie beside it, in a file with VARS in its name for CODE",
-        )
-    })?;
-    let failed = |error| Error::io("make the file with the firmware's variables", error).with_path(variables);
-    let mut file =
-        tempfile::NamedTempFile::new_in(variables.parent().unwrap_or(Path::new("."))).map_err(failed)?;
-    file.write_all(&bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    match file.persist_noclobber(variables) {
-        // Another was faster.
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other.map(drop).map_err(|error| failed(error.error)),
-    }
-}
-
 /// Gives QEMU the terminal, and waits for its end.
 fn on_terminal(mut command: Command, machine: &Machine, cancel: &Cancel) -> Result<()> {
     let child = command.spawn();
@@ -294,7 +264,7 @@ fn until(
                 cancel.check()?;
                 succeeded(status)?;
                 let message = "the guest ended before what was waited for was read";
-                return Err(console.last_line(message));
+                return Err(console.last_line(message).with_hint("look at the console above"));
             }
             Err(RecvTimeoutError::Timeout) => {}
         }

@@ -35,6 +35,32 @@ fn firecracker_gets_a_raw_disk_and_an_elf_kernel() {
     );
     assert!(elf.contains("LOAD"), "{elf}");
 
+    let files = directory.path().join("files");
+    fs::create_dir(&files).unwrap();
+    let ready =
+        |machine, files| Launcher::Firecracker.ready(machine, Accel::Kvm, files, &Control::unwatched());
+    let text = ready(&machine, Some(&files)).unwrap().text;
+    assert!(
+        text.contains("files/web-1-vmlinux") && text.contains("files/web-1-disk0.raw"),
+        "{text}"
+    );
+    assert!(
+        ready(&machine, None)
+            .unwrap_err()
+            .hint()
+            .unwrap()
+            .contains("--files")
+    );
+    let mut odd = machine.clone();
+    odd.cpus = 3;
+    odd.name = "web-2".into();
+    assert!(ready(&odd, Some(&files)).is_err());
+    assert_eq!(
+        fs::read_dir(&files).unwrap().count(),
+        2,
+        "nothing was copied for an error"
+    );
+
     let error = prepare(&machine, needs, directory.path(), &Control::unwatched()).unwrap_err();
     assert!(
         error.to_string().contains("a file of that name already"),
@@ -44,7 +70,7 @@ fn firecracker_gets_a_raw_disk_and_an_elf_kernel() {
     let names: Vec<_> = names
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    assert_eq!(names.len(), 6, "nothing is left over: {names:?}");
+    assert_eq!(names.len(), 7, "nothing is left over: {names:?}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ sleep 1000
 fn options(ephemeral: bool, pattern: &str) -> RunOptions {
     RunOptions {
         accel: Accel::Tcg,
-        ephemeral,
+        ephemeral: ephemeral.then(std::env::temp_dir),
         wait_for: Some(WaitFor::new(pattern, LIMIT, Duration::ZERO).unwrap()),
     }
 }

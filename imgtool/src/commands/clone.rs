@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::{BlockDevice, Error, Result, escape, size};
 use clap::Args;
-use machines::store::{Instance, InstanceName, Mac, NewInstances};
+use machines::store::{Instance, InstanceName, Mac, NewInstances, Store};
 use ops::Control;
 use serde_json::Value;
 
@@ -96,12 +96,10 @@ impl CloneArgs {
             full: self.full,
         };
         let store = self.store.open()?;
-        let template = store.template(&self.from)?;
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
-        let as_it_is = |_: &Instance, _: &Arc<dyn BlockDevice>| Ok(());
         let control = Control::new(interrupt::watch()?, &report);
-        let made = store.clone_template(&template, &new, &as_it_is, &control);
+        let made = make(&store, &self.from, &new, &control);
         watch.finish();
         made
     }
@@ -118,4 +116,16 @@ impl CloneArgs {
                 error.with_hint("a name with its number is a hostname: up to 63 of a-z, 0-9 and -")
             })
     }
+}
+
+/// Makes machines of the template `from`.
+pub(super) fn make(
+    store: &Store,
+    from: &str,
+    new: &NewInstances,
+    control: &Control<'_>,
+) -> Result<Vec<Instance>> {
+    let template = store.template(from)?;
+    let as_it_is = |_: &Instance, _: &Arc<dyn BlockDevice>| Ok(());
+    store.clone_template(&template, new, &as_it_is, control)
 }

@@ -11,9 +11,11 @@ mod config;
 mod convert;
 mod create;
 mod dd;
+mod doctor;
 mod fs;
 mod info;
 mod instances;
+mod launch;
 mod man;
 mod map;
 mod measure;
@@ -22,6 +24,7 @@ mod mkfs;
 mod partition;
 mod rebase;
 mod resize;
+mod run;
 mod snapshot;
 mod stream;
 mod template;
@@ -92,6 +95,9 @@ enum Command {
     Ls(instances::ListArgs),
     Show(instances::ShowArgs),
     Config(config::ConfigArgs),
+    Run(Box<run::RunArgs>),
+    Launch(Box<launch::LaunchArgs>),
+    Doctor(doctor::DoctorArgs),
     Rename(instances::RenameArgs),
     Rm(instances::RemoveArgs),
     Completions(completions::CompletionsArgs),
@@ -154,6 +160,16 @@ impl Cli {
             Command::Config(arguments) => arguments.run(&mut out),
             Command::Rename(arguments) => arguments.run(),
             Command::Rm(arguments) => arguments.run(),
+            Command::Run(arguments) => {
+                // The machine writes there.
+                drop(out);
+                return arguments.run();
+            }
+            Command::Launch(arguments) => {
+                drop(out);
+                return arguments.run();
+            }
+            Command::Doctor(arguments) => arguments.run(&mut out),
             Command::Completions(arguments) => arguments.run(&mut out),
             Command::Man(arguments) => arguments.run(),
         };

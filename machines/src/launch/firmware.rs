@@ -1,5 +1,7 @@
 //! UEFI firmware of the host for QEMU and libvirt: its code, and the template of its variables beside it.
 
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result};
@@ -74,6 +76,40 @@ pub fn variables_template(code: &Path) -> PathBuf {
         .replace("code", "vars")
         .replace("QEMU_EFI-pflash", "vars-template-pflash");
     code.with_file_name(name)
+}
+
+/// Makes the file with the variables of the firmware, where there is none yet: whole, or not at all.
+///
+/// # Errors
+/// `Io` where there is no template of them beside the firmware, or no file can be made.
+pub fn make_variables(machine: &Machine) -> Result<()> {
+    let Boot::Uefi {
+        firmware: Some(code),
+        variables,
+    } = &machine.boot
+    else {
+        return Ok(());
+    };
+    if variables.exists() {
+        return Ok(());
+    }
+    let template = variables_template(code);
+    let bytes = fs::read(&template).map_err(|error| {
+        let error = Error::io("read the variables that go with the firmware", error).with_path(&template);
+        error.with_hint(
+            "name firmware whose variables lie beside it, in a file with VARS in its name for CODE",
+        )
+    })?;
+    let failed = |error| Error::io("make the file with the firmware's variables", error).with_path(variables);
+    let mut file =
+        tempfile::NamedTempFile::new_in(variables.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+    file.write_all(&bytes).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    match file.persist_noclobber(variables) {
+        // Another was faster.
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map(drop).map_err(|error| failed(error.error)),
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use block::{Error, Result, escape};
+use ops::Control;
 
 use crate::accel::Accel;
 use crate::machine::{Architecture, Boot, Disk, Machine};
@@ -63,6 +64,22 @@ pub struct Needs {
     pub raw_disks: bool,
     /// The kernel is an ELF file, not a compressed one.
     pub elf_kernel: bool,
+}
+
+impl Needs {
+    /// The machine as if its files were so.
+    fn assumed(self, machine: &Machine) -> Machine {
+        let mut machine = machine.clone();
+        if self.raw_disks {
+            for disk in &mut machine.disks {
+                disk.chain.truncate(1);
+                for layer in &mut disk.chain {
+                    "raw".clone_into(&mut layer.format);
+                }
+            }
+        }
+        machine
+    }
 }
 
 impl Launcher {
@@ -129,6 +146,41 @@ impl Launcher {
             Self::Crosvm => crosvm::describe(machine),
             Self::Kvmtool => kvmtool::describe(machine),
         }
+    }
+
+    /// The same, after all that is to be done for it: the host's firmware is found for a machine that names none, and files in
+    /// the form that the launcher wants are made in `files`.
+    ///
+    /// # Errors
+    /// As [`describe`](Self::describe) and [`prepare`]; `InvalidInput` where files are to be made and it is not said where.
+    pub fn ready(
+        self,
+        machine: &Machine,
+        accel: Accel,
+        files: Option<&Path>,
+        control: &Control<'_>,
+    ) -> Result<Description> {
+        let mut machine = machine.clone();
+        if matches!(self, Self::Qemu | Self::Libvirt) {
+            machine = firmware::resolve(&machine)?;
+        }
+        let needs = self.needs(&machine);
+        if needs != Needs::default() {
+            // What would be refused in any case is, before anything is copied.
+            self.describe(&needs.assumed(&machine), accel)?;
+            let files = files.ok_or_else(|| {
+                self.cannot(
+                    "takes the machine only after a part of it was copied",
+                    "say where to, with -o or --files",
+                )
+            })?;
+            machine = prepare(&machine, needs, files, control)?;
+        }
+        let description = self.describe(&machine, accel)?;
+        if self == Self::Qemu {
+            firmware::make_variables(&machine)?;
+        }
+        Ok(description)
     }
 
     /// An error for what it cannot do: `what` follows its name.

@@ -1,0 +1,190 @@
+//! Machines of a store that really run, and what launchers are told of them.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::Lab;
+use serde_json::Value;
+
+/// Modules that the kernel needs for the disk, each after those that it needs.
+const MODULES: [&str; 6] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+];
+
+/// Finds the root by what it was told, and says what it finds there.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+for module in MODULES; do insmod /modules/$module.ko; done
+for word in $(cat /proc/cmdline); do
+    case $word in root=*) root=${word#root=} ;; esac
+done
+mount -t ext4 -o rw $root /root && echo "guest: the root says $(cat /root/etc/greeting)"
+echo "guest: $(nproc) processors"
+echo hello again >/root/etc/greeting
+umount /root && echo "guest: done"
+poweroff -f
+"#;
+
+fn unpacked() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest-kernel")
+}
+
+/// A store with a template `tiny` that boots to its root, and a machine `web` of it.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    for directory in ["bin", "modules", "dev", "proc", "root"] {
+        fs::create_dir_all(lab.path("initrd").join(directory)).unwrap();
+    }
+    for module in MODULES {
+        let modules = unpacked().join("lib/modules");
+        let file = format!("{module}.ko");
+        let found = lab
+            .run_words(&["find", modules.to_str().unwrap(), "-name", &file])
+            .ok();
+        fs::copy(found.trim(), lab.path("initrd/modules").join(file)).unwrap();
+    }
+    fs::copy("/bin/busybox", lab.path("initrd/bin/busybox")).expect("scripts/setup.sh test installs it");
+    let init = INIT.replace("MODULES", &MODULES.join(" "));
+    fs::write(lab.path("initrd/init"), init).unwrap();
+    lab.run("chmod 755 initrd/init initrd/bin/busybox").ok();
+    for directory in ["root/boot", "root/etc"] {
+        fs::create_dir_all(lab.path(directory)).unwrap();
+    }
+    let pack = "cd initrd; find . | cpio -o -H newc --quiet >../root/boot/initrd.img-6";
+    lab.run_words(&["sh", "-ec", pack]).ok();
+    let boot = unpacked().join("boot").to_str().unwrap().to_owned();
+    let kernel = lab.run_words(&["find", &boot, "-name", "vmlinuz-*"]).ok();
+    fs::copy(kernel.trim(), lab.path("root/boot/vmlinuz-6")).expect("scripts/setup.sh test fetches it");
+    fs::write(lab.path("root/etc/greeting"), "hello").unwrap();
+    fs::write(lab.path("root/etc/os-release"), "ID=tiny\n").unwrap();
+    lab.imgtool("mkfs -q --size 64M -O qcow2 root root.qcow2");
+    lab.imgtool("template import -q --store store root.qcow2 --alias tiny --memory 256M --net none");
+    lab.imgtool("clone -q --store store web --from tiny");
+    lab
+}
+
+fn said(console: &str) -> Vec<&str> {
+    let lines = console.lines().map(str::trim_end);
+    lines.filter_map(|line| line.strip_prefix("guest: ")).collect()
+}
+
+#[test]
+fn a_machine_runs_to_its_end_and_keeps_what_it_wrote_unless_it_is_ephemeral() {
+    let lab = lab();
+    let run = |words: &str| lab.run(&format!("imgtool run -q --store store --accel tcg {words}"));
+    let first = ["the root says hello", "2 processors", "done"];
+    let ephemeral = run("web --cpus 2 --ephemeral --wait-for ^guest:.done$").ok();
+    assert_eq!(said(&ephemeral), first, "{ephemeral}");
+    assert_eq!(said(&run("web --cpus 2").ok()), first);
+    assert_eq!(said(&run("web").ok())[0], "the root says hello again");
+    lab.qemu_img("check -q store/instances/web.qcow2");
+
+    let other = run("other --from tiny").ok();
+    assert_eq!(said(&other)[0], "the root says hello");
+    assert!(lab.path("store/instances/other.qcow2").exists());
+}
+
+#[test]
+fn what_is_in_the_way_is_one_line_and_what_to_do() {
+    let lab = lab();
+    let fails = |line: &str| {
+        let done = lab.run(&line.replace("IMGTOOL", env!("CARGO_BIN_EXE_imgtool")));
+        assert_eq!(done.code(), 1, "{line}");
+        assert_eq!(done.stderr().lines().count(), 2, "{line}: {}", done.stderr());
+        done.stderr()
+    };
+    let template = fails("imgtool run --store store tiny");
+    assert!(
+        template.contains("is a template") && template.contains("--from tiny"),
+        "{template}"
+    );
+    let missing = fails("env PATH=/nowhere IMGTOOL run -q --store store --accel tcg web");
+    assert!(
+        missing.contains("qemu-system-x86_64 is not installed"),
+        "{missing}"
+    );
+    assert!(missing.contains("apt install qemu-system-x86"), "{missing}");
+    let ends = fails("imgtool run -q --store store --accel tcg --ephemeral web --wait-for nothing");
+    assert!(ends.contains("ended before"), "{ends}");
+    let expression = fails("imgtool run -q --store store web --wait-for (");
+    assert!(expression.contains("no regular expression"), "{expression}");
+    let files = fails("imgtool launch --store store web --format firecracker");
+    assert!(files.contains("-o or --files"), "{files}");
+    let network = fails("imgtool launch --store store web --format crosvm --net user -o x");
+    assert!(
+        network.contains("no network of its own") && !lab.path("x").exists(),
+        "{network}"
+    );
+    let launcher = fails("imgtool launch --store store web --format vmware");
+    assert!(launcher.contains("there is no launcher"), "{launcher}");
+}
+
+#[test]
+fn launchers_get_what_they_take() {
+    let lab = lab();
+    let steps = lab.imgtool("launch --store store web --format libvirt --accel tcg -o web.xml");
+    assert_eq!(
+        steps,
+        "virsh define --validate web.xml\nvirsh start --console web\n"
+    );
+    lab.run("virt-xml-validate web.xml domain").ok();
+    let xml = fs::read_to_string(lab.path("web.xml")).unwrap();
+    let image = lab.path("store/instances/web.qcow2");
+    assert!(xml.contains(&format!("file=\"{}\"", image.display())), "{xml}");
+    assert!(xml.contains("/store/templates/"), "{xml}");
+
+    let steps = lab.imgtool("launch --store store web --format firecracker -o web.json");
+    assert_eq!(steps, "firecracker --no-api --config-file web.json\n");
+    let json: Value = serde_json::from_str(&fs::read_to_string(lab.path("web.json")).unwrap()).unwrap();
+    assert_eq!(
+        json["drives"][0]["path_on_host"],
+        lab.path("web-disk0.raw").to_str().unwrap()
+    );
+    lab.qemu_img("compare -q -f qcow2 -F raw store/instances/web.qcow2 web-disk0.raw");
+    assert!(fs::read(lab.path("web-vmlinux")).unwrap().starts_with(b"\x7fELF"));
+
+    // The command line that is shown is one that runs.
+    for (line, greeting) in [("launch --format qemu", "hello"), ("run --print", "hello again")] {
+        let script = lab.imgtool(&format!("{line} --store store --accel tcg web"));
+        let done = lab.run_words(&["sh", "-c", &format!("{} </dev/null", script.trim_end())]);
+        assert_eq!(said(&done.ok())[0], format!("the root says {greeting}"), "{line}");
+    }
+}
+
+#[test]
+fn a_host_is_examined() {
+    let lab = Lab::new();
+    let text = lab.imgtool("doctor --store store");
+    assert!(text.contains("ok      emulator"), "{text}");
+    let json: Value = serde_json::from_str(&lab.imgtool("doctor --store store --output json")).unwrap();
+    let of = |name: &str| {
+        json.as_array()
+            .unwrap()
+            .iter()
+            .find(|check| check["name"] == name)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(of("emulator")["ok"], true);
+    assert!(of("images")["found"].as_str().unwrap().contains("MiB are free"));
+    let without = lab.run(&format!(
+        "env PATH=/nowhere {} doctor --store store",
+        env!("CARGO_BIN_EXE_imgtool")
+    ));
+    assert_eq!(without.code(), 1);
+    assert!(
+        without.stdout().contains("MISSING emulator"),
+        "{}",
+        without.stdout()
+    );
+}
