@@ -108,6 +108,8 @@ fn machines_are_made_listed_shown_and_removed() {
         (&Value::from(2), &Value::from("1G"))
     );
     assert_eq!(all["boot"]["append"], "root=/dev/vda rw console=ttyS0");
+    let hostname = lab.imgtool("fs cat store/instances/web-3.qcow2 /etc/hostname");
+    assert_eq!(hostname, "web-3\n");
     lab.run("imgtool template rm --store store tiny")
         .fails(1, &["web-1, web-2 and web-3 are based on"]);
     lab.imgtool("rename --store store web-1 mail");
@@ -165,6 +167,18 @@ fn what_cannot_be_is_one_line_and_a_hint() {
         (
             "clone a --store store --from tiny --mac 01:00:00:00:00:00",
             &["one of a group"],
+        ),
+        (
+            "clone a --store store --from tiny --count 2 --ip 10.0.0.1/8",
+            &["cannot share an address"],
+        ),
+        (
+            "clone a --store store --from tiny --ssh-key root/etc/os-release",
+            &["is no public key for ssh"],
+        ),
+        (
+            "clone a --store store --from tiny --ip dhcp",
+            &["neither systemd-networkd nor NetworkManager"],
         ),
         (
             "clone a --store store --from tiny --net tap",

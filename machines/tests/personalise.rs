@@ -9,7 +9,7 @@ use std::sync::Arc;
 use block::chain::Chain;
 use block::gate::Permissive;
 use block::{Access, BlockDevice};
-use machines::personalise::{AuthorizedKeys, Identity, personalise};
+use machines::personalise::{AuthorizedKeys, Identity, grow, personalise};
 use machines::store::{Instance, NewInstances, NewTemplate, Store, Template};
 use ops::Control;
 use raw::HostOpener;
@@ -83,13 +83,17 @@ impl Lab {
         words.extend(options);
         words.extend([shown, "64M"]);
         run(&words);
+        self.import(&image)
+    }
+
+    fn import(&self, image: &Path) -> Template {
         let formats: [&dyn block::Format; 2] = [&qcow2::Qcow2, &raw::Raw];
         let gate = Permissive::default();
         let chain = Chain::open(
             &HostOpener::new(),
             &formats,
             &gate,
-            &image,
+            image,
             Some("raw"),
             Access::READ,
         )
@@ -101,11 +105,22 @@ impl Lab {
 
     /// A clone whose disk is changed.
     fn clone(&self, template: &Template, name: &str, identity: &Identity) -> block::Result<Instance> {
+        self.clone_of(template, name, None, &|disk| personalise(disk, identity, true))
+    }
+
+    fn clone_of(
+        &self,
+        template: &Template,
+        name: &str,
+        size: Option<u64>,
+        change: &(dyn Fn(&Arc<dyn BlockDevice>) -> block::Result<()> + Sync),
+    ) -> block::Result<Instance> {
         let new = NewInstances {
             names: vec![name.parse().unwrap()],
+            size,
             ..NewInstances::default()
         };
-        let own = |_: &Instance, disk: &Arc<dyn BlockDevice>| personalise(disk, identity, true);
+        let own = |_: &Instance, disk: &Arc<dyn BlockDevice>| change(disk);
         let mut made = self
             .store
             .clone_template(template, &new, &own, &Control::unwatched())?;
@@ -281,4 +296,113 @@ fn a_disk_of_no_system_is_refused_and_nothing_is_left() {
     assert!(error.to_string().contains("no /etc"), "{error}");
     assert!(error.hint().unwrap().contains("--as-is"), "{error}");
     assert!(lab.store.instances().unwrap().found.is_empty());
+}
+
+#[test]
+fn a_longer_disk_has_a_larger_root() {
+    let lab = Lab::new();
+    let template = lab.template(&lab.tree(), &[]);
+    let identity = Identity::new("web").unwrap();
+    let both =
+        |disk: &Arc<dyn BlockDevice>| grow(disk, true).and_then(|()| personalise(disk, &identity, true));
+    let instance = lab.clone_of(&template, "web", Some(4 << 30), &both).unwrap();
+    // Of the 4 GiB, next to nothing is written.
+    assert!(
+        instance.allocated().unwrap() < 4 << 20,
+        "{:?}",
+        instance.allocated()
+    );
+    lab.mounted(&instance, |root| {
+        let blocks = run(&["stat", "-f", "-c", "%b %S", root.to_str().unwrap()]);
+        let numbers: Vec<u64> = blocks
+            .split_whitespace()
+            .map(|word| word.parse().unwrap())
+            .collect();
+        assert!(numbers[0] * numbers[1] > (4 << 30) / 100 * 90, "{blocks}");
+        fs::write(root.join("filled"), vec![1; 100 << 20]).unwrap();
+    });
+    let most = lab.clone_of(&template, "most", Some(1 << 50), &both).unwrap_err();
+    assert!(most.to_string().contains("can grow to"), "{most}");
+}
+
+#[test]
+fn a_root_partition_grows_with_its_disk_where_it_lies_last() {
+    let lab = Lab::new();
+    for (name, partitions) in [
+        ("last", &["1:1M:+8M", "2:9M:+64M"][..]),
+        ("first", &["1:1M:+64M", "2:65M:+8M"]),
+    ] {
+        let (disk, part) = (lab.path("disk"), lab.path("part"));
+        let (shown, part) = (disk.to_str().unwrap(), part.to_str().unwrap());
+        let _ = fs::remove_file(&disk);
+        run(&["truncate", "-s", "80M", shown]);
+        let mut words = vec!["sgdisk"];
+        words.extend(partitions.iter().flat_map(|new| ["-n", new]));
+        words.push(shown);
+        run(&words);
+        let start = if name == "last" { 9 } else { 1 };
+        run(&[
+            "mke2fs",
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-d",
+            lab.tree().to_str().unwrap(),
+            part,
+            "64M",
+        ]);
+        let seek = format!("seek={start}M");
+        let (from, to) = (format!("if={part}"), format!("of={shown}"));
+        run(&[
+            "dd",
+            "status=none",
+            "bs=1M",
+            "oflag=seek_bytes",
+            "conv=notrunc",
+            &seek,
+            &from,
+            &to,
+        ]);
+        let template = lab.import(&disk);
+        let made = lab.clone_of(&template, name, Some(1 << 30), &|disk| grow(disk, true));
+        if name == "first" {
+            let error = made.unwrap_err();
+            assert!(
+                error.to_string().contains("another partition behind it"),
+                "{error}"
+            );
+            continue;
+        }
+        let instance = made.unwrap();
+        run(&[
+            "qemu-img",
+            "convert",
+            "-O",
+            "raw",
+            instance.image().to_str().unwrap(),
+            shown,
+        ]);
+        let checked = run(&["sgdisk", "-v", shown]);
+        assert!(checked.contains("No problems found"), "{checked}");
+        run(&[
+            "dd",
+            "status=none",
+            "bs=1M",
+            "skip=9",
+            &to.replace("of=", "if="),
+            &format!("of={part}"),
+        ]);
+        let checked = run(&["e2fsck", "-fn", part]);
+        assert_eq!(checked.lines().count(), 6, "{checked}");
+        let size = run(&["dumpe2fs", "-h", part]);
+        let blocks = size
+            .lines()
+            .find_map(|line| line.strip_prefix("Block count:"))
+            .unwrap();
+        assert!(
+            blocks.trim().parse::<u64>().unwrap() * 4096 > 950 << 20,
+            "{blocks}"
+        );
+    }
 }

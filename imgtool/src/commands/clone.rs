@@ -1,10 +1,12 @@
 //! `imgtool clone`: machines that are copy-on-write clones of a template.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::{BlockDevice, Error, Result, escape, size};
 use clap::Args;
+use machines::personalise::{grow, has_system, personalise};
 use machines::store::{Instance, InstanceName, Mac, NewInstances, Store};
 use ops::Control;
 use serde_json::Value;
@@ -12,6 +14,7 @@ use serde_json::Value;
 use super::Outcome;
 use super::instances::as_json;
 use crate::arguments::WatchArgs;
+use crate::commands::personal::PersonalArgs;
 use crate::interrupt;
 use crate::output::{self, OutputFormat};
 use crate::stores::{MachineArgs, StoreArgs};
@@ -20,11 +23,14 @@ use crate::watch::Watch;
 /// Make machines that are copy-on-write clones of a template
 ///
 /// Each gets a disk that starts as the template's and takes no room for what it shares with that, a UUID and a network address
-/// of its own. The template stays as it is, and cannot be removed while a clone of it is there.
+/// of its own. Where the disk has a root filesystem of ext4, files in it make the clone a machine of its own: its name in /etc/hostname
+/// and /etc/hosts, a new machine-id, a new host key for sshd, and what the options ask for; and the filesystem grows with the disk.
+/// The template stays as it is, and cannot be removed while a clone of it is there.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool clone web --from debian-12 --size 20G
   imgtool clone web --from debian-12 --count 3 --memory 2G     makes web-1, web-2 and web-3
+  imgtool clone db --from debian-12 --ssh-key ~/.ssh/id_ed25519.pub --user admin --ip 10.0.0.5/24,gw=10.0.0.1
   imgtool clone db --from debian-12 --full --profile large")]
 pub(crate) struct CloneArgs {
     /// The template: its alias, or the first digits of its fingerprint
@@ -45,6 +51,8 @@ pub(crate) struct CloneArgs {
     /// Copy the whole disk, so that it stands alone
     #[arg(long)]
     full: bool,
+    #[command(flatten)]
+    personal: PersonalArgs,
     #[command(flatten)]
     machine: MachineArgs,
     /// How to print what was made
@@ -99,7 +107,7 @@ impl CloneArgs {
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
         let control = Control::new(interrupt::watch()?, &report);
-        let made = make(&store, &self.from, &new, &control);
+        let made = make(&store, &self.from, &new, &self.personal, &control);
         watch.finish();
         made
     }
@@ -123,9 +131,33 @@ pub(super) fn make(
     store: &Store,
     from: &str,
     new: &NewInstances,
+    personal: &PersonalArgs,
     control: &Control<'_>,
 ) -> Result<Vec<Instance>> {
     let template = store.template(from)?;
-    let as_it_is = |_: &Instance, _: &Arc<dyn BlockDevice>| Ok(());
-    store.clone_template(&template, new, &as_it_is, control)
+    let personal = personal.read(&template, new)?;
+    let grown = new.size.is_some_and(|size| size > template.document.disk_size);
+    let foreign = AtomicBool::new(false);
+    let own = |instance: &Instance, disk: &Arc<dyn BlockDevice>| {
+        if grown && !personal.as_is {
+            grow(disk, true)?;
+        }
+        if personal.as_is {
+            return Ok(());
+        }
+        if !personal.is_asked && !has_system(disk)? {
+            foreign.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        personalise(disk, &personal.identity(instance)?, true)
+    };
+    let made = store.clone_template(&template, new, &own, control)?;
+    if foreign.into_inner() {
+        // With nobody left to read it there is nothing to be done about that.
+        let _ = writeln!(
+            io::stderr(),
+            "imgtool: note: the disk has no root filesystem of ext4 with a system in it: it is as in the template"
+        );
+    }
+    Ok(made)
 }

@@ -22,6 +22,7 @@ mod measure;
 mod mkdisk;
 mod mkfs;
 mod partition;
+mod personal;
 mod rebase;
 mod resize;
 mod run;

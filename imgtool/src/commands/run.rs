@@ -13,6 +13,7 @@ use machines::store::{NewInstances, Store};
 use machines::{Accel, Choice, Machine};
 use ops::{Cancel, Control};
 
+use super::personal::PersonalArgs;
 use super::{Outcome, clone, doctor};
 use crate::interrupt;
 use crate::stores::{MachineArgs, StoreArgs};
@@ -74,7 +75,7 @@ impl RunArgs {
                 names: vec![self.name.parse()?],
                 ..NewInstances::default()
             };
-            clone::make(&store, from, &new, &control)?;
+            clone::make(&store, from, &new, &PersonalArgs::default(), &control)?;
         }
         let machine = find(&store, &self.name, &self.machine, &control)?;
         let (accel, why) = self

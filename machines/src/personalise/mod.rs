@@ -4,6 +4,7 @@
 //! taken for each other. And what a service needs to start must be there: sshd does not start without a host key. So all of it is
 //! made anew here, with the files changed in the guest's filesystem: no virtual machine runs, and nothing is mounted.
 
+mod grow;
 mod hosts;
 mod network;
 mod ssh_key;
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 use crate::Root;
 
+pub use grow::grow;
 pub use network::{Addressing, StaticAddress};
 pub use ssh_key::{AuthorizedKeys, HostKey};
 
@@ -54,6 +56,21 @@ impl Identity {
             login: None,
             network: None,
         })
+    }
+}
+
+/// Whether there is a system on a disk that [`personalise`] can change.
+///
+/// # Errors
+/// `Corrupt`, `Io`.
+pub fn has_system(disk: &Arc<dyn BlockDevice>) -> Result<bool> {
+    let Some(root) = Root::find(disk)? else {
+        return Ok(false);
+    };
+    match root.filesystem()?.resolve(b"/etc", LastLink::Follow) {
+        Ok(inode) => Ok(inode.kind() == FileKind::Directory),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,0 +1,83 @@
+//! What makes a clone a machine of its own, as the command line says it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use block::{Error, Result};
+use clap::Args;
+use machines::personalise::{Addressing, AuthorizedKeys, Identity};
+use machines::store::{Instance, InstanceName, NewInstances, Template};
+
+/// What is changed on the disk of a clone.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct PersonalArgs {
+    /// What a single machine calls itself [default: NAME]
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// A file with public keys of those who may log in; more than one can be given
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+    /// Who they log in as, and who is made where there is none [default: the template's user, or root]
+    #[arg(long, value_name = "NAME", requires = "ssh_key")]
+    user: Option<String>,
+    /// The address: dhcp, or ADDRESS/PREFIX[,gw=ADDRESS][,dns=ADDRESS]... [default: as in the template]
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<Addressing>,
+    /// Change nothing on the disk
+    #[arg(long, conflicts_with_all = ["hostname", "ssh_key", "ip"])]
+    as_is: bool,
+}
+
+/// The same, read and checked.
+pub(crate) struct Personal {
+    hostname: Option<InstanceName>,
+    login: Option<(String, AuthorizedKeys)>,
+    ip: Option<Addressing>,
+    pub(crate) as_is: bool,
+    /// Something was asked for by name, and must not be left out.
+    pub(crate) is_asked: bool,
+}
+
+impl PersonalArgs {
+    pub(crate) fn read(&self, template: &Template, new: &NewInstances) -> Result<Personal> {
+        if new.names.len() > 1 && matches!(self.ip, Some(Addressing::Static(_))) {
+            return Err(Error::invalid("several machines cannot share an address").with_hint("--ip dhcp"));
+        }
+        if new.names.len() > 1 && self.hostname.is_some() {
+            return Err(Error::invalid("several machines cannot share a hostname")
+                .with_hint("leave out --hostname: each is called by its name"));
+        }
+        let mut keys = String::new();
+        for path in &self.ssh_key {
+            let text = fs::read_to_string(path).map_err(|error| Error::io("read", error).with_path(path))?;
+            AuthorizedKeys::parse(&text).map_err(|error| error.with_path(path))?;
+            keys.push_str(text.trim_end());
+            keys.push('\n');
+        }
+        let user = self.user.clone().or_else(|| template.document.user.clone());
+        let login = if keys.is_empty() {
+            None
+        } else {
+            let user = user.unwrap_or_else(|| "root".to_owned());
+            Some((user, AuthorizedKeys::parse(&keys)?))
+        };
+        Ok(Personal {
+            is_asked: self.hostname.is_some() || login.is_some() || self.ip.is_some(),
+            hostname: self.hostname.as_deref().map(str::parse).transpose()?,
+            login,
+            ip: self.ip.clone(),
+            as_is: self.as_is,
+        })
+    }
+}
+
+impl Personal {
+    /// Who an instance is to be.
+    pub(crate) fn identity(&self, instance: &Instance) -> Result<Identity> {
+        let name = self.hostname.as_ref().unwrap_or(&instance.name);
+        let mut identity = Identity::new(name.as_str())?;
+        identity.login.clone_from(&self.login);
+        identity.network = self.ip.clone().map(|ip| (instance.mac().0, ip));
+        Ok(identity)
+    }
+}
