@@ -108,6 +108,21 @@ row 'convert to zlib clusters' 'rm -f w' 'convert -c -f raw -O qcow2 disk.raw w'
 row 'convert to zstd clusters' 'rm -f w' 'convert -c -f raw -O qcow2 -o compression_type=zstd disk.raw w' \
     'convert -c -W -m 8 -f raw -O qcow2 -o compression_type=zstd disk.raw w'
 
+# Ours have names, IDs, host keys and a grown filesystem; theirs are empty overlays.
+if [[ '1 clone 100 clones' == *"$what"* ]]; then
+    rm -rf store clones
+    mkdir -p system/etc/ssh clones
+    printf 'PRETTY_NAME=Test\n' >system/etc/os-release
+    made root.raw 'mke2fs -q -F -t ext4 -d system new 1G'
+    "$imgtool" template import -q --store store --alias test root.raw
+    clean='rm -rf clones/* store/instances'
+    row '1 clone' "$clean" 'clone -q --store store --from test --size 8G a' \
+        'create -q -f qcow2 -b ../root.raw -F raw clones/a 8G'
+    row '100 clones' "$clean" 'clone -q --store store --from test --size 8G --count 100 a' \
+        'create -q -f qcow2 -b ../root.raw -F raw clones/1 8G; for n in {2..100}; do
+            qemu-img create -q -f qcow2 -b ../root.raw -F raw clones/$n 8G; done'
+fi
+
 # Sharing needs a file system that can, and making one needs root.
 if [[ 'convert with reflinks to raw convert with reflinks to qcow2' == *"$what"* ]]; then
     if [ "$(id -u)" = 0 ] && command -v mkfs.xfs >/dev/null; then
