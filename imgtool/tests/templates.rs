@@ -121,6 +121,51 @@ fn machines_are_made_listed_shown_and_removed() {
 }
 
 #[test]
+fn cloud_init_gets_a_disk_that_says_what_to_do() {
+    let lab = imported();
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZSZW0uZmY1cGlvcm9qb3Npb25iYW5hbmFzMTIzNDU2 me";
+    fs::write(lab.path("key.pub"), format!("{key}\n")).unwrap();
+    lab.imgtool(
+        "clone web --store store --from tiny --seed nocloud --ssh-key key.pub --user admin --ip 10.0.0.5/24,gw=10.0.0.1,dns=10.0.0.1",
+    );
+    let seed = "store/instances/web.seed";
+    lab.run(&format!("/sbin/fsck.fat -n {seed}")).ok();
+    assert!(
+        lab.run(&format!("mlabel -i {seed} -s ::"))
+            .ok()
+            .contains("CIDATA")
+    );
+    let read = |name: &str| lab.run(&format!("mtype -i {seed} ::{name}")).ok();
+    let about = json(&read("meta-data"));
+    let shown = json(&lab.imgtool("show --store store --output json web"));
+    assert_eq!(
+        (&about["instance-id"], &about["local-hostname"]),
+        (&shown["uuid"], &Value::from("web"))
+    );
+    let data = read("user-data");
+    let data = json(data.strip_prefix("#cloud-config\n").unwrap());
+    assert_eq!(
+        (
+            &data["users"][1]["name"],
+            &data["users"][1]["ssh_authorized_keys"][0]
+        ),
+        (&Value::from("admin"), &Value::from(key))
+    );
+    let network = json(&read("network-config"));
+    assert_eq!(network["ethernets"]["card"]["match"]["macaddress"], shown["mac"]);
+    assert_eq!(network["ethernets"]["card"]["addresses"][0], "10.0.0.5/24");
+    // The guest does it, and nobody else.
+    lab.run("imgtool fs cat store/instances/web.qcow2 /etc/hostname")
+        .fails(1, &["/etc/hostname"]);
+    let print = lab.imgtool("run --store store web --print --accel tcg");
+    assert!(print.contains("web.seed"), "{print}");
+    lab.imgtool("rename --store store web other");
+    assert!(lab.path("store/instances/other.seed").exists());
+    lab.imgtool("rm --store store other");
+    assert!(!lab.path("store/instances/other.seed").exists());
+}
+
+#[test]
 fn commands_for_images_take_the_names_of_machines() {
     let lab = imported();
     lab.imgtool("clone web --store store --from tiny");

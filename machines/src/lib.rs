@@ -11,6 +11,7 @@ mod machine;
 pub mod personalise;
 mod root;
 pub mod run;
+mod seed;
 mod settings;
 pub mod store;
 #[cfg(test)]
@@ -19,4 +20,5 @@ mod testing;
 pub use accel::{Accel, Choice, Kvm};
 pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
 pub use root::Root;
+pub use seed::Seed;
 pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};

@@ -102,6 +102,7 @@ impl CloneArgs {
             machine: self.machine.settings()?,
             mac: self.mac.as_deref().map(str::parse::<Mac>).transpose()?,
             full: self.full,
+            seed: None,
         };
         let store = self.store.open()?;
         let watch = Watch::new(&self.watch);
@@ -136,6 +137,10 @@ pub(super) fn make(
 ) -> Result<Vec<Instance>> {
     let template = store.template(from)?;
     let personal = personal.read(&template, new)?;
+    let new = NewInstances {
+        seed: personal.seed.clone(),
+        ..new.clone()
+    };
     let grown = new.size.is_some_and(|size| size > template.document.disk_size);
     let foreign = AtomicBool::new(false);
     let own = |instance: &Instance, disk: &Arc<dyn BlockDevice>| {
@@ -151,7 +156,7 @@ pub(super) fn make(
         }
         personalise(disk, &personal.identity(instance)?, true)
     };
-    let made = store.clone_template(&template, new, &own, control)?;
+    let made = store.clone_template(&template, &new, &own, control)?;
     if foreign.into_inner() {
         // With nobody left to read it there is nothing to be done about that.
         let _ = writeln!(

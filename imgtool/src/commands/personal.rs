@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use block::{Error, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use machines::Seed;
 use machines::personalise::{Addressing, AuthorizedKeys, Identity};
 use machines::store::{Instance, InstanceName, NewInstances, Template};
 
@@ -23,9 +24,23 @@ pub(crate) struct PersonalArgs {
     /// The address: dhcp, or ADDRESS/PREFIX[,gw=ADDRESS][,dns=ADDRESS]... [default: as in the template]
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<Addressing>,
+    /// Who makes it a machine of its own: imgtool, by changing files on its disk, or cloud-init in the guest, which is given a second
+    /// disk that says what to do
+    #[arg(long, value_enum, default_value_t, value_name = "WHO")]
+    seed: SeedArg,
     /// Change nothing on the disk
     #[arg(long, conflicts_with_all = ["hostname", "ssh_key", "ip"])]
     as_is: bool,
+}
+
+/// Who makes a clone a machine of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum SeedArg {
+    /// Files on its disk are changed.
+    #[default]
+    None,
+    /// cloud-init reads a disk called CIDATA.
+    Nocloud,
 }
 
 /// The same, read and checked.
@@ -33,6 +48,9 @@ pub(crate) struct Personal {
     hostname: Option<InstanceName>,
     login: Option<(String, AuthorizedKeys)>,
     ip: Option<Addressing>,
+    /// What cloud-init is told.
+    pub(crate) seed: Option<Seed>,
+    /// Nothing on the disk is changed, or not by us.
     pub(crate) as_is: bool,
     /// Something was asked for by name, and must not be left out.
     pub(crate) is_asked: bool,
@@ -55,6 +73,17 @@ impl PersonalArgs {
             keys.push('\n');
         }
         let user = self.user.clone().or_else(|| template.document.user.clone());
+        let seed = (self.seed == SeedArg::Nocloud).then(|| -> Result<Seed> {
+            Ok(Seed {
+                hostname: self.hostname.clone(),
+                login: if keys.is_empty() {
+                    None
+                } else {
+                    Some((user.clone(), AuthorizedKeys::parse(&keys)?))
+                },
+                network: self.ip.clone(),
+            })
+        });
         let login = if keys.is_empty() {
             None
         } else {
@@ -66,7 +95,8 @@ impl PersonalArgs {
             hostname: self.hostname.as_deref().map(str::parse).transpose()?,
             login,
             ip: self.ip.clone(),
-            as_is: self.as_is,
+            as_is: self.as_is || seed.is_some(),
+            seed: seed.transpose()?,
         })
     }
 }

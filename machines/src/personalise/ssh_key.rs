@@ -167,6 +167,11 @@ impl AuthorizedKeys {
         Ok(Self(keys))
     }
 
+    /// A line for each.
+    pub(crate) fn lines(&self) -> &[String] {
+        &self.0
+    }
+
     /// Adds them to those of a user.
     pub(super) fn add(&self, guest: &mut Guest, user: &User) -> Result<()> {
         let directory = format!("{}/.ssh", user.home);

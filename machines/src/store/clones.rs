@@ -22,10 +22,10 @@ use uuid::Uuid;
 
 use super::document::{self, text_of};
 use super::import::now;
-use super::instance::Mac;
+use super::instance::{BESIDE, Mac};
 use super::scratch::Scratch;
 use super::{Alias, Instance, InstanceDocument, InstanceName, Store, Template, publish};
-use crate::Settings;
+use crate::{Seed, Settings};
 
 /// Bytes moved at once from memory to a file.
 const CHUNK: u64 = 1 << 20;
@@ -45,6 +45,8 @@ pub struct NewInstances {
     pub mac: Option<Mac>,
     /// Each has all of the disk, and needs the template no more.
     pub full: bool,
+    /// What cloud-init in the guest is to make of it, if it is.
+    pub seed: Option<Seed>,
 }
 
 /// Makes the disk of a new machine its own.
@@ -71,6 +73,7 @@ impl Store {
             size: size_of(template, new)?,
             template,
             full: new.full,
+            seed: new.seed.as_ref(),
             personalise,
             control,
         };
@@ -127,9 +130,15 @@ impl Store {
         }
         instances.iter().try_for_each(Instance::free)?;
         for instance in instances {
-            let to = Self::file(&directory, &instance.name, "toml");
-            document::remove(&to)?;
-            publish(&scratch.path(&format!("{}.toml", instance.name)), &to)?;
+            for beside in BESIDE {
+                let to = Self::file(&directory, &instance.name, beside);
+                let from = scratch.path(&format!("{}.{beside}", instance.name));
+                // Nobody's: there is no disk of that name.
+                document::remove(&to)?;
+                if from.exists() {
+                    publish(&from, &to)?;
+                }
+            }
         }
         document::sync(&directory)?;
         for (done, instance) in instances.iter().enumerate() {
@@ -154,6 +163,7 @@ struct Job<'j> {
     size: u64,
     template: &'j Template,
     full: bool,
+    seed: Option<&'j Seed>,
     personalise: &'j Personalise<'j>,
     control: &'j Control<'j>,
 }
@@ -223,6 +233,12 @@ impl Job<'_> {
             let storage = Arc::new(empty.clone());
             self.personalise(instance, Arc::new(self.open(storage.clone())?))?;
             copy(&storage, &*file)?;
+        }
+        if let Some(seed) = self.seed {
+            let path = self.scratch.path(&format!("{}.seed", instance.name));
+            let memory = MemStorage::new();
+            seed.write(instance, &memory)?;
+            copy(&memory, &create_private(&path)?)?;
         }
         let text = text_of(&instance.document)?;
         document::create_unsynced(

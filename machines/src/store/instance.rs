@@ -17,14 +17,14 @@ use uuid::Uuid;
 use super::document::{self, load};
 use super::name::nearest;
 use super::{Alias, Fingerprint, InstanceName, Listing, Store, publish, stems};
-use crate::machine::{Boot, Disk, Layer, Machine, Network};
+use crate::machine::{Boot, Disk, Layer, Limits, Machine, Network};
 use crate::settings::{BootKind, NetworkKind, Settings};
 
 /// Bytes of memory that a machine has for which nothing is said.
 const MEMORY: u64 = 1 << 30;
 
 /// The files of an instance beside its disk.
-const BESIDE: [&str; 2] = ["toml", "vars"];
+pub(super) const BESIDE: [&str; 3] = ["toml", "vars", "seed"];
 
 /// What is known of an instance, as its document has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +145,27 @@ impl Instance {
         Store::file(&self.directory, &self.name, extension)
     }
 
+    /// Its disks, of which the chain of the first is known.
+    fn disks(&self, chain: Vec<Layer>, limits: Limits) -> Vec<Disk> {
+        let mut disks = vec![Disk {
+            chain,
+            read_only: false,
+            limits,
+        }];
+        let seed = self.file("seed");
+        if seed.exists() {
+            disks.push(Disk {
+                chain: vec![Layer {
+                    path: fs::canonicalize(&seed).unwrap_or(seed),
+                    format: "raw".to_owned(),
+                }],
+                read_only: true,
+                limits: Limits::default(),
+            });
+        }
+        disks
+    }
+
     /// Fails if somebody uses the disk; nobody can while the result is there.
     fn lock(&self) -> Result<raw::File> {
         let image = self.image();
@@ -262,11 +283,7 @@ impl Store {
             cpus,
             memory,
             boot,
-            disks: vec![Disk {
-                chain,
-                read_only: false,
-                limits: settings.limits,
-            }],
+            disks: instance.disks(chain, settings.limits),
             network,
             mac: instance.mac().0,
             credentials: Vec::new(),

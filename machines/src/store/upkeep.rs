@@ -71,7 +71,7 @@ impl Store {
         let held = self.hold()?;
         let mut rubbish = Vec::new();
         for directory in [self.templates_directory(), self.instances_directory()] {
-            for extension in ["toml", "kernel", "initrd", "vars"] {
+            for extension in ["toml", "kernel", "initrd", "vars", "seed"] {
                 for stem in stems(&directory, extension)? {
                     if !Self::file(&directory, &stem, "qcow2").exists() {
                         rubbish.push(Self::file(&directory, &stem, extension));

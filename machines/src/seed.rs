@@ -1,0 +1,123 @@
+//! A seed for cloud-init: a small disk from which a guest that brings cloud-init along makes itself a machine of its own, when it is started
+//! the first time (cloud-init's documentation, "`NoCloud`"). For disks whose root is no ext4 filesystem, or whose maker wants it so.
+
+use std::net::IpAddr;
+
+use block::{Result, Storage};
+use fat_builder::{Builder, Options, Time};
+use serde_json::{Value, json};
+
+use crate::personalise::{Addressing, AuthorizedKeys};
+use crate::store::Instance;
+
+/// Bytes of the disk: about the least that a FAT32 filesystem can have. Next to none of it is written.
+const SIZE: u64 = 34 << 20;
+
+/// By which cloud-init knows the disk.
+const LABEL: &str = "CIDATA";
+
+/// What a guest is to make of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Seed {
+    /// What it calls itself; `None` for the instance's name.
+    pub hostname: Option<String>,
+    /// Who may log in, as whom; without a name, the user that the image has for that.
+    pub login: Option<(Option<String>, AuthorizedKeys)>,
+    /// How its network card gets its addresses.
+    pub network: Option<Addressing>,
+}
+
+impl Seed {
+    /// Writes the disk for an instance.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn write(&self, instance: &Instance, storage: &dyn Storage) -> Result<()> {
+        let volume = instance.document.uuid.as_u64_pair().0 as u32;
+        let time = Time {
+            secs: instance.document.created.as_second(),
+        };
+        let mut options = Options::new(SIZE, volume);
+        LABEL.clone_into(&mut options.label);
+        options.time = time;
+        let mut builder = Builder::new(storage, options)?;
+        for (name, text) in self.files(instance) {
+            let bytes = text.as_bytes();
+            builder.file(
+                builder.root(),
+                name.as_bytes(),
+                time,
+                bytes.len() as u64,
+                &mut &*bytes,
+            )?;
+        }
+        builder.finish()?;
+        Ok(())
+    }
+
+    /// Names and contents. JSON is YAML, and needs no quoting of ours.
+    fn files(&self, instance: &Instance) -> Vec<(&'static str, String)> {
+        let hostname = self.hostname.as_deref().unwrap_or(instance.name.as_str());
+        let about = json!({
+            "instance-id": instance.document.uuid,
+            "local-hostname": hostname,
+        });
+        let mut files = vec![
+            ("meta-data", text(&about)),
+            (
+                "user-data",
+                format!("#cloud-config\n{}", text(&self.user_data(hostname))),
+            ),
+        ];
+        if let Some(network) = &self.network {
+            files.push((
+                "network-config",
+                text(&network_config(&instance.mac().to_string(), network)),
+            ));
+        }
+        files
+    }
+
+    fn user_data(&self, hostname: &str) -> Value {
+        let mut data = json!({"hostname": hostname, "manage_etc_hosts": true});
+        match &self.login {
+            Some((None, keys)) => data["ssh_authorized_keys"] = json!(keys.lines()),
+            Some((Some(user), keys)) => {
+                data["users"] = json!(["default", {
+                    "name": user,
+                    "lock_passwd": true,
+                    "shell": "/bin/bash",
+                    "ssh_authorized_keys": keys.lines(),
+                }]);
+            }
+            None => {}
+        }
+        data
+    }
+}
+
+/// Version 2 of cloud-init's network configuration.
+fn network_config(mac: &str, addressing: &Addressing) -> Value {
+    let mut card = json!({"match": {"macaddress": mac}});
+    match addressing {
+        Addressing::Dhcp => card["dhcp4"] = json!(true),
+        Addressing::Static(given) => {
+            card["addresses"] = json!([format!("{}/{}", given.address, given.prefix)]);
+            if let Some(gateway) = given.gateway {
+                let key = match gateway {
+                    IpAddr::V4(_) => "gateway4",
+                    IpAddr::V6(_) => "gateway6",
+                };
+                card[key] = json!(gateway);
+            }
+            if !given.servers.is_empty() {
+                card["nameservers"] = json!({"addresses": given.servers});
+            }
+        }
+    }
+    json!({"version": 2, "ethernets": {"card": card}})
+}
+
+fn text(value: &Value) -> String {
+    format!("{value:#}\n")
+}
