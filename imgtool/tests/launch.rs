@@ -3,9 +3,12 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use common::Lab;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Modules that the kernel needs for the disk, each after those that it needs.
@@ -26,8 +29,17 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 for module in MODULES; do insmod /modules/$module.ko; done
 for word in $(cat /proc/cmdline); do
-    case $word in root=*) root=${word#root=} ;; esac
+    case $word in
+        root=*) root=${word#root=} ;;
+        stay) stay=yes ;;
+    esac
 done
+if [ -n "$stay" ]; then
+    stty raw -echo
+    echo "guest: stays"
+    echo "guest: was told$(head -c 1 | od -An -tx1)"
+    sleep 1000
+fi
 mount -t ext4 -o rw $root /root && echo "guest: the root says $(cat /root/etc/greeting)"
 echo "guest: $(nproc) processors"
 echo hello again >/root/etc/greeting
@@ -94,6 +106,81 @@ fn a_machine_runs_to_its_end_and_keeps_what_it_wrote_unless_it_is_ephemeral() {
     assert!(lab.path("store/instances/other.qcow2").exists());
 }
 
+/// A machine that runs, and what it says.
+struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut running = Self { child, lines };
+        running.reads("guest: stays");
+        running
+    }
+
+    fn reads(&mut self, text: &str) {
+        let said = self
+            .lines
+            .find(|line| line.as_ref().is_ok_and(|line| line.contains(text)));
+        assert!(said.is_some(), "no {text}: {:?}", self.child.wait());
+    }
+
+    fn end(mut self) -> ExitStatus {
+        // Nobody is to wait for a reader.
+        self.lines.by_ref().for_each(drop);
+        self.child.wait().unwrap()
+    }
+}
+
+#[test]
+fn a_machine_has_the_terminal_and_is_nobody_elses_while_it_runs() {
+    let lab = lab();
+    let line = "run --store store --accel tcg web --append";
+    let append = "root=/dev/vda console=ttyS0 stay";
+    let mut command = lab.command("script");
+    let inside = format!("{} {line} '{append}'", env!("CARGO_BIN_EXE_imgtool"));
+    command.args(["-qec", &inside, "log"]);
+    let mut terminal = Running::start(&mut command);
+
+    let second = lab.run("imgtool run -q --store store --accel tcg web");
+    assert_eq!(second.code(), 1);
+    assert!(
+        second
+            .stderr()
+            .contains("the image is locked: qemu-system-x86 (process "),
+        "{}",
+        second.stderr()
+    );
+    let ephemeral = lab.run("imgtool run -q --store store --accel tcg web --ephemeral");
+    assert!(ephemeral.stderr().contains("is locked"), "{}", ephemeral.stderr());
+
+    // An interrupt is the guest's, and Ctrl-A x is QEMU's.
+    let mut keys = terminal.child.stdin.take().unwrap();
+    keys.write_all(b"\x03").unwrap();
+    terminal.reads("guest: was told 03");
+    keys.write_all(b"\x01x").unwrap();
+    assert!(terminal.end().success());
+    let log = fs::read_to_string(lab.path("log")).unwrap();
+    assert!(log.contains("Ctrl-A x turns it off"), "{log}");
+
+    let mut command = lab.command("imgtool");
+    command.args(line.split(' ')).arg(append);
+    let plain = Running::start(&mut command);
+    kill_process(Pid::from_child(&plain.child), Signal::TERM).unwrap();
+    assert_eq!(plain.end().code(), Some(130));
+    assert_eq!(
+        said(&lab.run("imgtool run -q --store store --accel tcg web").ok())[0],
+        "the root says hello"
+    );
+}
+
 #[test]
 fn what_is_in_the_way_is_one_line_and_what_to_do() {
     let lab = lab();
@@ -125,6 +212,8 @@ fn what_is_in_the_way_is_one_line_and_what_to_do() {
         network.contains("no network of its own") && !lab.path("x").exists(),
         "{network}"
     );
+    let bridge = fails("imgtool run -q --store store --accel tcg web --net bridge=no-such-br");
+    assert!(bridge.contains("there is no bridge \"no-such-br\""), "{bridge}");
     let launcher = fails("imgtool launch --store store web --format vmware");
     assert!(launcher.contains("there is no launcher"), "{launcher}");
 }

@@ -1,7 +1,6 @@
 //! What this host can do, and what is to be installed for the rest.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -9,18 +8,12 @@ use block::Result;
 use rustix::fs::{ioctl_ficlone, statvfs};
 
 use crate::accel::{Kvm, find_program};
+use crate::bridge;
 use crate::launch::{firmware, qemu};
 use crate::machine::Architecture;
 
 /// Less free room than this, in bytes, is too little for a template or two.
 const LITTLE: u64 = 2 << 30;
-/// Where QEMU has the program that connects machines to bridges for users.
-const BRIDGE_HELPERS: [&str; 3] = [
-    "/usr/lib/qemu/qemu-bridge-helper",
-    "/usr/libexec/qemu-bridge-helper",
-    "/usr/lib/qemu-bridge-helper",
-];
-
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
@@ -79,15 +72,10 @@ pub fn examine(directory: &Path, architecture: Architecture, cache: Option<&Path
             false,
             uefi(architecture),
         ),
-        check(
-            "bridge helper",
-            "machines on a bridge, for other users than root",
-            false,
-            bridge_helper(),
-        ),
+        check("bridge helper", "machines on a bridge", false, bridge_helper()),
         check(
             "tap devices",
-            "machines on a bridge",
+            "machines on a bridge, other launchers' too",
             false,
             device("/dev/net/tun", "modprobe tun"),
         ),
@@ -172,27 +160,17 @@ fn uefi(architecture: Architecture) -> Found {
 }
 
 fn bridge_helper() -> Found {
-    let Some(path) = BRIDGE_HELPERS.into_iter().find(|path| Path::new(path).is_file()) else {
-        return missing("no qemu-bridge-helper", "apt install qemu-system-common");
+    let path = bridge::helper()?;
+    let Some(allowed) = bridge::allowed() else {
+        return Ok(path.to_owned());
     };
-    let mode = fs::metadata(path).map(|metadata| metadata.permissions().mode());
-    let allowed = fs::read_to_string("/etc/qemu/bridge.conf").unwrap_or_default();
-    let allowed = allowed
-        .lines()
-        .any(|line| line.trim_start().starts_with("allow "));
-    if mode.is_ok_and(|mode| mode & 0o4000 == 0) && !rustix::process::geteuid().is_root() {
-        return missing(
-            format!("{path} does not run as root"),
-            format!("chmod u+s {path}, if users may put machines on bridges"),
-        );
-    }
-    if !allowed {
+    if allowed.is_empty() {
         return missing(
             "/etc/qemu/bridge.conf allows no bridge",
-            "echo 'allow br0' >>/etc/qemu/bridge.conf, for a bridge br0",
+            "for a bridge br0: echo 'allow br0' >>/etc/qemu/bridge.conf",
         );
     }
-    Ok(path.to_owned())
+    Ok(format!("{path}, for {}", allowed.join(", ")))
 }
 
 fn device(path: &str, hint: &str) -> Found {

@@ -5,6 +5,7 @@
 //! A [`Store`](store::Store) keeps templates and instances.
 
 mod accel;
+mod bridge;
 pub mod doctor;
 pub mod launch;
 mod machine;

@@ -27,8 +27,9 @@ use regex::bytes::{Regex, RegexBuilder};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::accel::{self, Accel};
+use crate::bridge;
 use crate::launch::{firmware, qemu};
-use crate::machine::{Boot, Disk, Layer, Machine, Network};
+use crate::machine::{Boot, Disk, Forward, Layer, Machine, Network};
 
 /// How long QEMU may take to end when it is told to.
 const TO_END: Duration = Duration::from_secs(10);
@@ -106,7 +107,7 @@ pub fn command_line(machine: &Machine, accel: Accel) -> Result<Vec<OsString>> {
 pub fn run(machine: &Machine, options: &RunOptions, out: &mut dyn Write, cancel: &Cancel) -> Result<()> {
     let mut machine = firmware::resolve(machine)?;
     check_disks(&machine, options.ephemeral.is_some())?;
-    check_ports(&machine)?;
+    check_network(&machine)?;
     // Lives until QEMU has ended.
     let place = options.ephemeral.as_deref();
     let scratch = place.map(|place| set_aside(&mut machine, place)).transpose()?;
@@ -133,29 +134,32 @@ fn check_disks(machine: &Machine, ephemeral: bool) -> Result<()> {
     Ok(())
 }
 
-/// That nobody listens where QEMU is to.
-fn check_ports(machine: &Machine) -> Result<()> {
-    let Network::User { forwards } = &machine.network else {
-        return Ok(());
-    };
-    for forward in forwards {
-        let port = (forward.address, forward.host);
-        TcpListener::bind(port).map_err(|error| {
-            let message = format!("listen on port {} of {}", forward.host, forward.address);
-            let error = Error::io(message, error);
-            match error.io_kind() {
-                Some(io::ErrorKind::AddrInUse) => error.with_hint(format!(
-                    "forward another port to the guest's {}, or stop who listens there",
-                    forward.guest
-                )),
-                Some(io::ErrorKind::AddrNotAvailable) => {
-                    error.with_hint(format!("use {} or an address of this host", Ipv4Addr::LOCALHOST))
-                }
-                _ => error,
-            }
-        })?;
+/// That nobody listens where QEMU is to, and that there is the bridge that QEMU is to use.
+fn check_network(machine: &Machine) -> Result<()> {
+    match &machine.network {
+        Network::None => Ok(()),
+        Network::User { forwards } => forwards.iter().copied().try_for_each(check_port),
+        Network::Bridge { name } => bridge::check(name),
     }
-    Ok(())
+}
+
+fn check_port(forward: Forward) -> Result<()> {
+    let port = (forward.address, forward.host);
+    let taken = TcpListener::bind(port).err();
+    taken.map_or(Ok(()), |error| {
+        let message = format!("listen on port {} of {}", forward.host, forward.address);
+        let error = Error::io(message, error);
+        Err(match error.io_kind() {
+            Some(io::ErrorKind::AddrInUse) => error.with_hint(format!(
+                "forward another port to the guest's {}, or stop who listens there",
+                forward.guest
+            )),
+            Some(io::ErrorKind::AddrNotAvailable) => {
+                error.with_hint(format!("use {} or an address of this host", Ipv4Addr::LOCALHOST))
+            }
+            _ => error,
+        })
+    })
 }
 
 /// Has the machine write to files of its own, which go away with the result.
