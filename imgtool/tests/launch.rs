@@ -85,6 +85,26 @@ fn lab() -> Lab {
     lab
 }
 
+#[test]
+fn a_disk_that_mkdisk_made_boots_by_itself() {
+    let lab = lab();
+    let line = "imgtool mkdisk -q -O qcow2 --size 700M root disk.qcow2 --append";
+    let words: Vec<&str> = line
+        .split(' ')
+        .chain(["console=ttyS0 quiet root=/dev/vda2"])
+        .collect();
+    lab.run_words(&words).ok();
+    lab.imgtool("template import -q --store store disk.qcow2 --alias disk --memory 256M --net none");
+    lab.imgtool("clone -q --store store db --from disk");
+    let shown = lab.imgtool("show --store store db");
+    assert!(shown.contains("UEFI"), "{shown}");
+    let first = lab.imgtool("run -q --store store --accel tcg db");
+    assert_eq!(said(&first)[0], "the root says hello", "{first}");
+    assert!(lab.path("store/instances/db.vars").exists());
+    let again = lab.imgtool("run -q --store store --accel tcg db");
+    assert_eq!(said(&again)[0], "the root says hello again", "{again}");
+}
+
 fn said(console: &str) -> Vec<&str> {
     let lines = console.lines().map(str::trim_end);
     lines.filter_map(|line| line.strip_prefix("guest: ")).collect()

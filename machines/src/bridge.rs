@@ -34,8 +34,9 @@ pub(crate) fn check(name: &str) -> Result<()> {
     let fits = |names: Vec<String>| names.iter().any(|allowed| allowed == "all" || allowed == name);
     if !allowed().is_none_or(fits) {
         return Err(
-            Error::invalid(format!("{ALLOWED} does not allow the bridge \"{shown}\""))
-                .with_hint(format!("allow it: echo 'allow {shown}' >>{ALLOWED}")),
+            Error::invalid(format!("{ALLOWED} does not allow the bridge \"{shown}\"")).with_hint(format!(
+                "allow it: mkdir -p /etc/qemu && echo 'allow {shown}' >>{ALLOWED}"
+            )),
         );
     }
     Ok(())

@@ -167,7 +167,7 @@ fn bridge_helper() -> Found {
     if allowed.is_empty() {
         return missing(
             "/etc/qemu/bridge.conf allows no bridge",
-            "for a bridge br0: echo 'allow br0' >>/etc/qemu/bridge.conf",
+            "for a bridge br0: mkdir -p /etc/qemu && echo 'allow br0' >>/etc/qemu/bridge.conf",
         );
     }
     Ok(format!("{path}, for {}", allowed.join(", ")))
