@@ -1,14 +1,19 @@
 //! `imgtool fs`: files in the ext2, ext3 and ext4 filesystems of images, without mounting anything.
 
+mod attributes;
 mod cat;
 mod copy;
 mod describe;
+mod edit;
 mod host;
 mod list;
+mod names;
+mod put;
 mod read;
 mod stat;
 mod tree;
 mod walk;
+mod write;
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -27,11 +32,12 @@ use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::target::is_one_of;
 
-/// Read files in an ext2, ext3 or ext4 filesystem in an image, without mounting it
+/// Read and change files in the ext2, ext3 or ext4 filesystem of an image
 ///
-/// The image may have any format and any chain below it, and nobody has to be root. Where the disk is partitioned, the
-/// partition is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID. Nothing is written to the image: a filesystem
-/// that was not unmounted is read as its journal would make it.
+/// Nothing is mounted, and nobody has to be root. The image may have any format and any chain below it. Where the disk is
+/// partitioned, a partition is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID. Commands that read write nothing:
+/// a filesystem that was not unmounted is read as its journal would make it. Those that change something change all of
+/// what they were asked for or nothing, whenever the power goes, and not an image that is in use.
 #[derive(Debug, Args)]
 #[command(
     subcommand_required = true,
@@ -40,6 +46,8 @@ use crate::target::is_one_of;
   imgtool fs cat disk.qcow2#name:root /etc/fstab
   imgtool fs cp -r -p disk.qcow2#2 /var/log logs
   imgtool fs tree -L 2 root.ext4
+  imgtool fs put disk.qcow2#2 hosts /etc/hosts
+  imgtool fs edit disk.qcow2#2 /etc/fstab
 
 Paths start at the root of the filesystem, with a slash or without, and links in them stay in it. Bytes of names that are \
 not UTF-8 are shown as \\xNN."
@@ -56,6 +64,14 @@ enum Command {
     Stat(stat::StatArgs),
     Cp(copy::CopyArgs),
     Tree(tree::TreeArgs),
+    Put(put::PutArgs),
+    Edit(edit::EditArgs),
+    Mkdir(names::MkdirArgs),
+    Rm(names::RmArgs),
+    Mv(names::MvArgs),
+    Ln(names::LnArgs),
+    Chmod(attributes::ChmodArgs),
+    Chown(attributes::ChownArgs),
 }
 
 impl FsArgs {
@@ -66,6 +82,14 @@ impl FsArgs {
             Command::Stat(arguments) => arguments.run(out),
             Command::Cp(arguments) => arguments.run(out),
             Command::Tree(arguments) => arguments.run(out),
+            Command::Put(arguments) => arguments.run(),
+            Command::Edit(arguments) => arguments.run(),
+            Command::Mkdir(arguments) => arguments.run(),
+            Command::Rm(arguments) => arguments.run(),
+            Command::Mv(arguments) => arguments.run(),
+            Command::Ln(arguments) => arguments.run(),
+            Command::Chmod(arguments) => arguments.run(),
+            Command::Chown(arguments) => arguments.run(),
         }
     }
 }
@@ -119,19 +143,23 @@ impl SourceArgs {
             None => opening.chain(&name.path, format)?,
         };
         let disk = name.on(chain.device())?;
-        let filesystem = Filesystem::open(disk).map_err(|error| {
-            let none = error.kind() == ErrorKind::InvalidInput && name.partition.is_none();
-            let error = error.with_path(&self.image);
-            match none.then(|| partitions_hint(&self.image, &chain)).flatten() {
-                Some(hint) => error.with_hint(hint),
-                None => error,
-            }
-        })?;
+        let filesystem =
+            Filesystem::open(disk).map_err(|error| explain_none(error, &name, &self.image, &chain))?;
         Ok(Source {
             filesystem,
             chain,
             name: self.image.clone(),
         })
+    }
+}
+
+/// Says of an error in opening a filesystem which image it is about, and where one is if there is none.
+fn explain_none(error: Error, name: &ImageName, image: &Path, chain: &Chain) -> Error {
+    let none = error.kind() == ErrorKind::InvalidInput && name.partition.is_none();
+    let error = error.with_path(image);
+    match none.then(|| partitions_hint(image, chain)).flatten() {
+        Some(hint) => error.with_hint(hint),
+        None => error,
     }
 }
 

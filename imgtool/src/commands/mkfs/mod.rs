@@ -31,7 +31,7 @@ use run_config::ContainerArgs;
 
 pub(super) use arguments::MakeArgs;
 pub(super) use build::Building;
-pub(super) use options::show_uuid;
+pub(super) use options::{epoch, show_uuid};
 pub(super) use source::{open_source, refuse_as_target};
 
 /// Make an ext4 filesystem of a directory, a tar archive or a container image

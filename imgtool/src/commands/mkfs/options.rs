@@ -137,7 +137,7 @@ fn free(text: &str) -> Result<Free> {
 }
 
 /// The time that the environment states.
-fn epoch() -> Result<Option<Time>> {
+pub(in crate::commands) fn epoch() -> Result<Option<Time>> {
     let Some(text) = std::env::var_os(EPOCH) else {
         return Ok(None);
     };

@@ -1,0 +1,162 @@
+//! Changing a filesystem in an image: what all commands that do have in common.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use block::chain::Chain;
+use block::{Access, Error, Result};
+use clap::Args;
+use ext4_builder::Time;
+use ext4_editor::{Attributes, Editor, Options};
+
+use super::explain_none;
+use crate::arguments::OpenArgs;
+use crate::commands::mkfs::epoch;
+use crate::image_name::ImageName;
+use crate::images::Opening;
+
+/// The filesystem that is changed.
+#[derive(Debug, Args)]
+pub(super) struct TargetArgs {
+    /// Format of the image [default: found out]
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+    #[command(flatten)]
+    open: OpenArgs,
+    /// The image, or a partition of the disk in one
+    image: PathBuf,
+}
+
+/// A filesystem that can be changed. The image is locked meanwhile.
+pub(super) struct Target {
+    pub(super) editor: Editor,
+    chain: Chain,
+    image: PathBuf,
+}
+
+impl TargetArgs {
+    pub(super) fn open(&self) -> Result<Target> {
+        self.open.check()?;
+        let opening = Opening {
+            nested: self.open.nested,
+            io: self.open.io.into(),
+            access: Access::WRITE,
+            direct: false,
+        };
+        let name = ImageName::parse(&self.image)?;
+        let chain = opening.chain(&name.path, self.format.as_deref())?;
+        let disk = name.on(chain.device())?;
+        let editor = Editor::open(disk, Options::new(now()?))
+            .map_err(|error| explain_none(error, &name, &self.image, &chain))?;
+        Ok(Target {
+            editor,
+            chain,
+            image: self.image.clone(),
+        })
+    }
+
+    /// Makes a change, all of it or nothing.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Editor) -> Result<()>) -> Result<()> {
+        let mut target = self.open()?;
+        let changed = change(&mut target.editor);
+        target.finish(changed)
+    }
+}
+
+impl Target {
+    /// Makes a change durable, where there was no error.
+    pub(super) fn finish(mut self, changed: Result<()>) -> Result<()> {
+        changed
+            .and_then(|()| self.editor.commit())
+            .and_then(|()| self.chain.settle())
+            .map_err(|error| error.with_path(&self.image))
+    }
+}
+
+/// The time of changes: what the environment states, or that of the clock.
+fn now() -> Result<Time> {
+    if let Some(time) = epoch()? {
+        return Ok(time);
+    }
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_err(|_| Error::invalid("the clock is before 1970").with_hint("set it"))?;
+    Ok(Time {
+        secs: since.as_secs().cast_signed(),
+        nanos: since.subsec_nanos(),
+    })
+}
+
+/// Mode and owner of what is made.
+#[derive(Debug, Args)]
+pub(super) struct AttributeArgs {
+    /// Permissions, in octal digits
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    mode: Option<u16>,
+    /// Owner, as numbers
+    #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
+    owner: Option<Owner>,
+}
+
+impl AttributeArgs {
+    pub(super) fn attributes(&self) -> Attributes {
+        Attributes {
+            permissions: self.mode,
+            uid: self.owner.and_then(|owner| owner.uid),
+            gid: self.owner.and_then(|owner| owner.gid),
+            ..Attributes::default()
+        }
+    }
+}
+
+/// An owner, a group or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+}
+
+/// A mode in octal digits.
+pub(super) fn mode(text: &str) -> Result<u16, String> {
+    let digits = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    match u16::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o7777 && digits => Ok(mode),
+        _ => Err("a mode has up to four octal digits, such as 0644".to_owned()),
+    }
+}
+
+/// `1000`, `1000:1000` or `:1000`.
+pub(super) fn owner(text: &str) -> Result<Owner, String> {
+    let id = |text: &str| match text {
+        "" => Ok(None),
+        _ if text.bytes().all(|digit| digit.is_ascii_digit()) => text.parse().map(Some).map_err(|_| ()),
+        _ => Err(()),
+    };
+    let (uid, gid) = text.split_once(':').unwrap_or((text, ""));
+    match (id(uid), id(gid)) {
+        (Ok(uid), Ok(gid)) if uid.is_some() || gid.is_some() => Ok(Owner { uid, gid }),
+        _ => Err("an owner is a number, with a group behind a colon: 1000, 1000:1000 or :1000".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_octal_and_owners_are_numbers() {
+        assert_eq!(mode("4755"), Ok(0o4755));
+        for text in ["", "8", "10000", "+644", "u+x"] {
+            assert!(mode(text).is_err(), "{text}");
+        }
+        let both = Owner {
+            uid: Some(1),
+            gid: Some(4_000_000_000),
+        };
+        assert_eq!(owner("1:4000000000"), Ok(both));
+        assert_eq!(owner(":5").unwrap().uid, None);
+        for text in ["", ":", "root", "1:x", "5000000000", "-1"] {
+            assert!(owner(text).is_err(), "{text}");
+        }
+    }
+}
