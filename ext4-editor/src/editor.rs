@@ -92,6 +92,7 @@ impl Editor {
         if recovering {
             editor.count_free()?;
         }
+        editor.settle_orphan_file()?;
         Ok(editor)
     }
 

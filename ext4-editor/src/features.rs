@@ -10,8 +10,8 @@ const INCOMPATIBLE_KNOWN: u32 = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x200 | 0x400 |
 /// `sparse_super`, `large_file`, `btree_dir`, `huge_file`, `uninit_bg`, `dir_nlink`, `extra_isize`,
 /// `metadata_csum`, `project`.
 const READ_ONLY_COMPATIBLE_KNOWN: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x400 | 0x2000;
-/// `orphan_present`: the orphan file is not empty.
-const ORPHANS: u32 = 0x1_0000;
+/// `orphan_present`: the orphan file may hold something.
+pub(crate) const ORPHANS: u32 = 0x1_0000;
 
 const NAMES: [(usize, u32, &str); 14] = [
     (INCOMPATIBLE, 0x1, "compression"),
@@ -46,8 +46,8 @@ pub(crate) fn check(superblock: &Superblock) -> Result<()> {
     if !superblock.is_clean() && !superblock.needs_recovery() {
         return damaged("the filesystem was not unmounted, and has no journal to tell what is missing");
     }
-    if superblock.last_orphan() != 0 || superblock.has(READ_ONLY_COMPATIBLE, ORPHANS) {
-        return damaged("the filesystem has files that were deleted while they were open (orphans)");
+    if superblock.last_orphan() != 0 {
+        return Err(crate::orphan_file::refused());
     }
     if superblock.u32(0x18) >= 6 {
         return Err(Error::unsupported(

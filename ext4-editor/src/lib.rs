@@ -50,6 +50,7 @@ mod inodes;
 mod journal;
 mod map;
 mod options;
+mod orphan_file;
 mod staging;
 mod superblock;
 mod tree;

@@ -88,7 +88,7 @@ fn add_names(editor: &mut Editor) -> block::Result<()> {
 #[test]
 fn every_kind_is_changed_as_the_kernel_sees_it_and_goes_on_with() {
     for kind in KINDS {
-        let image = Image::new("48M", kind);
+        let image = Image::of_kind(48 << 20, kind);
         image.change(BEFORE);
         let before = image.tree();
         image.edit(|editor| {
@@ -142,7 +142,7 @@ fn every_kind_is_changed_as_the_kernel_sees_it_and_goes_on_with() {
 #[test]
 fn extended_attributes_come_go_and_are_shared() {
     for kind in KINDS.into_iter().filter(|kind| is_writable_with_xattrs(kind)) {
-        let image = Image::new("32M", kind);
+        let image = Image::of_kind(32 << 20, kind);
         image.change(
             r#"
             echo -n small >a; echo b >b; mkdir d; echo -n inline-$(head -c 30 /dev/zero | tr '\0' i) >c

@@ -26,8 +26,11 @@ pub(crate) const NOW: Time = Time {
     nanos: 123_456_789,
 };
 
-/// Kinds of filesystems, as options of mke2fs.
-pub(crate) const KINDS: [&str; 18] = [
+/// Kinds of filesystems, for [`Image::of_kind`].
+pub(crate) const KINDS: [&str; 21] = [
+    "made here",
+    "made here inline small",
+    "made here old",
     "-t ext4 -b 4096",
     "-t ext4 -O ^metadata_csum -b 4096",
     "-t ext4 -O ^metadata_csum,^uninit_bg",
@@ -119,6 +122,25 @@ impl Image {
         Self { dir, path }
     }
 
+    /// A filesystem of a kind: options of mke2fs, or `made here` with features.
+    pub(crate) fn of_kind(size: u64, kind: &str) -> Self {
+        let Some(features) = kind.strip_prefix("made here") else {
+            return Self::new(&format!("{}K", size / 1024), kind);
+        };
+        let mut options = ext4_builder::Options::new(ext4_builder::Size::Given(size), [0x1F; 16]);
+        for feature in features.split_whitespace() {
+            match feature {
+                "inline" => options.inline_data = true,
+                "small" => options.block_size = 1024,
+                "old" => options.compat = ext4_builder::Compat::Linux3_10,
+                _ => panic!("{feature}"),
+            }
+        }
+        let storage = MemStorage::new();
+        ext4_builder::format(&storage, options).unwrap();
+        Self::of(&storage)
+    }
+
     pub(crate) fn of(storage: &MemStorage) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
@@ -195,7 +217,11 @@ impl Image {
 
     /// All that the kernel says of the tree.
     pub(crate) fn tree(&self) -> Tree {
-        let mounted = self.mount("ro,noatime");
+        self.tree_mounted("ro,noatime")
+    }
+
+    pub(crate) fn tree_mounted(&self, options: &str) -> Tree {
+        let mounted = self.mount(options);
         let mut tree = Tree::new();
         let mut ahead = vec![PathBuf::new()];
         while let Some(path) = ahead.pop() {
@@ -333,7 +359,7 @@ pub(crate) enum Form {
 
 /// A filesystem with some files, and its journal in a form.
 pub(crate) fn with_journal(options: &str, form: Form) -> Image {
-    let image = Image::new("8M", options);
+    let image = Image::of_kind(8 << 20, options);
     if form == Form::Kernels {
         image.change("mkdir -p etc home; echo old >etc/hostname; head -c 20000 /dev/urandom >home/data; ln -s data home/link");
         return image;
