@@ -260,3 +260,33 @@ fn an_overlay_gets_the_change_and_its_base_stays() {
     }
     assert!(fs::read(lab.path("disk.qcow2")).unwrap() == base);
 }
+
+#[test]
+fn a_filesystem_grows_with_its_partition() {
+    let lab = Lab::new();
+    fixture(&lab);
+    lab.imgtool("resize -q disk.qcow2 3G");
+    lab.imgtool("partition grow -q --last disk.qcow2");
+    let text = lab.imgtool("fs grow --output json disk.qcow2#2");
+    let grown: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(grown["size-before"], 32 << 20);
+    assert!(
+        grown["size"].as_u64().unwrap() > (3 << 30) - (64 << 20),
+        "{grown}"
+    );
+    assert!(lab.imgtool("fs grow disk.qcow2#name:root").contains("as before"));
+    lab.run("imgtool fs grow --size 16M disk.qcow2#2")
+        .fails(1, &["cannot be shrunk"]);
+    lab.run("imgtool fs grow --size 5G disk.qcow2#2")
+        .fails(1, &["the disk has", "hint: grow"]);
+    lab.imgtool("convert -O raw disk.qcow2#2 part.ext4");
+    let fsck = lab.run("e2fsck -fn part.ext4").ok();
+    assert!(
+        fsck.lines()
+            .all(|line| line.starts_with("Pass ") || line.contains(" files (")),
+        "{fsck}"
+    );
+    let mounted = mount(&lab, "part.ext4", "rw");
+    assert_eq!(fs::read(mounted.0.join("etc/hostname")).unwrap(), b"old\n");
+    fs::write(mounted.0.join("large"), vec![1; 100 << 20]).unwrap();
+}

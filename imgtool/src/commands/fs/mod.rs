@@ -5,6 +5,7 @@ mod cat;
 mod copy;
 mod describe;
 mod edit;
+mod grow;
 mod host;
 mod list;
 mod names;
@@ -72,6 +73,7 @@ enum Command {
     Ln(names::LnArgs),
     Chmod(attributes::ChmodArgs),
     Chown(attributes::ChownArgs),
+    Grow(grow::GrowArgs),
 }
 
 impl FsArgs {
@@ -90,6 +92,7 @@ impl FsArgs {
             Command::Ln(arguments) => arguments.run(),
             Command::Chmod(arguments) => arguments.run(),
             Command::Chown(arguments) => arguments.run(),
+            Command::Grow(arguments) => arguments.run(out),
         }
     }
 }

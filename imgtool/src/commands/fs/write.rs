@@ -1,10 +1,11 @@
 //! Changing a filesystem in an image: what all commands that do have in common.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use block::chain::Chain;
-use block::{Access, Error, Result};
+use block::{Access, BlockDevice, Error, Result};
 use clap::Args;
 use ext4_builder::Time;
 use ext4_editor::{Attributes, Editor, Options};
@@ -30,6 +31,7 @@ pub(super) struct TargetArgs {
 /// A filesystem that can be changed. The image is locked meanwhile.
 pub(super) struct Target {
     pub(super) editor: Editor,
+    disk: Arc<dyn BlockDevice>,
     chain: Chain,
     image: PathBuf,
 }
@@ -46,10 +48,11 @@ impl TargetArgs {
         let name = ImageName::parse(&self.image)?;
         let chain = opening.chain(&name.path, self.format.as_deref())?;
         let disk = name.on(chain.device())?;
-        let editor = Editor::open(disk, Options::new(now()?))
+        let editor = Editor::open(disk.clone(), Options::new(now()?))
             .map_err(|error| explain_none(error, &name, &self.image, &chain))?;
         Ok(Target {
             editor,
+            disk,
             chain,
             image: self.image.clone(),
         })
@@ -64,6 +67,17 @@ impl TargetArgs {
 }
 
 impl Target {
+    /// Bytes of the filesystem.
+    pub(super) fn size(&self) -> u64 {
+        let superblock = self.editor.filesystem().superblock();
+        superblock.blocks() * superblock.block_size()
+    }
+
+    /// Bytes that it could have.
+    pub(super) fn disk_size(&self) -> u64 {
+        self.disk.size()
+    }
+
     /// Makes a change durable, where there was no error.
     pub(super) fn finish(mut self, changed: Result<()>) -> Result<()> {
         changed

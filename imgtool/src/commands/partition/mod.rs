@@ -378,7 +378,7 @@ impl RepairArgs {
 /// Make a GPT fit a disk whose size has changed
 ///
 /// The backup table moves to the end of the disk, so that all of it can be used. What is in a partition that grows does
-/// not grow with it: that is up to the guest.
+/// not grow with it: imgtool fs grow grows an ext4 filesystem, and for others that is up to the guest.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool resize disk.qcow2 +10G
