@@ -65,8 +65,8 @@ impl Editor {
         let size = self.layout().block_size();
         let message = format!(
             "the filesystem has no room for {} bytes more: {} bytes are free",
-            count * size,
-            self.superblock.free_blocks() * size
+            count.saturating_mul(size),
+            self.superblock.free_blocks().saturating_mul(size)
         );
         let error = Error::new(ErrorKind::NoSpace, message);
         if self.freed.is_empty() {
@@ -165,10 +165,10 @@ impl Editor {
         }
         bitmap::fill(&mut bits, range.clone(), false);
         let count = range.end - range.start;
-        group.set_free_blocks(group.free_blocks() + count);
+        group.set_free_blocks(group.free_blocks().saturating_add(count));
         self.put_block_bitmap(group, bits)?;
         self.pin(start + u64::from(range.start)..start + u64::from(range.end));
-        let free = self.superblock.free_blocks() + u64::from(count);
+        let free = self.superblock.free_blocks().saturating_add(count.into());
         self.change_superblock(|superblock| superblock.set_free_blocks(free))
     }
 

@@ -68,6 +68,13 @@ impl Editor {
         }
         let filesystem = Filesystem::open(staging.clone())?;
         let layout = filesystem.superblock();
+        if u64::from(layout.blocks_per_group()) > layout.block_size() * 8 {
+            let problem = format!(
+                "a block group has {} blocks, more than its bitmap",
+                layout.blocks_per_group()
+            );
+            return Err(crate::damaged(problem));
+        }
         let descriptor_seal = match layout.checksum_seed() {
             Some(seed) => Some(Seal::Crc32c(Checksum::of_value(seed))),
             None if superblock.has_group_checksums() => Some(Seal::Crc16(layout.uuid())),
@@ -118,7 +125,9 @@ impl Editor {
     /// Bytes that are free for contents and metadata. What was freed since the last commit is among them, and can be used
     /// after the next.
     pub fn free_bytes(&self) -> u64 {
-        self.superblock.free_blocks() * self.layout().block_size()
+        self.superblock
+            .free_blocks()
+            .saturating_mul(self.layout().block_size())
     }
 
     pub(crate) fn layout(&self) -> &Layout {

@@ -180,8 +180,8 @@ impl Editor {
             return Ok(());
         }
         let mut group = self.group(number)?;
-        group.set_free_blocks(group.free_blocks() + (new - old));
-        let free = self.superblock.free_blocks() + u64::from(new - old);
+        group.set_free_blocks(group.free_blocks().saturating_add(new - old));
+        let free = self.superblock.free_blocks().saturating_add((new - old).into());
         self.change_superblock(|superblock| superblock.set_free_blocks(free))?;
         if group.blocks_uninit() {
             return self.put_group(&group);
@@ -289,7 +289,7 @@ impl Editor {
         let layout = self.layout();
         let old = layout.blocks();
         let added = growth.groups.len() as u32;
-        let inodes = layout.inodes() + added * layout.inodes_per_group();
+        let inodes = layout.inodes().saturating_add(added * layout.inodes_per_group());
         let new_inodes = added * layout.inodes_per_group();
         let metadata: u64 = growth
             .groups
@@ -302,8 +302,8 @@ impl Editor {
             let root = u128::from(root) * u128::from(growth.blocks) / u128::from(old);
             superblock.set_wide(BLOCKS.0, BLOCKS.1, growth.blocks);
             superblock.set_wide(ROOT_BLOCKS.0, ROOT_BLOCKS.1, root as u64);
-            superblock.set_free_blocks(superblock.free_blocks() + free);
-            superblock.set_free_inodes(superblock.free_inodes() + new_inodes);
+            superblock.set_free_blocks(superblock.free_blocks().saturating_add(free));
+            superblock.set_free_inodes(superblock.free_inodes().saturating_add(new_inodes));
             superblock.set_u32(INODES, inodes);
             if has_reserve {
                 superblock.set_u16(RESERVED_BLOCKS, growth.reserved as u16);

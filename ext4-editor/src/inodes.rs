@@ -35,8 +35,10 @@ impl Editor {
         let per_group = self.layout().inodes_per_group();
         let mut bits = self.inode_bitmap(&group)?;
         // Those of the filesystem's own files are never given out, whatever the bitmap says.
-        let reserved = (self.layout().first_inode() - 1).saturating_sub(number * per_group);
-        let last = (self.layout().inodes() - number * per_group).min(per_group);
+        let before = number.saturating_mul(per_group);
+        let first = self.layout().first_inode().max(1) - 1;
+        let reserved = first.saturating_sub(before);
+        let last = self.layout().inodes().saturating_sub(before).min(per_group);
         let Some(bit) = bitmap::first_clear(&bits, reserved.min(last), last) else {
             return Ok(None);
         };
@@ -49,7 +51,7 @@ impl Editor {
         let unused = group.unused_inodes().min(per_group - bit - 1);
         group.set_unused_inodes(unused);
         if is_directory {
-            group.set_directories(group.directories() + 1);
+            group.set_directories(group.directories().saturating_add(1));
         }
         self.put_inode_bitmap(group, bits)?;
         let free = self.superblock.free_inodes().checked_sub(1);
@@ -73,12 +75,12 @@ impl Editor {
             return Err(damaged(problem));
         }
         bitmap::fill(&mut bits, bit..bit + 1, false);
-        group.set_free_inodes(group.free_inodes() + 1);
+        group.set_free_inodes(group.free_inodes().saturating_add(1));
         if is_directory {
             group.set_directories(group.directories().saturating_sub(1));
         }
         self.put_inode_bitmap(group, bits)?;
-        let free = self.superblock.free_inodes() + 1;
+        let free = self.superblock.free_inodes().saturating_add(1);
         self.change_superblock(|superblock| superblock.set_free_inodes(free))
     }
 

@@ -55,6 +55,7 @@ fn try_everything(storage: MemStorage) -> usize {
     tried(editor.set_attributes(b"/link", LastLink::Keep, &Attributes::of(0o700)));
     tried(editor.remove_tree(b"/d"));
     tried(editor.remove_tree(b"/many"));
+    tried(editor.grow(4 << 20));
     tried(editor.commit());
     done
 }
@@ -107,6 +108,30 @@ fn random_damage_never_panics_and_always_ends() {
             some += usize::from(try_everything(storage) > 0);
         }
         assert!(some > 20, "{kind}: {some}");
+    }
+}
+
+#[test]
+fn whatever_the_superblock_and_the_journal_claim_is_checked() {
+    let image = Image::new("4M", "-t ext4 -b 1024 -O ^metadata_csum,^uninit_bg");
+    image.change(FILL);
+    let bytes = image.in_memory().to_vec();
+    let magic = 0xC03B_3998_u32.to_be_bytes();
+    let journal = bytes
+        .chunks(1024)
+        .position(|block| block.starts_with(&[&magic[..], &[0, 0, 0, 4]].concat()))
+        .unwrap();
+    let descriptors = 2048;
+    for start in [1024, journal * 1024, descriptors] {
+        for field in (start..start + 0x180).step_by(4) {
+            for value in [0, 1, 0xFF, 0x7FFF_FFFF, 0xFFFF_FFFF, 0xFF00_0000, 0x1_0000] {
+                let mut damaged = bytes.clone();
+                damaged[field..field + 4].copy_from_slice(&u32::to_le_bytes(value));
+                let storage = MemStorage::new();
+                storage.write_all_at(&damaged, 0).unwrap();
+                try_everything(storage);
+            }
+        }
     }
 }
 

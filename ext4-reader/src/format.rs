@@ -4,6 +4,7 @@ use block::Result;
 
 use crate::block_map::BlockMap;
 use crate::content::BlockRun;
+use crate::corruption::Corruption;
 use crate::extent_tree::ExtentTree;
 use crate::group_descriptor;
 use crate::inode::{Flags, Inode, InodeNumber};
@@ -174,6 +175,10 @@ impl Filesystem {
             return Ok(None);
         }
         let log = Log::of(self)?;
+        if log.first >= log.last {
+            let problem = "its log ends before it starts";
+            return Err(Corruption::Journal { block: 0, problem }.into());
+        }
         let tags = if log.has(Features::CSUM_V3) {
             Tags::Checksum3
         } else if log.has_checksums() {
