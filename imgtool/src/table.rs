@@ -69,9 +69,9 @@ mod tests {
         table.print(&mut out).unwrap();
         assert!(out.is_empty());
         table.row(["a-long-name".to_owned(), "1 B".to_owned()]);
-        table.row(["b\x1b".to_owned(), String::new()]);
+        table.row(["b\n".to_owned(), String::new()]);
         table.print(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert_eq!(text, "NAME         SIZE\na-long-name  1 B\nb\\x1b\n");
+        assert_eq!(text, "NAME         SIZE\na-long-name  1 B\nb\\n\n");
     }
 }
