@@ -88,7 +88,7 @@ impl Editor {
         (inode - 1) / self.layout().inodes_per_group()
     }
 
-    fn inode_bitmap(&self, group: &Group) -> Result<Vec<u8>> {
+    pub(crate) fn inode_bitmap(&self, group: &Group) -> Result<Vec<u8>> {
         if group.inodes_uninit() {
             let size = self.block_size();
             let mut bits = vec![0; size];

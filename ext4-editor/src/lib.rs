@@ -48,6 +48,7 @@ mod inline_data;
 mod inode;
 mod inodes;
 mod journal;
+mod leftovers;
 mod map;
 mod options;
 mod orphan_file;
