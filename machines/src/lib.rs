@@ -12,6 +12,7 @@ mod machine;
 pub mod personalise;
 mod root;
 pub mod run;
+pub mod seal;
 mod seed;
 mod settings;
 pub mod store;

@@ -282,7 +282,7 @@ impl Job<'_> {
 }
 
 /// A new file that nobody else may read: it is going to have private keys.
-fn create_private(path: &Path) -> Result<raw::File> {
+pub(super) fn create_private(path: &Path) -> Result<raw::File> {
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)

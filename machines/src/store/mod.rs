@@ -31,6 +31,7 @@ mod fingerprint;
 mod import;
 mod instance;
 mod name;
+mod publish;
 mod scratch;
 mod template;
 mod upkeep;
@@ -47,7 +48,9 @@ pub use document::parse;
 pub use fingerprint::Fingerprint;
 pub use import::NewTemplate;
 pub use instance::{Instance, InstanceDocument, Mac};
+pub(crate) use name::nearest;
 pub use name::{Alias, InstanceName};
+pub use publish::Published;
 pub use template::{Provenance, Template, TemplateDocument};
 pub use upkeep::Verified;
 
@@ -91,6 +94,17 @@ impl Store {
 
     fn instances_directory(&self) -> PathBuf {
         self.directory.join("instances")
+    }
+
+    /// Whether a file is the image of a template, of this store or another.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn is_template(path: &Path) -> Result<bool> {
+        let path = fs::canonicalize(path).map_err(|error| Error::io("look up", error).with_path(path))?;
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let is_fingerprint = stem.is_some_and(|stem| stem.parse::<Fingerprint>().is_ok());
+        Ok(is_fingerprint && path.with_extension("toml").exists())
     }
 
     /// A file of a template or an instance.

@@ -1,0 +1,150 @@
+//! Sealing: a disk loses what must be unique or private, before it becomes a template.
+//!
+//! [`OPERATIONS`] is a table of what goes. [`lint`] looks all of it up and changes nothing; [`seal`] looks it up in the same way and
+//! does it, so that what the one finds the other takes away.
+//!
+//! A file that is deleted leaves its content on the disk, for whoever reads that past the filesystem. So when the files are
+//! gone, what is free in every ext4 filesystem of the disk is made zeros too, and so is the log of its journal: files that the guest
+//! itself has deleted before are gone as well.
+
+mod lint;
+mod operations;
+mod plan;
+mod wipe;
+
+use std::sync::Arc;
+
+use block::{BlockDevice, Error, Result, escape};
+use ext4_editor::Attributes;
+use ops::Control;
+
+use crate::Root;
+use crate::personalise::Guest;
+use crate::store::nearest;
+
+pub use lint::{Finding, lint};
+pub use operations::{OPERATIONS, Operation};
+
+use plan::{Deed, Search, Step};
+
+/// Which operations are done.
+#[derive(Clone, Debug)]
+pub struct Selection(Vec<&'static Operation>);
+
+impl Default for Selection {
+    /// Those that are done by default.
+    fn default() -> Self {
+        Self(
+            OPERATIONS
+                .iter()
+                .filter(|operation| operation.by_default)
+                .collect(),
+        )
+    }
+}
+
+impl Selection {
+    /// Those that are done by default and those that are enabled, without those that are disabled.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that is none, or for one that is both.
+    pub fn new(enabled: &[String], disabled: &[String]) -> Result<Self> {
+        let (enabled, disabled) = (named(enabled)?, named(disabled)?);
+        let has = |list: &[&Operation], operation: &Operation| {
+            list.iter().any(|other| other.name == operation.name)
+        };
+        if let Some(both) = enabled.iter().find(|operation| has(&disabled, operation)) {
+            return Err(Error::invalid(format!(
+                "the operation {} is both enabled and disabled",
+                both.name
+            )));
+        }
+        let chosen = OPERATIONS.iter().filter(|operation| {
+            (operation.by_default || has(&enabled, operation)) && !has(&disabled, operation)
+        });
+        Ok(Self(chosen.collect()))
+    }
+}
+
+/// The operations of these names.
+///
+/// # Errors
+/// `InvalidInput` for a name that is none, with those that may have been meant.
+pub fn named(names: &[String]) -> Result<Vec<&'static Operation>> {
+    let find = |name: &String| {
+        let found = OPERATIONS.iter().find(|operation| operation.name == name);
+        found.ok_or_else(|| {
+            let error = Error::invalid(format!("there is no operation \"{}\"", escape(name)));
+            let near = nearest(name, OPERATIONS.iter().map(|operation| operation.name));
+            error.with_hint(match near.as_slice() {
+                [] => "imgtool template seal --list lists those that there are".to_owned(),
+                near => format!("there is {}", near.join(", ")),
+            })
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+/// Something that was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// By which operation.
+    pub operation: &'static str,
+    /// To what, from the root on, with bytes that are no text escaped.
+    pub path: String,
+    /// In a word.
+    pub done: &'static str,
+}
+
+/// Takes from a disk what must be unique or private, and makes zeros of what that leaves. `is_new` says that the disk is deleted if
+/// this fails; otherwise each operation is done or not, whenever the power goes, and it can be begun anew.
+///
+/// # Errors
+/// `InvalidInput` for a disk without a root filesystem of ext4; `Unsupported`, `Corrupt`, `NoSpace`, `Io`; `Interrupted`.
+pub fn seal(
+    disk: &Arc<dyn BlockDevice>,
+    selection: &Selection,
+    is_new: bool,
+    control: &Control<'_>,
+) -> Result<Vec<Change>> {
+    let Some(root) = Root::find(disk)? else {
+        return Err(Error::invalid(
+            "the disk has no root filesystem of ext4 that could be sealed",
+        ));
+    };
+    let mut guest = Guest::open(&root, is_new)?;
+    let mut changes = Vec::new();
+    for operation in &selection.0 {
+        control.check()?;
+        for step in Search::new(guest.editor.filesystem())?.plan(operation)? {
+            changes.push(Change {
+                operation: operation.name,
+                path: shown(&step.path),
+                done: apply(&mut guest, &step)?,
+            });
+        }
+        // One by one, for a journal need not have room for all.
+        guest.editor.commit()?;
+    }
+    drop(guest);
+    wipe::wipe(disk, is_new, control)?;
+    Ok(changes)
+}
+
+fn apply(guest: &mut Guest, step: &Step) -> Result<&'static str> {
+    let editor = &mut guest.editor;
+    match &step.deed {
+        Deed::Remove => editor.remove_tree(&step.path).map(|()| "removed"),
+        Deed::Empty => editor
+            .put(&step.path, b"", &Attributes::default())
+            .map(|()| "emptied"),
+        Deed::Replace(text) => editor
+            .put(&step.path, text.as_bytes(), &Attributes::default())
+            .map(|()| "edited"),
+    }
+}
+
+/// A path as it is shown.
+fn shown(path: &[u8]) -> String {
+    escape(&String::from_utf8_lossy(path)).into_owned()
+}

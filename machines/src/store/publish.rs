@@ -1,0 +1,134 @@
+//! Making a template of a machine's disk.
+//!
+//! The machine stays as it is: it is sealed in an overlay of its disk that is thrown away afterwards, and what the guest sees
+//! through that is copied into an image that stands alone. What sealing has made zeros has no place in there, and no cluster that was
+//! in use once is copied: images are read as a guest reads them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use block::chain::Chain;
+use block::gate::Permissive;
+use block::{Access, BackingReference, BlockDevice, Error, ErrorKind, Result};
+use disk_builder::System;
+use ops::Control;
+use qcow2::CreateOptions;
+use raw::HostOpener;
+
+use super::clones::create_private;
+use super::{Instance, NewTemplate, Provenance, Store, Template};
+use crate::seal::{self, Change, Selection};
+use crate::{BootKind, Root};
+
+/// A template that was made of a machine.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// It.
+    pub template: Template,
+    /// What was sealed.
+    pub changes: Vec<Change>,
+}
+
+impl Store {
+    /// Makes a template of the disk of a machine that does not run, sealed if that is said how. What `new` leaves open is as the
+    /// machine and its template have it; the kernel that launchers load is that on the disk.
+    ///
+    /// # Errors
+    /// `Locked` while the machine runs; `InvalidInput` for an alias that another template has; as [`seal::seal`].
+    pub fn publish(
+        &self,
+        instance: &Instance,
+        mut new: NewTemplate,
+        sealed: Option<&Selection>,
+        control: &Control<'_>,
+    ) -> Result<Published> {
+        if let (Some(alias), false) = (&new.alias, new.move_alias)
+            && self.template(alias.as_str()).is_ok()
+        {
+            let message = format!("\"{alias}\" is the name of a template already");
+            return Err(Error::invalid(message).with_hint("choose another, or have it moved: --move"));
+        }
+        self.layers(instance, control)?;
+        let template = self.load_template(instance.document.template)?;
+        let scratch = self.scratch()?;
+        let chain = overlay(instance, &scratch.path("overlay"))?;
+        let disk = chain.device();
+        let changes = match sealed {
+            Some(selection) => seal::seal(&disk, selection, true, control)?,
+            None => Vec::new(),
+        };
+        self.describe(&mut new, instance, &template, &disk)?;
+        new.look_at(&disk)?;
+        drop(disk);
+        let template = self.import(&chain, &new, control)?;
+        Ok(Published { template, changes })
+    }
+
+    /// Says of the new template what is known of the machine and of the one that it is a clone of.
+    fn describe(
+        &self,
+        new: &mut NewTemplate,
+        instance: &Instance,
+        template: &Template,
+        disk: &Arc<dyn BlockDevice>,
+    ) -> Result<()> {
+        let mut settings = self.settings(instance)?;
+        // Two machines cannot have the same ports of one host.
+        settings.network.forward = None;
+        new.machine = settings.then(new.machine.clone());
+        new.parent = Some(template.fingerprint);
+        new.user = new.user.take().or_else(|| template.document.user.clone());
+        new.provenance.get_or_insert_with(|| Provenance {
+            source: Some(format!("machine {}", instance.name)),
+            ..Provenance::default()
+        });
+        let direct = new.machine.boot.kind == Some(BootKind::Direct);
+        if direct && new.kernel.is_none() && !has_kernel(disk)? {
+            // It never was on the disk.
+            let read =
+                |path: PathBuf| fs::read(&path).map_err(|error| Error::io("read", error).with_path(path));
+            new.kernel = template.kernel().map(read).transpose()?;
+            new.initrd = template.initrd().map(read).transpose()?;
+        }
+        Ok(())
+    }
+}
+
+fn has_kernel(disk: &Arc<dyn BlockDevice>) -> Result<bool> {
+    match Root::find(disk)? {
+        Some(root) => Ok(!System::look(&root.filesystem()?)?.kernels.is_empty()),
+        None => Ok(false),
+    }
+}
+
+/// A new overlay of a machine's disk, with which that is locked against being changed.
+fn overlay(instance: &Instance, path: &Path) -> Result<Chain> {
+    let image = instance.image();
+    let image = fs::canonicalize(&image).map_err(|error| Error::io("look up", error).with_path(&image))?;
+    let running = |error: Error| match error.kind() {
+        ErrorKind::Locked => error.with_hint("the machine is running: stop it first"),
+        _ => error,
+    };
+    let open = |path: &Path, access| {
+        let formats: [&dyn block::Format; 2] = [&qcow2::Qcow2, &raw::Raw];
+        let gate = Permissive::default();
+        Chain::open(&HostOpener::new(), &formats, &gate, path, Some("qcow2"), access).map_err(running)
+    };
+    let Some(name) = image.to_str() else {
+        return Err(Error::invalid("an image can name only a file whose name is UTF-8").with_path(image));
+    };
+    let size = open(&image, Access::READ)?.size();
+    let options = CreateOptions {
+        size,
+        // What is free comes in blocks of 4 KiB, and is to take no room in here.
+        extended_l2: true,
+        backing: Some(BackingReference {
+            name: name.to_owned(),
+            format: Some("qcow2".to_owned()),
+        }),
+        ..CreateOptions::default()
+    };
+    qcow2::create(&create_private(path)?, &options)?;
+    open(path, Access::WRITE)
+}

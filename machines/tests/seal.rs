@@ -1,0 +1,399 @@
+//! Sealed disks and templates made of machines: nothing that was taken away is found in them any more, by any means.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use block::chain::Chain;
+use block::gate::Permissive;
+use block::{Access, BlockDevice, ErrorKind};
+use machines::Root;
+use machines::seal::{OPERATIONS, Selection, lint, named, seal};
+use machines::store::{Instance, NewInstances, NewTemplate, Store};
+use ops::Control;
+use raw::HostOpener;
+use tempfile::TempDir;
+
+/// What a guest has that a template must not: each holds a secret of its own.
+const PRIVATE: [&str; 34] = [
+    "etc/machine-id",
+    "var/lib/dbus/machine-id",
+    "etc/ssh/ssh_host_rsa_key",
+    "etc/ssh/ssh_host_rsa_key.pub",
+    "root/.ssh/authorized_keys",
+    "home/ann/.ssh/known_hosts.old",
+    "home/ann/.ssh/id_ed25519",
+    "root/.bash_history",
+    "home/ann/.python_history",
+    "srv/data/.lesshst",
+    "root/.viminfo",
+    "var/log/syslog",
+    "var/log/app/app.log.1",
+    "var/log/journal/0123/system.journal",
+    "var/log/wtmp",
+    "var/lib/dhcp/dhclient.eth0.leases",
+    "var/lib/NetworkManager/secret_key",
+    "etc/udev/rules.d/70-persistent-net.rules",
+    "var/lib/systemd/random-seed",
+    "var/lib/systemd/credential.secret",
+    "etc/krb5.keytab",
+    "var/cache/apt/archives/a.deb",
+    "var/lib/apt/lists/partial/list",
+    "var/cache/apk/a.apk",
+    "var/lib/cloud/instance/user-data.txt",
+    "etc/netplan/50-cloud-init.yaml",
+    "tmp/deep/down/file",
+    "var/tmp/file",
+    "var/spool/mail/ann",
+    "var/spool/cron/crontabs/ann",
+    "var/crash/core",
+    "etc/shadow-",
+    "etc/passwd-",
+    "etc/hostname",
+];
+
+struct Lab {
+    directory: TempDir,
+    store: Store,
+}
+
+fn run(words: &[&str]) -> String {
+    let mut command = Command::new(words[0]);
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    let output = command.args(&words[1..]).env("PATH", path).output();
+    let output = output.unwrap_or_else(|error| panic!("{words:?}: {error}"));
+    assert!(output.status.success(), "{words:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn secret(path: &str) -> String {
+    format!("<secret of {path}>")
+}
+
+impl Lab {
+    /// With a raw image `disk.raw` of a root filesystem with all that is private in it, of which a kernel has deleted more.
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().join("store"));
+        let lab = Self { directory, store };
+        let tree = lab.path("tree");
+        for path in PRIVATE {
+            lab.write(path, &secret(path).repeat(300));
+        }
+        for (path, text) in [
+            ("etc/os-release", "PRETTY_NAME='Tiny 1'\n"),
+            (
+                "etc/passwd",
+                "root:x:0:0::/root:/bin/sh\ndata:x:999:999::/srv/data:/bin/sh\n",
+            ),
+            (
+                "etc/shadow",
+                "root:$6$<secret of a password>:1::::::\ndata:*:1::::::\n",
+            ),
+            ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 <secret-name>\n"),
+            ("etc/ssh/sshd_config", "kept\n"),
+            ("boot/vmlinuz-6.1.0-9", "the kernel of the template"),
+            ("boot/initrd.img-6.1.0-9", "its initrd"),
+            ("home/ann/work", "kept\n"),
+        ] {
+            lab.write(path, text);
+        }
+        let disk = lab.path("disk.raw");
+        let (tree, shown) = (tree.to_str().unwrap(), disk.to_str().unwrap());
+        run(&["mke2fs", "-q", "-t", "ext4", "-d", tree, shown, "64M"]);
+        lab.mounted(
+            "yes '<secret of a deleted file>' | head -c 3M >deleted; ln -s \"<secret of a link>$(printf %300s)\" link; \
+             sync; rm deleted link; sync; fallocate -l 4M home/ann/reserved",
+        );
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.path("tree").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// Runs a script in `disk.raw`, which the kernel has mounted.
+    fn mounted(&self, script: &str) -> String {
+        let point = self.text("mnt");
+        fs::create_dir_all(&point).unwrap();
+        run(&["mount", "-o", "loop", &self.text("disk.raw"), &point]);
+        let done = Command::new("bash")
+            .args(["-ec", script])
+            .current_dir(&point)
+            .output();
+        run(&["umount", &point]);
+        let done = done.unwrap();
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    /// A machine whose template is `disk.raw`.
+    fn machine(&self) -> Instance {
+        let new = NewTemplate {
+            alias: Some("tiny".parse().unwrap()),
+            user: Some("ann".to_owned()),
+            ..NewTemplate::default()
+        };
+        let chain = open(&self.path("disk.raw"), Access::READ);
+        let mut new = new;
+        new.look_at(&chain.device()).unwrap();
+        let template = self.store.import(&chain, &new, &Control::unwatched()).unwrap();
+        let new = NewInstances {
+            names: vec!["web".parse().unwrap()],
+            ..NewInstances::default()
+        };
+        let as_it_is = |_: &Instance, _: &Arc<dyn BlockDevice>| Ok(());
+        let made = self
+            .store
+            .clone_template(&template, &new, &as_it_is, &Control::unwatched());
+        made.unwrap().remove(0)
+    }
+}
+
+fn open(path: &Path, access: Access) -> Chain {
+    let formats: [&dyn block::Format; 2] = [&qcow2::Qcow2, &raw::Raw];
+    Chain::open(
+        &HostOpener::new(),
+        &formats,
+        &Permissive::default(),
+        path,
+        None,
+        access,
+    )
+    .unwrap()
+}
+
+/// The secrets in a file, each once.
+fn secrets(path: &Path) -> Vec<String> {
+    let output = Command::new("grep")
+        .args(["-aoE", "<secret[^>]{0,100}>"])
+        .arg(path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut found: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn all() -> Selection {
+    let names = ["passwords", "credentials", "ssl-keys"];
+    Selection::new(&names.map(str::to_owned), &[]).unwrap()
+}
+
+#[test]
+fn nothing_that_sealing_takes_away_is_left_on_the_disk() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.raw");
+    let before = secrets(&disk);
+    for text in [
+        &secret(PRIVATE[0]),
+        "<secret of a deleted file>",
+        "<secret of a link>",
+    ] {
+        assert!(before.iter().any(|found| found == text), "{text}: {before:?}");
+    }
+    let chain = open(&disk, Access::WRITE);
+    let root = Root::find(&chain.device()).unwrap().unwrap();
+    let found = lint(&root, &[]).unwrap();
+    for path in PRIVATE {
+        let covers = |finding: &machines::seal::Finding| format!("/{path}").starts_with(&finding.path);
+        assert!(found.iter().any(covers), "{path}: {found:#?}");
+    }
+    let changes = seal(&chain.device(), &all(), false, &Control::unwatched()).unwrap();
+    let done: Vec<&str> = changes.iter().map(|change| change.path.as_str()).collect();
+    let mut named: Vec<&str> = found.iter().map(|finding| finding.path.as_str()).collect();
+    named.retain(|path| !done.contains(path));
+    assert_eq!(named, [""; 0], "what is found is what is taken away");
+    assert_eq!(lint(&root, &[]).unwrap(), []);
+    // There is nothing to do a second time.
+    assert_eq!(
+        seal(&chain.device(), &all(), false, &Control::unwatched()).unwrap(),
+        []
+    );
+    drop((root, chain));
+    assert_eq!(secrets(&disk), [""; 0]);
+    let check = run(&["e2fsck", "-fn", disk.to_str().unwrap()]);
+    assert!(!check.contains("Fix") && !check.contains("WARNING"), "{check}");
+    let listed = lab.mounted(
+        "stat -c '%n %F' etc/machine-id var/log/wtmp var/log/app tmp var/lib/apt/lists/partial; \
+         cat etc/ssh/sshd_config home/ann/work etc/shadow etc/hosts; stat -c %s home/ann/reserved; \
+         ls -a root/.ssh home/ann/.ssh tmp etc/ssh",
+    );
+    assert_eq!(
+        listed,
+        "etc/machine-id regular empty file\nvar/log/wtmp regular empty file\nvar/log/app directory\n\
+         tmp directory\nvar/lib/apt/lists/partial directory\nkept\nkept\n\
+         root:*:1::::::\ndata:*:1::::::\n127.0.0.1 localhost\n4194304\n\
+         etc/ssh:\n.\n..\nsshd_config\n\nhome/ann/.ssh:\n.\n..\n\nroot/.ssh:\n.\n..\n\ntmp:\n.\n..\n"
+    );
+}
+
+#[test]
+fn a_template_made_of_a_machine_has_nothing_that_was_taken_away_and_the_machine_has_all_of_it() {
+    let lab = Lab::new();
+    let machine = lab.machine();
+    let before = fs::read(machine.image()).unwrap();
+    for compress in [false, true] {
+        let new = NewTemplate {
+            alias: Some(format!("published-{}", u8::from(compress)).parse().unwrap()),
+            notes: Some("noted".to_owned()),
+            compress,
+            ..NewTemplate::default()
+        };
+        let made = lab
+            .store
+            .publish(&machine, new, Some(&all()), &Control::unwatched());
+        let made = made.unwrap();
+        assert!(made.changes.iter().any(|change| change.path == "/etc/hostname"));
+        let image = made.template.image();
+        assert_eq!(secrets(&image), [""; 0]);
+        let raw = lab.text("published.raw");
+        run(&["qemu-img", "convert", "-O", "raw", image.to_str().unwrap(), &raw]);
+        assert_eq!(secrets(Path::new(&raw)), [""; 0]);
+        run(&["qemu-img", "check", "-q", image.to_str().unwrap()]);
+        run(&["e2fsck", "-fn", &raw]);
+        assert!(!run(&["qemu-img", "info", image.to_str().unwrap()]).contains("backing"));
+        let document = &made.template.document;
+        assert_eq!(document.parent, Some(machine.document.template));
+        assert_eq!(document.user.as_deref(), Some("ann"));
+        assert_eq!(document.os.as_deref(), Some("Tiny 1"));
+        let source = document
+            .provenance
+            .as_ref()
+            .and_then(|made| made.source.as_deref());
+        assert_eq!(source, Some("machine web"));
+        let kernel = fs::read(made.template.kernel().unwrap()).unwrap();
+        assert_eq!(kernel, b"the kernel of the template");
+        assert_eq!(
+            document.machine.boot.append.as_deref(),
+            Some("root=/dev/vda rw console=ttyS0")
+        );
+    }
+    assert!(fs::read(machine.image()).unwrap() == before);
+    // As it is, with all that it has.
+    let new = NewTemplate::default();
+    let made = lab
+        .store
+        .publish(&machine, new, None, &Control::unwatched())
+        .unwrap();
+    assert!(made.changes.is_empty() && !secrets(&made.template.image()).is_empty());
+    run(&[
+        "qemu-img",
+        "compare",
+        "-s",
+        made.template.image().to_str().unwrap(),
+        machine.image().to_str().unwrap(),
+    ]);
+}
+
+#[test]
+fn all_filesystems_of_a_partitioned_disk_lose_what_is_free() {
+    let lab = Lab::new();
+    let (disk, whole) = (lab.text("disk.raw"), lab.text("whole.raw"));
+    let other = lab.text("other.raw");
+    run(&["mke2fs", "-q", "-t", "ext2", &other, "8M"]);
+    let script = "truncate -s 80M whole.raw; \
+        printf 'label: gpt\\nstart=2048,size=16384\\nstart=20480,size=131072,name=root\\n' | sfdisk -q whole.raw; \
+        mkdir -p m; mount -o loop other.raw m; yes '<secret of another>' | head -c 1M >m/a || :; sync; rm m/a; umount m; \
+        dd if=other.raw of=whole.raw bs=1M seek=1 conv=notrunc status=none; \
+        dd if=disk.raw of=whole.raw bs=1M seek=10 conv=notrunc status=none";
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    let done = Command::new("bash")
+        .args(["-ec", script])
+        .env("PATH", path)
+        .current_dir(lab.directory.path())
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    fs::remove_file(disk).unwrap();
+    assert!(secrets(Path::new(&whole)).contains(&"<secret of another>".to_owned()));
+    let chain = open(Path::new(&whole), Access::WRITE);
+    let changes = seal(&chain.device(), &all(), true, &Control::unwatched()).unwrap();
+    assert!(changes.len() > 30);
+    drop(chain);
+    assert_eq!(secrets(Path::new(&whole)), [""; 0]);
+    run(&["e2fsck", "-fn", &format!("{whole}?offset=10485760")]);
+    run(&["e2fsck", "-fn", &format!("{whole}?offset=1048576")]);
+}
+
+#[test]
+fn what_sealing_does_not_take_is_found_where_it_can_do_harm() {
+    let lab = Lab::new();
+    lab.mounted(
+        "mkdir -p root/.aws etc/ssl/private; echo key >root/.aws/credentials; touch root/.netrc
+         ssh-keygen -q -t ed25519 -N '' -f home/ann/mine; cp home/ann/mine etc/ssl/private/server.key
+         cp /bin/true srv/data/tool; chmod 4755 srv/data/tool; cp /bin/true home/ann/tool; chmod 2755 home/ann/tool",
+    );
+    let chain = open(&lab.path("disk.raw"), Access::WRITE);
+    seal(
+        &chain.device(),
+        &Selection::default(),
+        false,
+        &Control::unwatched(),
+    )
+    .unwrap();
+    let root = Root::find(&chain.device()).unwrap().unwrap();
+    let found: Vec<String> = lint(&root, &[])
+        .unwrap()
+        .into_iter()
+        .map(|finding| format!("{} {}", finding.path, finding.operation.unwrap_or("-")))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "/etc/shadow passwords",
+            "/etc/ssl/private/server.key ssl-keys",
+            "/home/ann/mine -",
+            "/home/ann/tool -",
+            "/root/.aws credentials",
+            "/root/.netrc credentials",
+            "/srv/data/tool -",
+        ]
+    );
+    let but_for = named(&["passwords".to_owned(), "ssl-keys".to_owned()]).unwrap();
+    let left = lint(&root, &but_for).unwrap();
+    assert!(left.iter().any(|finding| finding.reason == "a private key"));
+    assert!(!left.iter().any(|finding| finding.operation == Some("passwords")));
+}
+
+#[test]
+fn a_machine_that_runs_is_not_published_and_unknown_operations_are_refused() {
+    let lab = Lab::new();
+    let machine = lab.machine();
+    let lock = raw::OpenOptions::new().write(true).open(machine.image()).unwrap();
+    let refused = lab
+        .store
+        .publish(&machine, NewTemplate::default(), None, &Control::unwatched())
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    drop(lock);
+    let taken = NewTemplate {
+        alias: Some("tiny".parse().unwrap()),
+        ..NewTemplate::default()
+    };
+    let refused = lab
+        .store
+        .publish(&machine, taken, None, &Control::unwatched())
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("\"tiny\" is the name of a template"),
+        "{refused}"
+    );
+    let wrong = Selection::new(&[], &["machineid".to_owned()]).unwrap_err();
+    assert!(wrong.hint().unwrap().contains("machine-id"), "{wrong}");
+    assert!(Selection::new(&["tmp".to_owned()], &["tmp".to_owned()]).is_err());
+    assert!(OPERATIONS.len() > 20);
+}
