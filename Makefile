@@ -6,10 +6,10 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo check deny bench compare comparefs fuzz install clean
+.PHONY: help build test demo demo-images check deny bench compare comparefs fuzz install clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The imgtool program, optimised, in target/release
 	scripts/setup.sh build
@@ -19,10 +19,15 @@ test: ## All tests, those against QEMU and the ext4 tools included (installs wha
 	scripts/setup.sh test
 	$(CARGO) test --workspace --all-features
 
-demo: ## A real system's disk to a compressed base, copy-on-write clones and back, each step verified
+demo: ## A template from a recipe, three clones, one of them booted, each step verified by other tools
 	scripts/setup.sh demo
 	$(CARGO) build --release --package imgtool
 	scripts/demo.sh
+
+demo-images: ## A Debian system's disk to a compressed base, copy-on-write clones and back, beside qemu-img
+	scripts/setup.sh demo
+	$(CARGO) build --release --package imgtool
+	scripts/demo-images.sh
 
 check: ## Formatting, lints and documentation, with warnings as errors
 	scripts/setup.sh check

@@ -84,7 +84,7 @@ install_qemu() {
     local installed archive mirror codename suite=
     installed=$(qemu_installed)
     if [ "${installed:-0}" -ge "$qemu_wanted" ] && has qemu-io && has qemu-storage-daemon &&
-        { [ "$task" != test ] || has qemu-system-x86_64; }; then return; fi
+        has qemu-system-x86_64; then return; fi
     apt_update qemu-utils
     if [ "$(qemu_candidate)" -lt "$qemu_wanted" ]; then
         archive=$(debian_archive)
@@ -166,9 +166,11 @@ if [ "$task" = test ]; then
     need strace strace
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)
     [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || packages+=(systemd-boot-efi)
-    # From one suite with the tools, which apt would else replace with older ones that go with an older emulator.
-    qemu_packages+=(qemu-system-x86)
 fi
+case $task in
+    # From one suite with the tools, which apt would else replace with older ones that go with an older emulator.
+    test | demo) qemu_packages+=(qemu-system-x86) ;;
+esac
 if [ "$task" = demo ]; then
     need mmdebstrap mmdebstrap
     need jq jq
