@@ -84,7 +84,7 @@ install_qemu() {
     local installed archive mirror codename suite=
     installed=$(qemu_installed)
     if [ "${installed:-0}" -ge "$qemu_wanted" ] && has qemu-io && has qemu-storage-daemon &&
-        has qemu-system-x86_64; then return; fi
+        has qemu-system-x86_64 && { [ "$task" != test ] || has qemu-system-aarch64; }; then return; fi
     apt_update qemu-utils
     if [ "$(qemu_candidate)" -lt "$qemu_wanted" ]; then
         archive=$(debian_archive)
@@ -165,11 +165,13 @@ if [ "$task" = test ]; then
     need cpio cpio
     need strace strace
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)
+    [ -e /usr/share/AAVMF/AAVMF_CODE.fd ] || packages+=(qemu-efi-aarch64)
     [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || packages+=(systemd-boot-efi)
 fi
 case $task in
     # From one suite with the tools, which apt would else replace with older ones that go with an older emulator.
-    test | demo) qemu_packages+=(qemu-system-x86) ;;
+    test) qemu_packages+=(qemu-system-x86 qemu-system-arm) ;;
+    demo) qemu_packages+=(qemu-system-x86) ;;
 esac
 if [ "$task" = demo ]; then
     need mmdebstrap mmdebstrap

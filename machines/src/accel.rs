@@ -4,8 +4,9 @@
 //!
 //! That `/dev/kvm` opens says little: a hypervisor below may let a guest hang, QEMU may not be able to set a register, or every
 //! instruction may be carried out one by one. So QEMU is run with a guest of a few hundred bytes (`accel/guest.s`), which takes
-//! the way of a kernel into long mode, works for a moment, and is woken up by a timer. It ends within a second where KVM works;
-//! where it has not after [`LIMIT`], KVM does not. The processor is the one that machines get.
+//! the way of a kernel into long mode, works for a moment, and is woken up by a timer; that for Arm only works for a moment. It
+//! ends within a second where KVM works; where it has not after [`LIMIT`], KVM does not. The processor is the one that machines
+//! get.
 //!
 //! The answer holds until the next boot of the host or another QEMU, and is kept in a file, since waiting for it each time
 //! would not be worth it.
@@ -25,13 +26,10 @@ use block::{Error, ErrorKind, Result, escape};
 
 use crate::launch::qemu;
 use crate::machine::Architecture;
+use guest::Guest;
 
 /// How long the guest may take.
 const LIMIT: Duration = Duration::from_secs(5);
-/// The status that QEMU ends with when the guest has come to its end.
-const CAME_TO_ITS_END: i32 = 0x35 << 1 | 1;
-/// The length of a firmware image; QEMU wants whole ones of this.
-const ROM: usize = 64 << 10;
 const DEVICE: &str = "/dev/kvm";
 
 /// What QEMU runs a guest's instructions on.
@@ -129,7 +127,7 @@ impl Kvm {
         if let Some(obstacle) = obstacle(architecture) {
             return Ok(obstacle);
         }
-        let kvm = probe(architecture, Accel::Kvm)?;
+        let kvm = probe(architecture, Accel::Kvm, LIMIT)?;
         if let Some(cached) = cache.and_then(|directory| Cached::of(architecture, directory)) {
             // Where it cannot be kept it is found out again.
             let _ = cached.write(&kvm);
@@ -162,16 +160,6 @@ fn obstacle(architecture: Architecture) -> Option<Kvm> {
             architecture.name()
         )));
     }
-    if architecture != Architecture::X86_64 {
-        let reason = format!(
-            "nothing here finds out whether it works on {}",
-            architecture.name()
-        );
-        return Some(Kvm::Fails {
-            reason,
-            hint: Some("ask for it with --accel kvm".to_owned()),
-        });
-    }
     let error = fs::File::options().read(true).write(true).open(DEVICE).err()?;
     let hint = match error.kind() {
         io::ErrorKind::NotFound => {
@@ -189,35 +177,45 @@ fn obstacle(architecture: Architecture) -> Option<Kvm> {
 }
 
 /// Runs the guest.
-fn probe(architecture: Architecture, accel: Accel) -> Result<Kvm> {
+fn probe(architecture: Architecture, accel: Accel, limit: Duration) -> Result<Kvm> {
     let failed = |error| Error::io("try whether KVM works", error);
-    let rom = tempfile::NamedTempFile::new().map_err(failed)?;
-    fs::write(rom.path(), image()).map_err(failed)?;
+    let guest = Guest::of(architecture);
+    let file = tempfile::NamedTempFile::new().map_err(failed)?;
+    fs::write(file.path(), &guest.image).map_err(failed)?;
     let mut command = Command::new(qemu::program(architecture));
     command
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-        .args(["-machine", "q35", "-m", "16"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-m",
+            "16",
+        ])
         .args(["-accel", accel.name(), "-cpu", accel.processor()])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-bios"])
-        .arg(rom.path())
+        .args(guest.options)
+        .arg(file.path())
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command
         .spawn()
         .map_err(|error| not_started(architecture, error))?;
-    let status = wait(&mut child, LIMIT);
-    let said = child.stderr.take().and_then(|pipe| {
-        let mut said = String::new();
-        pipe.take(4096).read_to_string(&mut said).ok()?;
-        said.lines().next().map(|line| format!(": {}", line.trim()))
-    });
-    Ok(match status.map_err(failed)? {
-        Some(status) if status.code() == Some(CAME_TO_ITS_END) => Kvm::Works,
-        Some(status) => Kvm::fails(format!(
-            "{DEVICE} is there, but QEMU cannot use it ({status}){}",
-            said.unwrap_or_default()
-        )),
+    let status = wait(&mut child, limit).map_err(failed)?;
+    let said = read(child.stdout.take());
+    Ok(match status {
+        Some(status) if guest.came_to_its_end(status, &said) => Kvm::Works,
+        Some(status) => {
+            let said = read(child.stderr.take());
+            let said = String::from_utf8_lossy(&said);
+            let why = said.lines().find(|line| !line.contains("warning: "));
+            let why = why.map(|line| format!(": {}", line.trim()));
+            Kvm::fails(format!(
+                "{DEVICE} is there, but QEMU cannot use it ({status}){}",
+                why.unwrap_or_default()
+            ))
+        }
         None => Kvm::Fails {
             reason: format!("{DEVICE} is there, but a guest of no size does not come to its end on it"),
             hint: Some("see whether the hypervisor below allows nested virtualisation".to_owned()),
@@ -225,13 +223,14 @@ fn probe(architecture: Architecture, accel: Accel) -> Result<Kvm> {
     })
 }
 
-/// The firmware that the guest is.
-fn image() -> Vec<u8> {
-    let mut rom = vec![0xff; ROM];
-    rom[..guest::GUEST.len()].copy_from_slice(&guest::GUEST);
-    // Where processors start: a jump to the beginning, 13 bytes on in a segment that goes round.
-    rom[ROM - 16..ROM - 13].copy_from_slice(&[0xe9, 0x0d, 0x00]);
-    rom
+/// What was written to a pipe, by whom has ended, as far as it matters.
+fn read(pipe: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        // What cannot be read is not there.
+        let _ = pipe.take(4096).read_to_end(&mut bytes);
+    }
+    bytes
 }
 
 /// The status of a process, which is ended if it takes too long.
@@ -328,7 +327,10 @@ mod tests {
 
     #[test]
     fn the_guest_comes_to_its_end_where_it_is_emulated() {
-        assert_eq!(probe(Architecture::X86_64, Accel::Tcg).unwrap(), Kvm::Works);
+        let limit = Duration::from_secs(300);
+        for architecture in [Architecture::X86_64, Architecture::Aarch64] {
+            assert_eq!(probe(architecture, Accel::Tcg, limit).unwrap(), Kvm::Works);
+        }
     }
 
     #[test]
@@ -355,9 +357,13 @@ mod tests {
 
     #[test]
     fn other_processors_are_not_tried() {
-        let (accel, why) = Choice::Auto.accel(Architecture::Aarch64, None).unwrap();
+        let other = match std::env::consts::ARCH {
+            "aarch64" => Architecture::X86_64,
+            _ => Architecture::Aarch64,
+        };
+        let (accel, why) = Choice::Auto.accel(other, None).unwrap();
         assert_eq!(accel, Accel::Tcg);
-        assert!(why.unwrap().contains("aarch64"));
+        assert!(why.unwrap().contains(other.name()));
         assert_eq!(
             "kvm"
                 .parse::<Choice>()

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{machine, make_chain};
+use common::{arm_machine, machine, make_chain};
 use machines::launch::Launcher;
 use machines::{Accel, Boot, Machine, Network};
 use tempfile::TempDir;
@@ -279,4 +279,25 @@ fn every_kind_of_network_is_in_the_schemas_and_ports_are_forwarded() {
     }
     libvirt.virsh("destroy web-1");
     libvirt.virsh("undefine web-1");
+}
+
+#[test]
+fn a_machine_of_another_processor_starts() {
+    let libvirt = Libvirt::start();
+    let chain = make_chain(&libvirt.lab());
+    let mut machine = arm_machine(&libvirt.lab(), &chain);
+    libvirt.describe(&machine);
+    // This libvirt and this QEMU start none without firmware: see docs/launch.md.
+    libvirt.virsh("define --validate domain.xml");
+    machine.credentials = vec![("a".into(), "b".into())];
+    machine.boot = Boot::Uefi {
+        firmware: Some("/usr/share/AAVMF/AAVMF_CODE.fd".into()),
+        variables: libvirt.lab().join("variables"),
+    };
+    libvirt.describe(&machine);
+    libvirt.virsh("define --validate domain.xml");
+    libvirt.virsh("start web-1");
+    assert_eq!(libvirt.virsh("domstate web-1").trim(), "running");
+    libvirt.virsh("destroy web-1");
+    libvirt.virsh("undefine web-1 --nvram");
 }

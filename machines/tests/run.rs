@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use block::ErrorKind;
-use common::{kernel, machine, make_chain};
+use common::{arm_machine, kernel, machine, make_chain};
 use machines::launch::{Launcher, prepare};
 use machines::run::{RunOptions, WaitFor, run};
 use machines::{Accel, Boot, Machine, Network};
@@ -209,4 +209,23 @@ fn firmware_gets_variables_of_the_machines_own() {
     let template = fs::read("/usr/share/OVMF/OVMF_VARS_4M.fd").unwrap();
     let written = fs::read(&variables).unwrap();
     assert!(written.len() == template.len() && written != template);
+}
+
+#[test]
+fn machines_of_another_processor_run_too() {
+    let lab = tempfile::tempdir().unwrap();
+    let chain = make_chain(lab.path());
+    let mut machine = arm_machine(lab.path(), &chain);
+    machine.network = Network::User { forwards: vec![] };
+    machine.credentials = vec![("a".into(), "b".into())];
+    machine.disks[0].limits.bytes = Some(1 << 20);
+    let (said, result) = console(&machine, &options(false, "^guest: up$"));
+    result.unwrap_or_else(|error| panic!("{error}: {said}"));
+
+    machine.boot = Boot::Uefi {
+        firmware: None,
+        variables: lab.path().join("variables"),
+    };
+    let (said, result) = console(&machine, &options(false, "BdsDxe"));
+    result.unwrap_or_else(|error| panic!("{error}: {said}"));
 }

@@ -82,9 +82,8 @@ impl RunArgs {
             .accel
             .accel(machine.architecture, doctor::cache().as_deref())?;
         if self.print {
-            let machine = machines::launch::firmware::resolve(&machine)?;
-            let text = Launcher::Qemu.describe(&machine, accel)?.text;
-            write!(io::stdout(), "{text}")?;
+            let description = Launcher::Qemu.ready(&machine, accel, None, &control)?;
+            write!(io::stdout(), "{}", description.text)?;
             return Ok(0);
         }
         if !self.quiet {

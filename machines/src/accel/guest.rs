@@ -1,7 +1,80 @@
-//! What `guest.s` is assembled to. The test beside it does so again.
+//! Guests of a few hundred bytes that find out whether KVM works.
 
+use std::process::ExitStatus;
+
+use crate::machine::Architecture;
+
+/// A guest, and how it is told that it has come to its end.
+pub(super) struct Guest {
+    /// The file that it is.
+    pub(super) image: Vec<u8>,
+    /// QEMU's options for it. The last wants the file.
+    pub(super) options: &'static [&'static str],
+    /// The status that QEMU then ends with.
+    status: i32,
+    /// What it writes to its console.
+    said: &'static [u8],
+}
+
+impl Guest {
+    pub(super) fn of(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::X86_64 => Self {
+                image: rom(),
+                options: &[
+                    "-machine",
+                    "q35",
+                    "-device",
+                    "isa-debug-exit,iobase=0xf4,iosize=4",
+                    "-bios",
+                ],
+                status: 0x35 << 1 | 1,
+                said: b"",
+            },
+            Architecture::Aarch64 => Self {
+                image: AARCH64.into_iter().flat_map(u32::to_le_bytes).collect(),
+                options: &["-machine", "virt,gic-version=max", "-serial", "stdio", "-kernel"],
+                status: 0,
+                said: b"5",
+            },
+        }
+    }
+
+    /// Whether it came to its end, where QEMU ended so.
+    pub(super) fn came_to_its_end(&self, status: ExitStatus, said: &[u8]) -> bool {
+        status.code() == Some(self.status) && said == self.said
+    }
+}
+
+/// A firmware image with the code of `guest.s`.
+fn rom() -> Vec<u8> {
+    // QEMU wants whole ones of this.
+    const LEN: usize = 64 << 10;
+    let mut rom = vec![0xff; LEN];
+    rom[..X86_64.len()].copy_from_slice(&X86_64);
+    // Where processors start: a jump to the beginning, 13 bytes on in a segment that goes round.
+    rom[LEN - 16..LEN - 13].copy_from_slice(&[0xe9, 0x0d, 0x00]);
+    rom
+}
+
+/// Works for as long as a processor takes a twentieth of a second for, writes to its console, and turns itself off. It does
+/// without paging and interrupts.
+const AARCH64: [u32; 10] = [
+    0x529e_1003, // movz w3, #0xf080
+    0x72a0_5f43, // movk w3, #0x02fa, lsl #16: 50,000,000
+    0x7100_0463, // subs w3, w3, #1
+    0x54ff_ffe1, // b.ne to the one before
+    0xd2a1_2001, // movz x1, #0x0900, lsl #16: the console
+    0x5280_06a2, // movz w2, #'5'
+    0xb900_0022, // str w2, [x1]
+    0x5280_0100, // movz w0, #8
+    0x72b0_8000, // movk w0, #0x8400, lsl #16: SYSTEM_OFF of PSCI
+    0xd400_0002, // hvc #0
+];
+
+/// What `guest.s` is assembled to. The test below does so again.
 #[rustfmt::skip]
-pub(super) const GUEST: [u8; 360] = [
+const X86_64: [u8; 360] = [
     0xfa, 0x2e, 0x66, 0x0f, 0x01, 0x16, 0x58, 0x01, 0x0f, 0x20, 0xc0, 0x66, 0x83, 0xc8, 0x01, 0x0f, 0x22, 0xc0,
     0x66, 0xea, 0x1a, 0x00, 0x0f, 0x00, 0x08, 0x00, 0xb8, 0x10, 0x00, 0x00, 0x00, 0x8e, 0xd8, 0x8e, 0xc0, 0x8e,
     0xd0, 0xbc, 0x00, 0x80, 0x00, 0x00, 0x31, 0xc0, 0xbf, 0x00, 0x10, 0x00, 0x00, 0xb9, 0x00, 0x1c, 0x00, 0x00,
@@ -42,6 +115,6 @@ mod tests {
             assert!(status.expect("it comes with the C compiler").success());
         }
         let bytes = std::fs::read(directory.path().join("bytes")).unwrap();
-        assert!(bytes == GUEST, "{bytes:02x?}");
+        assert!(bytes == X86_64, "{bytes:02x?}");
     }
 }
