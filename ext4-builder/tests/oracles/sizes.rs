@@ -129,7 +129,7 @@ fn with_enough_inodes(options: Options, tree: &Tree) -> Options {
     let need = tree.names + tree.files.len() as u32 + 16;
     let inodes = match options.inodes {
         Inodes::Count(count) => Inodes::Count(count.max(need)),
-        other => other,
+        bytes @ Inodes::BytesPerInode(_) => bytes,
     };
     Options { inodes, ..options }
 }
