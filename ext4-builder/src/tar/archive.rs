@@ -8,7 +8,7 @@ use block::{Error, Result};
 use super::acl::NamedList;
 use super::blocks::Blocks;
 use super::fault::Fault;
-use super::header::{BLOCK, Header};
+use super::header::{BLOCK, Header, owner};
 use super::pax::Extended;
 use super::sparse::{MapParser, PaxMap, PieceList, gnu_extension};
 use super::{Entry, Kind, Options, Time, Xattr};
@@ -316,8 +316,8 @@ impl<R: Read> Archive<R> {
             path,
             kind,
             mode,
-            uid: extended.uid.map_or_else(|| header.uid(), Ok)?,
-            gid: extended.gid.map_or_else(|| header.gid(), Ok)?,
+            uid: owner(extended.uid.map_or_else(|| header.uid(), Ok)?, "user id")?,
+            gid: owner(extended.gid.map_or_else(|| header.gid(), Ok)?, "group id")?,
             user: extended.user.unwrap_or_else(|| header.user().to_vec()),
             group: extended.group.unwrap_or_else(|| header.group().to_vec()),
             mtime: match extended.mtime {

@@ -189,6 +189,14 @@ pub(super) fn unsigned<T: TryFrom<i64>>(field: &[u8], name: &'static str) -> Res
     value.try_into().map_err(|_| out_of_range(name, value))
 }
 
+/// An owner or a group: a kernel takes the last number for none.
+pub(super) fn owner(id: u32, name: &'static str) -> Result<u32, Fault> {
+    if id == u32::MAX {
+        return Err(out_of_range(name, id));
+    }
+    Ok(id)
+}
+
 pub(super) fn out_of_range(field: &'static str, value: impl Into<i128>) -> Fault {
     let value = value.into();
     Fault::OutOfRange { field, value }

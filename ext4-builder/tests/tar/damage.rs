@@ -409,6 +409,19 @@ fn claims_of_size_cost_no_memory() {
     assert!(error.to_string().contains("more than"), "{error}");
 }
 
+#[test]
+fn the_number_that_means_no_id_is_no_owner() {
+    let file = entry(b'0', "x", b"");
+    for key in ["uid", "gid"] {
+        read(&[extended(&[(key, "4294967294")]), file.clone(), end()]).unwrap();
+        let error = fail(&[extended(&[(key, "4294967295")]), file.clone(), end()]);
+        assert!(
+            error.to_string().contains("4294967295, which is out of range"),
+            "{error}"
+        );
+    }
+}
+
 fn any_entry() -> impl Strategy<Value = Vec<u8>> {
     let name = "[a-c./]{1,6}";
     let number = prop_oneof![Just(0_u64), 0..2000_u64, any::<u64>()];
