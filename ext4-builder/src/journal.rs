@@ -17,20 +17,22 @@ pub(crate) const BACKUP_TYPE: u8 = 1;
 const MAGIC: u32 = 0xC03B_3998;
 const SUPERBLOCK_V2: u32 = 4;
 
+/// Lengths of journals, each behind the number of blocks from which on a filesystem has it.
+pub(crate) const LENGTHS: [(u64, u32); 8] = [
+    (2048, 1024),
+    (0x8000, 4096),
+    (0x4_0000, 8192),
+    (0x8_0000, 16384),
+    (4 << 20, 32768),
+    (8 << 20, 65536),
+    (16 << 20, 131_072),
+    (32 << 20, 262_144),
+];
+
 /// Blocks of the journal that a filesystem of so many gets; `None` where it is too small to have one.
 pub(crate) fn default_blocks(filesystem: u64) -> Option<u32> {
-    const MANY: u64 = 1 << 20;
-    Some(match filesystem {
-        0..2048 => return None,
-        2048..0x8000 => 1024,
-        0x8000..0x4_0000 => 4096,
-        0x4_0000..0x8_0000 => 8192,
-        0x8_0000.. if filesystem < 4 * MANY => 16384,
-        _ if filesystem < 8 * MANY => 32768,
-        _ if filesystem < 16 * MANY => 65536,
-        _ if filesystem < 32 * MANY => 131_072,
-        _ => 262_144,
-    })
+    let reached = LENGTHS.iter().rev().find(|(from, _)| *from <= filesystem);
+    reached.map(|(_, blocks)| *blocks)
 }
 
 /// The first block of a journal of so many blocks in the filesystem with this UUID. The others need not be written:

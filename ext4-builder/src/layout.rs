@@ -273,18 +273,39 @@ impl Demand<'_> {
         Some(enough)
     }
 
+    /// Where a longer journal takes more than there is to spare in a filesystem of `enough` blocks: the first number
+    /// that is too small again, and one from which on all do.
+    fn gap(&self, enough: u64) -> Option<(u64, u64)> {
+        if self.options.journal != Journal::Default {
+            return None;
+        }
+        let mut too_few = journal::LENGTHS
+            .iter()
+            .map(|(from, _)| *from)
+            .filter(|&blocks| blocks > enough && !self.would_do(blocks));
+        let first = too_few.next()?;
+        Some((first, self.enough(too_few.next_back().unwrap_or(first))?))
+    }
+
     fn too_small(&self, blocks: u64) -> Error {
         let block_size = self.geometry.block_size();
         let error = |message: String| Error::new(ErrorKind::NoSpace, message);
         match self.enough(blocks) {
             Some(enough) => {
+                let but = self.gap(enough).map(|(from, to)| {
+                    let (from, to) = (from * block_size, to * block_size);
+                    format!(", but from {from} on one of {to} or more: the journal is longer there")
+                });
                 let enough = enough * block_size;
                 error("the filesystem is too small".to_owned())
                     .with_source(TooSmall {
                         given: blocks * block_size,
                         enough,
                     })
-                    .with_hint(format!("choose a size of {enough} bytes or more"))
+                    .with_hint(format!(
+                        "choose a size of {enough} bytes or more{}",
+                        but.unwrap_or_default()
+                    ))
             }
             None => error(format!(
                 "{} bytes leave no room for the tree beside this many inodes",
