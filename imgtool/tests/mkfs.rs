@@ -93,7 +93,7 @@ fn images_of_both_formats_partitions_and_devices_are_written() {
     tool(&lab, &["losetup", "-d", device]).ok();
     made.ok();
     small.fails(1, &[device, "bytes more than", "choose a size of"]);
-    erased.fails(1, &[device]);
+    erased.fails(1, &[device, "has 20971520 bytes, and 22020096 are asked for"]);
     again.ok();
     assert_good(&lab, "device");
 }
@@ -334,6 +334,8 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
         ("--hash-seed 1234 tree new", "\"1234\" is no UUID"),
         ("--exclude a[ tree new", "\"a[\" is no pattern"),
         ("--owner root tree new", "--owner root"),
+        ("--owner 4294967295 tree new", "the last id is 4294967294"),
+        ("--owner 0:4294967295 tree new", "the last id is 4294967294"),
         ("--uid-map 1:2:3:4 tree new", "--uid-map 1:2:3:4"),
         (
             "--uid-map 1:2:0 tree new",

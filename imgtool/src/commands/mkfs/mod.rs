@@ -174,6 +174,7 @@ impl Job<'_> {
         let is_device = targets.image().is_block_device() && is_raw;
         let disk = is_device.then(|| file.len()).transpose()?;
         let options = self.options(disk)?;
+        self.check_room(&options, disk)?;
         self.check_block_size(
             &options,
             targets.image().sector_size().filter(|_| is_device).unwrap_or(512),
@@ -208,6 +209,18 @@ impl Job<'_> {
     fn options(&self, disk: Option<u64>) -> Result<Options> {
         let options = self.arguments.filesystem.options(disk);
         options.map_err(|error| error.with_path(self.target))
+    }
+
+    /// Refuses a size that is larger than the device.
+    fn check_room(&self, options: &Options, disk: Option<u64>) -> Result<()> {
+        match (options.size, disk) {
+            (Size::Given(size), Some(there)) if size > there => {
+                let message = format!("the device has {there} bytes, and {size} are asked for");
+                let error = Error::new(ErrorKind::NoSpace, message).with_path(self.target);
+                Err(error.with_hint("choose a smaller size, or a larger device"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses blocks that are no whole sectors: no kernel would mount that.

@@ -110,6 +110,11 @@ impl TreeArgs {
                     return Err(Error::invalid(message).with_hint("give numbers, such as 0:0"));
                 }
             }
+            // A kernel takes the last number for no id, and lets nobody change such files.
+            if filter.owner == Some(u32::MAX) || filter.group == Some(u32::MAX) {
+                let message = format!("--owner {}: the last id is 4294967294", escape(text));
+                return Err(Error::invalid(message));
+            }
         }
         Ok(filter)
     }
