@@ -3,6 +3,8 @@
 mod import;
 mod list;
 mod names;
+mod publish;
+mod seal;
 mod show;
 mod upkeep;
 
@@ -25,6 +27,7 @@ pub(super) use show::short_time;
     after_help = "Examples:
   imgtool template import disk.qcow2 --alias debian-12
   imgtool template ls
+  imgtool template publish web-1 --alias web
   imgtool clone web-1 --from debian-12"
 )]
 pub(crate) struct TemplateArgs {
@@ -35,6 +38,9 @@ pub(crate) struct TemplateArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     Import(Box<import::ImportArgs>),
+    Publish(Box<publish::PublishArgs>),
+    Seal(Box<seal::SealArgs>),
+    Lint(seal::LintArgs),
     Ls(list::ListArgs),
     Show(show::ShowArgs),
     Tag(names::TagArgs),
@@ -48,6 +54,9 @@ impl TemplateArgs {
     pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
         match self.command {
             Command::Import(arguments) => arguments.run(out),
+            Command::Publish(arguments) => arguments.run(out),
+            Command::Seal(arguments) => arguments.run(out),
+            Command::Lint(arguments) => arguments.run(out),
             Command::Ls(arguments) => arguments.run(out),
             Command::Show(arguments) => arguments.run(out),
             Command::Tag(arguments) => arguments.run(),
