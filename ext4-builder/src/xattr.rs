@@ -215,7 +215,7 @@ impl Plan {
         while needed > block_room {
             let Some(place) = by_size.pop() else {
                 let message = format!(
-                    "{} extended attributes do not fit an inode and a block of {block_size} bytes",
+                    "the extended attributes ({}) do not fit an inode and a block of {block_size} bytes",
                     plan.set.len()
                 );
                 let hint = match block_size {

@@ -70,6 +70,10 @@ impl TargetFile {
         if block_device || making.in_place {
             return Self::in_place(path, making, existing.is_some(), block_device);
         }
+        if existing.is_none() && is_for_devices(&path) {
+            let error = Error::invalid("there is no device of this name").with_path(&path);
+            return Err(error.with_hint("files are not kept here: lsblk lists the devices that there are"));
+        }
         // Opened whatever it is: what holds no image is refused, and what somebody uses is locked.
         let replaced = match existing {
             Some(_) => Some(raw::OpenOptions::new().write(true).open(&path)?),
@@ -199,6 +203,15 @@ fn follow_links(path: &Path) -> Result<PathBuf> {
         }
     }
     Err(Error::invalid("too many symbolic links").with_path(path))
+}
+
+/// Whether a new file of this name would lie among the devices, where somebody has mistyped one's name.
+fn is_for_devices(path: &Path) -> bool {
+    let directory = fs::canonicalize(directory_of(path)).unwrap_or_default();
+    directory.starts_with("/dev")
+        && !["/dev/shm", "/dev/mqueue"]
+            .iter()
+            .any(|own| directory.starts_with(own))
 }
 
 /// A new file in the directory of `path`.

@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use block::{Error, FileId, Result};
-use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir, SeekFrom, openat, readlinkat, seek};
+use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir, SeekFrom, fstatfs, openat, readlinkat, seek};
 use rustix::io::Errno;
 
 use super::Control;
@@ -34,6 +34,18 @@ const OPEN: usize = 64;
 
 /// Bytes of names that are asked for at a time.
 const LISTING: usize = 64 << 10;
+
+/// Types of file systems that a kernel makes up: proc, sysfs, debugfs, tracefs, securityfs and both versions of cgroup
+/// (linux/magic.h).
+const MADE_UP: [u64; 7] = [
+    0x9fa0,
+    0x6265_6572,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0x0027_e0eb,
+    0x6367_7270,
+];
 
 /// How a directory is copied.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +82,7 @@ pub fn copy_directory(
             xattrs: XattrReader::new(),
             left_out: LeftOut::default(),
             device: 0,
+            plain: None,
         };
         walk.run().map_err(|error| error.with_path(walk.shown()))?;
         Ok(walk.left_out.and(&walk.xattrs.left_out))
@@ -90,6 +103,8 @@ struct Walk<'w, 's> {
     left_out: LeftOut,
     /// Of the root.
     device: u64,
+    /// A file system whose empty files are empty, the last one that was looked at.
+    plain: Option<u64>,
 }
 
 /// What was opened to be read.
@@ -232,8 +247,26 @@ impl Walk<'_, '_> {
         Ok(None)
     }
 
+    /// Fails where files are empty only as long as nobody reads them: in /proc, and in what else a kernel makes up.
+    fn refuse_made_up(&mut self, directory: BorrowedFd<'_>, device: u64) -> Result<()> {
+        if self.plain == Some(device) {
+            return Ok(());
+        }
+        let kind = fstatfs(directory)
+            .map_err(read("look at the file system"))?
+            .f_type;
+        if MADE_UP.contains(&(kind as u64)) {
+            let message = "the files here are made up by the kernel of this machine, and cannot be copied";
+            let hint = "leave them out with --one-file-system, or --exclude '/proc/*' --exclude '/sys/*'";
+            return Err(Error::invalid(message).with_hint(hint));
+        }
+        self.plain = Some(device);
+        Ok(())
+    }
+
     fn file(&mut self, directory: BorrowedFd<'_>, parent: Node, name: &CStr, stat: &Stat) -> Result<Node> {
         if stat.size == 0 {
+            self.refuse_made_up(directory, stat.id.device)?;
             let (node, _) = self
                 .builder
                 .file(parent, name.to_bytes(), &stat.metadata, 0, &[])?;

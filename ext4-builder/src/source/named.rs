@@ -62,7 +62,15 @@ impl Source {
             let image = Box::new(Image::open(&reference, platform)?);
             return Ok(Self::of(name, Kind::Image(image)));
         }
-        let failed = |error| Error::io("open", error).with_path(name);
+        let failed = |error| {
+            let error = Error::io("open", error).with_path(name);
+            match name.to_string_lossy().split_once("://") {
+                Some(("docker" | "https" | "http", _)) => error.with_hint(
+                    "fetch it first: skopeo copy docker://NAME oci:DIR:TAG, and then name oci:DIR:TAG",
+                ),
+                _ => error,
+            }
+        };
         if fs::metadata(name).map_err(failed)?.is_dir() {
             return Ok(Self::of(name, Kind::Directory));
         }
