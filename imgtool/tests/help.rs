@@ -31,6 +31,7 @@ fn every_command_helps() {
         "run",
         "launch",
         "doctor",
+        "diff",
         "rename",
         "rm",
         "completions",

@@ -11,6 +11,7 @@ mod config;
 mod convert;
 mod create;
 mod dd;
+mod diff;
 mod doctor;
 mod fs;
 mod info;
@@ -99,6 +100,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Launch(Box<launch::LaunchArgs>),
     Doctor(doctor::DoctorArgs),
+    Diff(diff::DiffArgs),
     Rename(instances::RenameArgs),
     Rm(instances::RemoveArgs),
     Completions(completions::CompletionsArgs),
@@ -159,6 +161,7 @@ impl Cli {
             Command::Ls(arguments) => arguments.run(&mut out),
             Command::Show(arguments) => arguments.run(&mut out),
             Command::Config(arguments) => arguments.run(&mut out),
+            Command::Diff(arguments) => arguments.run(&mut out),
             Command::Rename(arguments) => arguments.run(),
             Command::Rm(arguments) => arguments.run(),
             Command::Run(arguments) => {
