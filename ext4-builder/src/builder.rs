@@ -289,7 +289,7 @@ impl<'s> Builder<'s> {
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn contents(&self, node: Node, most: u64) -> Result<Option<Vec<u8>>> {
+    pub fn contents(&self, node: Node, most: u64) -> Result<Option<Vec<u8>>> {
         let record = self.tree.record(node);
         if record.file_type != FileType::Regular || record.size > most {
             return Ok(None);

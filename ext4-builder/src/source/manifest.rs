@@ -20,7 +20,8 @@
 //!
 //! An entry with a type puts something at its path, whatever was there; a directory stays with what is in it, and
 //! what has the same type keeps mode and owner where the entry says none. Directories on the way are made. An entry
-//! without a type changes what is there, at a path or wherever a [`Pattern`] matches.
+//! without a type is a file where it has contents or a source, and otherwise changes what is there, at a path or wherever a
+//! [`Pattern`] matches.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -101,27 +102,53 @@ impl Manifest {
     /// # Errors
     /// `InvalidInput` with the line, for what is no TOML and no entry.
     pub fn parse(text: &str, directory: &Path) -> Result<Self> {
-        let document = Document::parse(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| line_of(text, span.start));
-            Error::invalid(format!("line {line}: {}", escape(error.message().trim())))
-        })?;
-        let mut entries = Vec::new();
+        let document = parse(text)?;
+        let mut manifest = Self::default();
         for (key, item) in document.iter() {
-            let tables = Some(item)
-                .filter(|_| key == "entry")
-                .and_then(Item::as_array_of_tables);
-            let Some(tables) = tables else {
-                let line = item.span().map_or(1, |span| line_of(text, span.start));
-                let message = format!("line {line}: \"{}\" is no list of entries", escape(key));
-                return Err(Error::invalid(message).with_hint("each entry starts with [[entry]]"));
-            };
-            for table in tables {
-                let line = table.span().map_or(1, |span| line_of(text, span.start));
-                let entry = Entry::parse(table, line, directory);
-                entries.push(entry.map_err(|error| at_line(&error, line))?);
-            }
+            manifest.add(text, ("entry", key), item, directory)?;
         }
-        Ok(Self { entries })
+        Ok(manifest)
+    }
+
+    /// Reads the entries that a document about more than those has by a key, as in `[[files]]`; none where it has no such key.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn in_document(text: &str, key: &str, directory: &Path) -> Result<Self> {
+        let document = parse(text)?;
+        let mut manifest = Self::default();
+        if let Some(item) = document.get(key) {
+            manifest.add(text, (key, key), item, directory)?;
+        }
+        Ok(manifest)
+    }
+
+    /// Adds the entries of another, which are taken after these.
+    pub fn append(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+    }
+
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Adds the entries that a document has by a key, which is to be another.
+    fn add(&mut self, text: &str, (wanted, key): (&str, &str), item: &Item, directory: &Path) -> Result<()> {
+        let tables = Some(item)
+            .filter(|_| key == wanted)
+            .and_then(Item::as_array_of_tables);
+        let Some(tables) = tables else {
+            let line = item.span().map_or(1, |span| line_of(text, span.start));
+            let message = format!("line {line}: \"{}\" is no list of entries", escape(key));
+            return Err(Error::invalid(message).with_hint(format!("each entry starts with [[{wanted}]]")));
+        };
+        for table in tables {
+            let line = table.span().map_or(1, |span| line_of(text, span.start));
+            let entry = Entry::parse(table, line, directory);
+            self.entries.push(entry.map_err(|error| at_line(&error, line))?);
+        }
+        Ok(())
     }
 
     /// Lays it over what a filesystem has so far.
@@ -141,9 +168,17 @@ impl Manifest {
     }
 }
 
+fn parse(text: &str) -> Result<Document<&str>> {
+    Document::parse(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        Error::invalid(format!("line {line}: {}", escape(error.message().trim())))
+    })
+}
+
 impl Entry {
     fn parse(table: &Table, line: usize, directory: &Path) -> Result<Self> {
-        let kind = string(table, "type")?;
+        let has_contents = ["contents", "source"].iter().any(|key| table.contains_key(key));
+        let kind = string(table, "type")?.or(has_contents.then_some("file"));
         let allowed = match kind {
             None => &[][..],
             Some(kind) => {

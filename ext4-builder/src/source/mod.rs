@@ -18,6 +18,7 @@ pub mod manifest;
 mod named;
 mod paths;
 mod pattern;
+pub mod single;
 mod stat;
 mod xattrs;
 
