@@ -2,7 +2,7 @@
 //!
 //! A [`Machine`] is what hardware, disks and network one instance has. It is put together from [`Settings`]: those of a
 //! template, of profiles, and of the instance itself, of which the later win.
-//! A [`Store`](store::Store) keeps templates and instances.
+//! A [`Store`](store::Store) keeps templates and instances. A [`Recipe`](recipe::Recipe) says how a template is built.
 
 mod accel;
 mod bridge;
@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod launch;
 mod machine;
 pub mod personalise;
+pub mod recipe;
 mod root;
 pub mod run;
 pub mod seal;

@@ -81,13 +81,13 @@ impl Seed {
     fn user_data(&self, hostname: &str) -> Value {
         let mut data = json!({"hostname": hostname, "manage_etc_hosts": true});
         match &self.login {
-            Some((None, keys)) => data["ssh_authorized_keys"] = json!(keys.lines()),
+            Some((None, keys)) => data["ssh_authorized_keys"] = json!(keys.lines().collect::<Vec<_>>()),
             Some((Some(user), keys)) => {
                 data["users"] = json!(["default", {
                     "name": user,
                     "lock_passwd": true,
                     "shell": "/bin/bash",
-                    "ssh_authorized_keys": keys.lines(),
+                    "ssh_authorized_keys": keys.lines().collect::<Vec<_>>(),
                 }]);
             }
             None => {}

@@ -8,7 +8,7 @@ mod grow;
 mod hosts;
 mod network;
 mod ssh_key;
-mod users;
+pub(crate) mod users;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

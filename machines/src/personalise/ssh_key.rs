@@ -167,13 +167,13 @@ impl AuthorizedKeys {
         Ok(Self(keys))
     }
 
-    /// A line for each.
-    pub(crate) fn lines(&self) -> &[String] {
-        &self.0
+    /// The keys, a line each.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
     }
 
     /// Adds them to those of a user.
-    pub(super) fn add(&self, guest: &mut Guest, user: &User) -> Result<()> {
+    pub(crate) fn add(&self, guest: &mut Guest, user: &User) -> Result<()> {
         let directory = format!("{}/.ssh", user.home);
         let path = format!("{directory}/authorized_keys");
         if guest.kind(&directory)?.is_none() {

@@ -44,6 +44,11 @@ impl Fingerprint {
         Ok(Self(hash.finalize().into()))
     }
 
+    /// Of bytes.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
     /// The first 12 digits, enough for people.
     pub fn short(&self) -> String {
         let mut text = self.to_string();

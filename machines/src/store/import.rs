@@ -15,6 +15,7 @@ use raw::HostOpener;
 use raw::partition::PartitionTable;
 
 use super::document::{self, text_of};
+use super::scratch::Scratch;
 use super::template::modified;
 use super::{Alias, Fingerprint, Provenance, Store, Template, TemplateDocument, publish};
 use crate::{BootKind, Root, Settings};
@@ -116,8 +117,49 @@ impl Store {
     /// `InvalidInput` for an alias that another template has; `NoSpace`, `Io`.
     pub fn import(&self, source: &Chain, new: &NewTemplate, control: &Control<'_>) -> Result<Template> {
         let scratch = self.scratch()?;
+        copy_image(source, &scratch.path("qcow2"), new.compress, control)?;
+        self.adopt(&scratch, source.size(), new, control)
+    }
+
+    /// Makes a template of the qcow2 image that `make` makes at the first path; the second is a directory for what else it may
+    /// need meanwhile. The image is taken as it is, unless it is to be compressed.
+    pub(crate) fn template_of(
+        &self,
+        compress: bool,
+        control: &Control<'_>,
+        make: impl FnOnce(&Path, &Path) -> Result<NewTemplate>,
+    ) -> Result<Template> {
+        let scratch = self.scratch()?;
+        let (image, plain) = (scratch.path("qcow2"), scratch.path("plain.qcow2"));
+        let made = if compress { &plain } else { &image };
+        let new = make(made, &scratch.path(""))?;
+        fs::File::open(made)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| Error::io("sync", error).with_path(made))?;
+        let options = ChainOptions {
+            format: Some("qcow2"),
+            ..ChainOptions::default()
+        };
+        let chain = Chain::open_with(&HostOpener::new(), &[&qcow2::Qcow2], &Deny, made, &options)?;
+        let size = chain.size();
+        if compress {
+            let storage = new_file(&image)?;
+            copy_disk(&chain, &storage, true, control)?;
+            storage.sync_data()?;
+        }
+        drop(chain);
+        self.adopt(&scratch, size, &new, control)
+    }
+
+    /// Makes a template of the image in a directory of its own.
+    fn adopt(
+        &self,
+        scratch: &Scratch,
+        disk_size: u64,
+        new: &NewTemplate,
+        control: &Control<'_>,
+    ) -> Result<Template> {
         let image = scratch.path("qcow2");
-        copy_image(source, &image, new.compress, control)?;
         set_mode(&image, 0o444)?;
         let fingerprint = Fingerprint::of_file(&image, control)?;
         let file = fs::metadata(&image).map_err(|error| Error::io("look at", error).with_path(&image))?;
@@ -130,7 +172,7 @@ impl Store {
         let document = TemplateDocument {
             os: new.os.clone(),
             created: now(),
-            disk_size: source.size(),
+            disk_size,
             image_size: file.len(),
             image_modified: modified(&file),
             user: new.user.clone(),
@@ -179,15 +221,23 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
         .map_err(|error| Error::io("set the mode", error).with_path(path))
 }
 
+fn new_file(path: &Path) -> Result<Arc<dyn Storage>> {
+    let options = raw::OpenOptions::new().write(true).create_new(true).lock(false);
+    Ok(Arc::new(options.open(path)?))
+}
+
+/// Copies the disk of the image at a path into a new qcow2 image that stands alone.
+pub(crate) fn copy_image_file(from: &Path, to: &Path, control: &Control<'_>) -> Result<()> {
+    let options = ChainOptions::default();
+    let formats: [&dyn block::Format; 2] = [&qcow2::Qcow2, &raw::Raw];
+    let source = Chain::open_with(&HostOpener::new(), &formats, &Deny, from, &options)?;
+    let storage = new_file(to)?;
+    copy_disk(&source, &storage, false, control).and_then(|()| storage.sync_data())
+}
+
 /// Copies the disk of a chain into a new qcow2 image that stands alone.
 fn copy_image(source: &Chain, path: &Path, compress: bool, control: &Control<'_>) -> Result<()> {
-    let storage: Arc<dyn Storage> = Arc::new(
-        raw::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .lock(false)
-            .open(path)?,
-    );
+    let storage = new_file(path)?;
     let copied = if stands_alone(source)? {
         copy_file(&source.layers()[0], &storage, control)
     } else {

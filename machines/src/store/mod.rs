@@ -47,6 +47,7 @@ pub use clones::{NewInstances, Personalise};
 pub use document::parse;
 pub use fingerprint::Fingerprint;
 pub use import::NewTemplate;
+pub(crate) use import::copy_image_file;
 pub use instance::{Instance, InstanceDocument, Mac};
 pub(crate) use name::nearest;
 pub use name::{Alias, InstanceName};
