@@ -1,9 +1,11 @@
 //! `imgtool template`: disks that machines are cloned from.
 
+mod build;
 mod import;
 mod list;
 mod names;
 mod publish;
+mod recipes;
 mod seal;
 mod show;
 mod upkeep;
@@ -25,6 +27,7 @@ pub(super) use show::short_time;
 #[command(
     subcommand_required = true,
     after_help = "Examples:
+  imgtool template build tiny
   imgtool template import disk.qcow2 --alias debian-12
   imgtool template ls
   imgtool template publish web-1 --alias web
@@ -37,6 +40,8 @@ pub(crate) struct TemplateArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Build(Box<build::BuildArgs>),
+    Recipes(recipes::RecipesArgs),
     Import(Box<import::ImportArgs>),
     Publish(Box<publish::PublishArgs>),
     Seal(Box<seal::SealArgs>),
@@ -53,6 +58,8 @@ enum Command {
 impl TemplateArgs {
     pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
         match self.command {
+            Command::Build(arguments) => arguments.run(out),
+            Command::Recipes(arguments) => arguments.run(out),
             Command::Import(arguments) => arguments.run(out),
             Command::Publish(arguments) => arguments.run(out),
             Command::Seal(arguments) => arguments.run(out),
