@@ -356,7 +356,7 @@ fn clones(store: &Store, template: &Template, names: &[&str]) -> Vec<Instance> {
 fn boot(machine: &Machine) -> String {
     let options = RunOptions {
         accel: Accel::Tcg,
-        ephemeral: false,
+        ephemeral: None,
         wait_for: Some(WaitFor::new("^imgtool: .* ready", LIMIT, Duration::ZERO).unwrap()),
     };
     let mut said = Vec::new();
