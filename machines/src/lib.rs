@@ -5,6 +5,7 @@
 //! A [`Store`](store::Store) keeps templates and instances. A [`Recipe`](recipe::Recipe) says how a template is built.
 
 mod accel;
+pub mod archive;
 mod bridge;
 pub mod doctor;
 pub mod launch;

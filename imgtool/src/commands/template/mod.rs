@@ -1,6 +1,7 @@
 //! `imgtool template`: disks that machines are cloned from.
 
 mod build;
+mod export;
 mod import;
 mod list;
 mod names;
@@ -43,6 +44,7 @@ enum Command {
     Build(Box<build::BuildArgs>),
     Recipes(recipes::RecipesArgs),
     Import(Box<import::ImportArgs>),
+    Export(export::ExportArgs),
     Publish(Box<publish::PublishArgs>),
     Seal(Box<seal::SealArgs>),
     Lint(seal::LintArgs),
@@ -61,6 +63,7 @@ impl TemplateArgs {
             Command::Build(arguments) => arguments.run(out),
             Command::Recipes(arguments) => arguments.run(out),
             Command::Import(arguments) => arguments.run(out),
+            Command::Export(arguments) => arguments.run(),
             Command::Publish(arguments) => arguments.run(out),
             Command::Seal(arguments) => arguments.run(out),
             Command::Lint(arguments) => arguments.run(out),
