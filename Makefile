@@ -6,7 +6,7 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo demo-images check deny bench compare comparefs fuzz install clean
+.PHONY: help build test test-slow demo demo-images check deny bench compare comparefs fuzz install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,10 @@ build: ## The imgtool program, optimised, in target/release
 test: ## All tests, those against QEMU and the ext4 tools included (installs what is missing)
 	scripts/setup.sh test
 	$(CARGO) test --workspace --all-features
+
+test-slow: ## What takes minutes and a network: Debian 12 built by its recipe, and booted
+	scripts/setup.sh test
+	$(CARGO) test --package machines --test debian
 
 demo: ## A template from a recipe, three clones, one of them booted, each step verified by other tools
 	scripts/setup.sh demo
