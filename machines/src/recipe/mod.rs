@@ -3,7 +3,7 @@
 //! # What is in one
 //!
 //! A recipe says what tree the root filesystem is made of, what is laid over that, and what disk and what machines it makes.
-//! `docs/recipes.md` has all keys. It can [extend](Document::extends) others: then what they say comes first.
+//! `docs/recipes.md` has all keys. It can extend others: then what they say comes first.
 //!
 //! # How it is built
 //!
