@@ -123,3 +123,24 @@ fn attributes_of_other_file_systems_are_left_out_of_every_source_and_told() {
         assert!(kept.contains("user.kept") && !kept.contains("btrfs"), "{kept}");
     }
 }
+
+#[test]
+fn neither_files_that_a_kernel_makes_up_nor_names_of_no_device_are_taken() {
+    let lab = Lab::new();
+    lab.run("imgtool mkfs /proc/sys/kernel x.img")
+        .fails(1, &["made up by the kernel", "--one-file-system"]);
+    fs::create_dir(lab.path("tree")).unwrap();
+    for command in [
+        "mkfs tree",
+        "create -f raw -o size=1M",
+        "convert -O raw tree/../empty",
+    ] {
+        fs::write(lab.path("empty"), vec![0; 512]).unwrap();
+        lab.run(&format!("imgtool {command} /dev/no-such-device"))
+            .fails(1, &["no device of this name", "lsblk"]);
+    }
+    assert!(!std::path::Path::new("/dev/no-such-device").exists());
+    lab.run("imgtool mkfs docker://debian x.img")
+        .fails(1, &["skopeo copy"]);
+    assert!(!lab.path("x.img").exists());
+}
