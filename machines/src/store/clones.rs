@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,9 @@ use super::instance::{BESIDE, Mac};
 use super::scratch::Scratch;
 use super::{Alias, Instance, InstanceDocument, InstanceName, Store, Template, publish};
 use crate::{Seed, Settings};
+
+/// Machines at most whose files are synced one by one.
+const FEW: usize = 8;
 
 /// Bytes moved at once from memory to a file.
 const CHUNK: u64 = 1 << 20;
@@ -212,7 +216,7 @@ impl Job<'_> {
             }
             result
         })?;
-        self.sync()
+        self.sync(instances)
     }
 
     fn make(&self, instance: &Instance, empty: &MemStorage) -> Result<()> {
@@ -272,12 +276,28 @@ impl Job<'_> {
         }
     }
 
-    /// Has all files on the disk.
-    fn sync(&self) -> Result<()> {
-        let directory = self.scratch.path("");
-        let failed = |error| Error::io("sync the file system", error).with_path(&directory);
-        let open = fs::File::open(&directory).map_err(failed)?;
-        rustix::fs::syncfs(open).map_err(|error| failed(error.into()))
+    /// Has all files on the disk: a few by themselves, and many with all else that waits on that file system.
+    fn sync(&self, instances: &[Instance]) -> Result<()> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| Error::io("sync", error).with_path(path)
+        };
+        if instances.len() > FEW {
+            let directory = self.scratch.path("");
+            let open = fs::File::open(&directory).map_err(failed(&directory))?;
+            return rustix::fs::syncfs(open).map_err(|error| failed(&directory)(error.into()));
+        }
+        for instance in instances {
+            for extension in ["qcow2", "toml", "seed"] {
+                let path = self.scratch.path(&format!("{}.{extension}", instance.name));
+                match fs::File::open(&path) {
+                    Ok(file) => file.sync_all().map_err(failed(&path))?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(failed(&path)(error)),
+                }
+            }
+        }
+        Ok(())
     }
 }
 
