@@ -216,7 +216,11 @@ fn what_changes_while_it_is_read_is_an_error_that_names_it() {
         let file = File::options().write(true).open(tree.join("a")).expect("open");
         file.set_len(300_000).expect("cut");
     };
-    let overwrite = |tree: &Path| fs::write(tree.join("a"), vec![2; MIB as usize]).expect("write");
+    // Never shorter in between, as that is another error.
+    let overwrite = |tree: &Path| {
+        let mut file = File::options().write(true).open(tree.join("a")).expect("open");
+        file.write_all(&vec![2; MIB as usize]).expect("write");
+    };
     let remove = |tree: &Path| fs::remove_file(tree.join("a")).expect("remove");
     let remove_directory = |tree: &Path| fs::remove_dir_all(tree.join("b")).expect("remove");
     for (late, change, name, words) in [
