@@ -26,7 +26,7 @@ fn secrets(image: &Image) -> Vec<String> {
 #[test]
 fn what_deleted_files_leave_is_found_in_every_kind() {
     for kind in KINDS {
-        let image = Image::new("16M", kind);
+        let image = Image::of_kind(16 << 20, kind);
         // Short ones are in the inode where that can be; long links are in the journal as well.
         image.change(
             r"
