@@ -33,7 +33,7 @@ fn lab() -> Lab {
     fs::remove_file(lab.path("mnt/deleted")).unwrap();
     lab.run("umount mnt").ok();
     lab.imgtool("template import -q --store store root.img --alias tiny");
-    lab.imgtool("clone -q web --store store --from tiny");
+    lab.imgtool("clone -q web --store store --from tiny --as-is");
     lab
 }
 
