@@ -27,6 +27,10 @@ impl Scratch {
     pub(super) fn new(parent: &Path) -> Result<Self> {
         let failed = |error| Error::io("make a directory", error).with_path(parent);
         fs::create_dir_all(parent).map_err(failed)?;
+        // A directory is made and locked, or found to be nobody's and removed, by one job at a time: otherwise one that is made
+        // would be taken for a dead one's before it is locked.
+        let gate = File::open(parent).map_err(failed)?;
+        flock(&gate, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         for stale in Self::stale(parent)? {
             let _ = fs::remove_dir_all(stale);
         }
@@ -38,14 +42,11 @@ impl Scratch {
                 made => made.map_err(failed)?,
             }
             let directory = File::open(&path).map_err(failed)?;
-            // Somebody may have taken it for stale in between: then it is gone.
             flock(&directory, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
-            if path.exists() {
-                return Ok(Self {
-                    path,
-                    _directory: directory,
-                });
-            }
+            return Ok(Self {
+                path,
+                _directory: directory,
+            });
         }
     }
 
