@@ -87,7 +87,7 @@ impl ShowArgs {
             output::json(out, &value)?;
             return Ok(0);
         }
-        let chain = machine.disks.iter().flat_map(|disk| &disk.chain);
+        let chain = machine.disks.iter().take(1).flat_map(|disk| &disk.chain);
         let images: Vec<String> = chain
             .map(|layer| layer.path.to_string_lossy().into_owned())
             .collect();

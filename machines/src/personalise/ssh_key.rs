@@ -88,7 +88,11 @@ impl HostKey {
             return Ok(());
         }
         for old in guest.names(directory)? {
-            if old.starts_with("ssh_host_") && (old.ends_with("_key") || old.ends_with("_key.pub")) {
+            if old.starts_with("ssh_host_")
+                && ["_key", "_key.pub", "_key-cert.pub"]
+                    .iter()
+                    .any(|end| old.ends_with(end))
+            {
                 guest.editor.remove(format!("{directory}/{old}").as_bytes())?;
             }
         }
