@@ -7,6 +7,7 @@ use std::sync::Arc;
 use block::chain::{self, Below, Chain, ChainOptions};
 use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
 use block::{Access, Error, ErrorKind, FileOpener, Format, Result, SnapshotSelector, Storage};
+use machines::store::Store;
 use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
@@ -60,6 +61,7 @@ impl Opening {
     /// The file at `path` and its format, without a look at what is in it.
     pub(crate) fn file(self, path: &Path, format: Option<&str>) -> Result<(Arc<dyn Storage>, &'static str)> {
         let path = &*image_at(path);
+        self.refuse_template(path)?;
         let opener = HostOpener::new().direct(self.direct).io(self.io);
         let storage = opener
             .open(path, self.access)
@@ -88,11 +90,23 @@ impl Opening {
 
     fn open_with(self, path: &Path, mut options: ChainOptions<'_>) -> Result<Chain> {
         let path = &*image_at(path);
+        self.refuse_template(path)?;
         options.access = self.access;
         let gate = Gate(self.nested);
         let opener = HostOpener::new().direct(self.direct).io(self.io);
         let chain = Chain::open_with(&opener, &FORMATS, &gate, path, &options);
         chain.map_err(|error| explain_missing(self.explain(error), path))
+    }
+
+    /// Fails if a template is to be written to, whoever may: machines are based on what it holds.
+    fn refuse_template(self, path: &Path) -> Result<()> {
+        if self.access.write && Store::is_template(path).unwrap_or(false) {
+            let error = Error::invalid("a template is not changed").with_path(path);
+            return Err(error.with_hint(
+                "change a machine that is a clone of it, and publish that: imgtool template publish",
+            ));
+        }
+        Ok(())
     }
 
     /// Says which option of the command line would have made the difference.

@@ -181,6 +181,20 @@ fn commands_for_images_take_the_names_of_machines() {
     assert!(with_store("info web").ok().contains("64 MiB"));
     assert!(with_store("fs cat web /etc/os-release").ok().contains("Tiny 1"));
     with_store("check -q web").ok();
+    let template = json(&lab.imgtool("template show --store store --output json tiny"));
+    let image = template["image"].as_str().unwrap();
+    let before = lab.run(&format!("sha256sum {image}")).ok();
+    for line in [
+        "fs mkdir IMAGE /x",
+        "snapshot create IMAGE x",
+        "resize IMAGE +1M",
+        "check -r all IMAGE",
+        "amend -o lazy_refcounts=on IMAGE",
+    ] {
+        with_store(&line.replace("IMAGE", image))
+            .fails(1, &["a template is not changed", "imgtool template publish"]);
+    }
+    assert_eq!(lab.run(&format!("sha256sum {image}")).ok(), before);
     with_store("info wab").fails(1, &["wab"]);
 }
 

@@ -9,7 +9,6 @@ use block::{Access, BlockDevice, Error, Result};
 use clap::Args;
 use machines::Root;
 use machines::seal::{self, Change, Finding, OPERATIONS, Selection};
-use machines::store::Store;
 use ops::Control;
 use serde_json::{Value, json};
 
@@ -82,12 +81,6 @@ impl SealArgs {
         self.open.check()?;
         let selection = self.selection.selection()?;
         let name = name_of(&self.store, disk, false)?;
-        if Store::is_template(&name.path)? {
-            let error = Error::invalid("a template is not changed").with_path(&name.path);
-            return Err(error
-                .with_hint("publish a machine that is a clone of it: imgtool template publish")
-                .into());
-        }
         let (chain, disk) = open(&self.open, &name, self.format.as_deref(), Access::WRITE)?;
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
