@@ -215,7 +215,15 @@ fn a_moved_store_is_whole() {
 #[test]
 fn a_full_clone_stands_alone_and_a_longer_one_is_longer() {
     let lab = Lab::new();
-    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    let new = NewTemplate {
+        kernel: Some(b"a kernel".to_vec()),
+        ..NewTemplate::default()
+    };
+    let image = lab.image("image.qcow2", "template");
+    let template = lab
+        .store
+        .import(&open(&image), &new, &Control::unwatched())
+        .unwrap();
     for (name, full) in [("full", true), ("overlay", false)] {
         let new = NewInstances {
             names: vec![name.parse().unwrap()],
@@ -242,12 +250,23 @@ fn a_full_clone_stands_alone_and_a_longer_one_is_longer() {
     let error = lab.clone_as(&template, &new).unwrap_err();
     assert!(error.to_string().contains("shorter"), "{error}");
     let full = lab.store.instance("full").unwrap();
+    let told = |full: &Instance| {
+        lab.store
+            .machine(full, Settings::default(), &Control::unwatched())
+            .unwrap()
+    };
+    let before = told(&full);
     lab.store
         .remove_instance(&lab.store.instance("overlay").unwrap())
         .unwrap();
     // Nothing stands on it any more.
     lab.store.remove_template(&template).unwrap();
     assert!(full.image().exists());
+    assert_eq!(told(&full), before);
+    let Boot::Direct { kernel, .. } = before.boot else {
+        panic!("it has a kernel")
+    };
+    assert_eq!(fs::read(kernel).unwrap(), b"a kernel");
 }
 
 #[test]
@@ -293,7 +312,7 @@ fn a_changed_template_is_found_before_it_is_cloned_or_run() {
     let verified = lab.store.verify(&Control::unwatched()).unwrap();
     assert_eq!(
         (verified.templates, verified.faults.len()),
-        (0, 1),
+        (0, 2),
         "{verified:?}"
     );
     // The same content at another time is as good.
@@ -422,7 +441,7 @@ fn settings_come_from_template_profiles_and_instance_in_that_order() {
         .store
         .machine(&web, Settings::default(), &Control::unwatched())
         .unwrap_err();
-    assert!(error.to_string().contains("has no kernel"), "{error}");
+    assert!(error.to_string().contains("there is no kernel"), "{error}");
 }
 
 #[test]
@@ -453,7 +472,7 @@ fn what_killed_processes_leave_is_no_machine_and_goes() {
     assert_eq!(tried.len(), 3, "{tried:?}");
     assert_eq!(lab.store.collect(false).unwrap(), tried);
     assert_eq!(lab.files(), whole);
-    assert!(!lab.path("store/.work").exists());
+    assert_eq!(fs::read_dir(lab.path("store/.work")).unwrap().count(), 0);
 }
 
 #[test]
@@ -480,4 +499,103 @@ fn clones_that_come_while_their_template_goes_keep_it_or_fail() {
             lab.store.remove_instance(&instance).unwrap();
         }
     }
+}
+
+#[test]
+fn a_base_that_is_away_for_a_while_loses_nothing_to_a_collection() {
+    let lab = Lab::new();
+    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    let clone = lab.clones(&template, &["web"]).unwrap().remove(0);
+    let before = lab.files();
+    for broken in [false, true] {
+        let kept = fs::read(clone.image().with_extension("toml")).unwrap();
+        if broken {
+            fs::write(clone.image().with_extension("toml"), "no TOML").unwrap();
+        }
+        fs::rename(template.image(), lab.path("away")).unwrap();
+        assert!(lab.store.collect(false).unwrap().is_empty());
+        fs::rename(lab.path("away"), template.image()).unwrap();
+        fs::write(clone.image().with_extension("toml"), kept).unwrap();
+    }
+    assert_eq!(lab.files(), before);
+    assert_eq!(
+        lab.store.template("one").unwrap().fingerprint,
+        template.fingerprint
+    );
+}
+
+#[test]
+fn a_disk_that_another_is_based_on_stays() {
+    let lab = Lab::new();
+    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    let clone = lab.clones(&template, &["web"]).unwrap().remove(0);
+    let child = lab.path("store/instances/child.qcow2");
+    let (base, child) = (clone.image(), child.to_str().unwrap().to_owned());
+    run(&[
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        base.to_str().unwrap(),
+        "-F",
+        "qcow2",
+        &child,
+    ]);
+    for error in [
+        lab.store.remove_instance(&clone).unwrap_err(),
+        lab.store.rename(&clone, &"other".parse().unwrap()).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("child is based on"), "{error}");
+    }
+    fs::remove_file(child).unwrap();
+    lab.store.remove_instance(&clone).unwrap();
+}
+
+#[test]
+fn what_a_template_lacks_is_given_to_it_by_another_import() {
+    let lab = Lab::new();
+    let raw = lab.path("raw");
+    fs::write(&raw, vec![7; 4 << 20]).unwrap();
+    let new = NewTemplate {
+        kernel: Some(b"a kernel".to_vec()),
+        compress: true,
+        ..NewTemplate::default()
+    };
+    let template = lab
+        .store
+        .import(&open(&raw), &new, &Control::unwatched())
+        .unwrap();
+    // One that was exported is the same again.
+    let exported = lab.path("exported.qcow2");
+    fs::copy(template.image(), &exported).unwrap();
+    for name in ["toml", "kernel"] {
+        fs::remove_file(template.image().with_extension(name)).unwrap();
+    }
+    let again = lab
+        .store
+        .import(&open(&exported), &new, &Control::unwatched())
+        .unwrap();
+    assert_eq!(again.fingerprint, template.fingerprint);
+    again.verify(&Control::unwatched()).unwrap();
+    assert_eq!(mode(lab.store.directory()), 0o700);
+}
+
+#[test]
+fn jobs_do_not_take_each_others_work_for_rubbish() {
+    let lab = Lab::new();
+    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    std::thread::scope(|scope| {
+        for worker in 0..6 {
+            let (lab, template) = (&lab, &template);
+            scope.spawn(move || {
+                for round in 0..20 {
+                    lab.clones(template, &[&format!("m-{worker}-{round}")]).unwrap();
+                    lab.store.collect(false).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(lab.store.instances().unwrap().found.len(), 120);
 }

@@ -104,8 +104,13 @@ impl Store {
                 template: template.fingerprint,
                 created: now(),
                 mac: new.mac,
+                alone: new.full,
                 profiles: new.profiles.clone(),
-                machine: new.machine.clone(),
+                machine: if new.full {
+                    template.document.machine.clone().then(new.machine.clone())
+                } else {
+                    new.machine.clone()
+                },
             },
             directory: self.instances_directory(),
         };
@@ -139,7 +144,7 @@ impl Store {
                 let from = scratch.path(&format!("{}.{beside}", instance.name));
                 // Nobody's: there is no disk of that name.
                 document::remove(&to)?;
-                if from.exists() {
+                if beside == "toml" || from.exists() {
                     publish(&from, &to)?;
                 }
             }
@@ -233,6 +238,7 @@ impl Job<'_> {
                 self.control,
             )?;
             self.personalise(instance, image)?;
+            self.copy_beside(instance)?;
         } else {
             let storage = Arc::new(empty.clone());
             self.personalise(instance, Arc::new(self.open(storage.clone())?))?;
@@ -251,6 +257,20 @@ impl Job<'_> {
             0o644,
         )
         .map(drop)
+    }
+
+    /// Gives an instance that stands alone what a launcher loads.
+    fn copy_beside(&self, instance: &Instance) -> Result<()> {
+        let files = [
+            ("kernel", self.template.kernel()),
+            ("initrd", self.template.initrd()),
+        ];
+        for (extension, from) in files {
+            let Some(from) = from else { continue };
+            let to = self.scratch.path(&format!("{}.{extension}", instance.name));
+            fs::copy(&from, &to).map_err(|error| Error::io("copy", error).with_path(&from))?;
+        }
+        Ok(())
     }
 
     fn open(&self, storage: Arc<dyn Storage>) -> Result<qcow2::Image> {
@@ -288,7 +308,7 @@ impl Job<'_> {
             return rustix::fs::syncfs(open).map_err(|error| failed(&directory)(error.into()));
         }
         for instance in instances {
-            for extension in ["qcow2", "toml", "seed"] {
+            for extension in ["qcow2", "toml", "seed", "kernel", "initrd"] {
                 let path = self.scratch.path(&format!("{}.{extension}", instance.name));
                 match fs::File::open(&path) {
                     Ok(file) => file.sync_all().map_err(failed(&path))?,

@@ -192,15 +192,18 @@ impl Store {
         let directory = self.templates_directory();
         fs::create_dir_all(&directory)
             .map_err(|error| Error::io("make a directory", error).with_path(&directory))?;
-        // The same content is the same template, and what is known of it stays.
-        if !Self::file(&directory, fingerprint, "qcow2").exists() {
-            for name in ["toml", "kernel", "initrd"] {
-                let to = Self::file(&directory, fingerprint, name);
+        // The same content is the same template: what is known of it stays, and what it lacks is given to it.
+        let is_new = !Self::file(&directory, fingerprint, "qcow2").exists();
+        for name in ["toml", "kernel", "initrd"] {
+            let to = Self::file(&directory, fingerprint, name);
+            if is_new {
                 document::remove(&to)?;
-                if scratch.path(name).exists() {
-                    publish(&scratch.path(name), &to)?;
-                }
             }
+            if scratch.path(name).exists() && !to.exists() {
+                publish(&scratch.path(name), &to)?;
+            }
+        }
+        if is_new {
             document::sync(&directory)?;
             publish(&image, &Self::file(&directory, fingerprint, "qcow2"))?;
             document::sync(&directory)?;
@@ -257,7 +260,7 @@ fn stands_alone(source: &Chain) -> Result<bool> {
     };
     Ok(layer.data_file.is_none()
         && layer.device.backing_reference().is_none()
-        && image.header().incompatible.is_empty()
+        && (image.header().incompatible - qcow2::IncompatibleFeatures::COMPRESSION_TYPE).is_empty()
         && image.snapshots()?.is_empty()
         && image.bitmaps()?.is_empty())
 }

@@ -24,7 +24,7 @@ use crate::settings::{BootKind, NetworkKind, Settings};
 const MEMORY: u64 = 1 << 30;
 
 /// The files of an instance beside its disk.
-pub(super) const BESIDE: [&str; 3] = ["toml", "vars", "seed"];
+pub(super) const BESIDE: [&str; 5] = ["toml", "vars", "seed", "kernel", "initrd"];
 
 /// What is known of an instance, as its document has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,12 +39,20 @@ pub struct InstanceDocument {
     /// Its Ethernet address, where it is not to follow from the UUID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
+    /// It needs its template no more: its disk is all of it, and so are its settings and what a launcher loads.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub alone: bool,
     /// The profiles whose settings it has; later ones win.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<Alias>,
     /// Its own settings, which win over those of profiles and template.
     #[serde(default, skip_serializing_if = "Settings::is_empty")]
     pub machine: Settings,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// An Ethernet address, in text as `52:54:00:12:34:56`.
@@ -86,6 +94,9 @@ impl FromStr for Mac {
                 .ok()
                 .filter(|_| digits)
                 .ok_or_else(|| wrong("numbers are two hexadecimal digits"))?;
+        }
+        if mac == [0; 6] {
+            return Err(wrong("it is none"));
         }
         if mac[0] & 1 != 0 {
             return Err(wrong("it is one of a group (the first number is odd)"));
@@ -143,6 +154,15 @@ impl Instance {
 
     fn file(&self, extension: &str) -> PathBuf {
         Store::file(&self.directory, &self.name, extension)
+    }
+
+    /// What the header of its disk names below it.
+    pub(super) fn backing(&self) -> Result<Option<String>> {
+        let storage = raw::OpenOptions::new().lock(false).open(self.image())?;
+        Ok(qcow2::Qcow2
+            .references(&storage)?
+            .backing
+            .map(|backing| backing.name))
     }
 
     /// Its disks, of which the chain of the first is known.
@@ -240,8 +260,11 @@ impl Store {
     /// # Errors
     /// `InvalidInput` for a template or a profile that is not there.
     pub fn settings(&self, instance: &Instance) -> Result<Settings> {
-        let template = self.load_template(instance.document.template)?;
-        let mut settings = template.document.machine;
+        let mut settings = if instance.document.alone {
+            Settings::default()
+        } else {
+            self.load_template(instance.document.template)?.document.machine
+        };
         for profile in &instance.document.profiles {
             settings = settings.then(self.profile(profile)?);
         }
@@ -291,10 +314,10 @@ impl Store {
     }
 
     fn boot(&self, instance: &Instance, settings: &Settings) -> Result<Boot> {
-        let template = self.load_template(instance.document.template)?;
+        let (kernel, initrd) = self.kernel(instance)?;
         let direct = match settings.boot.kind {
             Some(kind) => kind == BootKind::Direct,
-            None => template.kernel().is_some(),
+            None => kernel.is_some(),
         };
         if !direct {
             return Ok(Boot::Uefi {
@@ -302,25 +325,35 @@ impl Store {
                 variables: instance.file("vars"),
             });
         }
-        let missing = |what: &str, path: Option<PathBuf>| {
-            let error = Error::invalid(format!("template {} has no {what}", template.name()));
-            let error = error.with_hint("import it once more, or have its machines boot by UEFI");
+        let missing = |what: &str, path: Option<&PathBuf>| {
+            let error = Error::invalid(format!("there is no {what} for machine {}", instance.name));
+            let error = error.with_hint("import its template once more, or have it boot by UEFI");
             match path {
                 Some(path) => error.with_path(path),
                 None => error,
             }
         };
-        let kernel = template.kernel().ok_or_else(|| missing("kernel", None))?;
-        for (what, path) in [("kernel", Some(kernel.clone())), ("initrd", template.initrd())] {
-            if path.as_ref().is_some_and(|path| !path.exists()) {
+        let kernel = kernel.ok_or_else(|| missing("kernel", None))?;
+        for (what, path) in [("kernel", Some(&kernel)), ("initrd", initrd.as_ref())] {
+            if path.is_some_and(|path| !path.exists()) {
                 return Err(missing(what, path));
             }
         }
         Ok(Boot::Direct {
             kernel,
-            initrd: template.initrd(),
+            initrd,
             command_line: settings.boot.append.clone().unwrap_or_default(),
         })
+    }
+
+    /// What a launcher loads: the instance's own, or its template's.
+    fn kernel(&self, instance: &Instance) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+        if instance.document.alone {
+            let own = |name| Some(instance.file(name)).filter(|path| path.exists());
+            return Ok((own("kernel"), own("initrd")));
+        }
+        let template = self.load_template(instance.document.template)?;
+        Ok((template.kernel(), template.initrd()))
     }
 
     /// The images of an instance's disk, as their headers name them.
@@ -359,6 +392,12 @@ impl Store {
                 // Rather one too many than a base too few.
                 Err(_) => true,
             };
+            // What it is started with comes from there, too.
+            let needs = || {
+                let instance = self.load_instance(stem.parse().ok()?).ok()?;
+                Some(instance.document.template == template && !instance.document.alone)
+            };
+            let stands_on = stands_on || needs() == Some(true);
             if stands_on {
                 users.push(stem);
             }
@@ -387,6 +426,22 @@ impl Store {
         })
     }
 
+    /// Fails if another disk in the store is based on that of an instance.
+    fn refuse_overlays(&self, instance: &Instance) -> Result<()> {
+        let directory = self.instances_directory();
+        let image = fs::canonicalize(instance.image()).unwrap_or_else(|_| instance.image());
+        for stem in stems(&directory, "qcow2")? {
+            let layers = chain(Self::file(&directory, &stem, "qcow2")).unwrap_or_default();
+            if layers.iter().skip(1).any(|layer| layer.path == image) {
+                let message = format!("{stem} is based on the disk of machine {}", instance.name);
+                return Err(
+                    Error::invalid(message).with_hint("make that one stand alone first: imgtool stream")
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Removes an instance.
     ///
     /// # Errors
@@ -394,6 +449,7 @@ impl Store {
     pub fn remove_instance(&self, instance: &Instance) -> Result<()> {
         let _held = self.hold()?;
         let lock = instance.lock()?;
+        self.refuse_overlays(instance)?;
         document::remove(&instance.image())?;
         document::sync(&instance.directory)?;
         drop(lock);
@@ -409,6 +465,7 @@ impl Store {
     pub fn rename(&self, instance: &Instance, name: &InstanceName) -> Result<Instance> {
         let _held = self.hold()?;
         let lock = instance.lock()?;
+        self.refuse_overlays(instance)?;
         let renamed = Instance {
             name: name.clone(),
             ..instance.clone()

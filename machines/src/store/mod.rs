@@ -38,6 +38,7 @@ mod upkeep;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result, escape};
@@ -117,7 +118,7 @@ impl Store {
     fn hold(&self) -> Result<Held> {
         let path = self.directory.join(".lock");
         let failed = |error| self.explain(Error::io("lock the store", error).with_path(&path));
-        fs::create_dir_all(&self.directory).map_err(failed)?;
+        self.make_directory().map_err(failed)?;
         let mut options = OpenOptions::new();
         let file = options
             .create(true)
@@ -129,8 +130,18 @@ impl Store {
         Ok(Held(file))
     }
 
+    /// Makes its directory, if it is not there, for nobody else to read: disks have passwords and keys in them.
+    fn make_directory(&self) -> io::Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)
+    }
+
     /// A directory for what is not finished.
     fn scratch(&self) -> Result<Scratch> {
+        self.make_directory()
+            .map_err(|error| self.explain(Error::io("make the store", error).with_path(&self.directory)))?;
         Scratch::new(&self.directory.join(".work")).map_err(|error| self.explain(error))
     }
 

@@ -264,7 +264,8 @@ impl Store {
                 template.name(),
                 several(&users)
             );
-            return Err(Error::invalid(message).with_hint("remove those first, or make them stand alone"));
+            return Err(Error::invalid(message)
+                .with_hint("remove those first; clones made with --full need no template"));
         }
         let directory = self.templates_directory();
         document::remove(&Self::file(&directory, template.fingerprint, "qcow2"))?;

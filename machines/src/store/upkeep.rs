@@ -1,7 +1,7 @@
 //! Whether a store is what it says, and what in it is nobody's.
 
-use std::fs;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use block::{Error, Result};
 use ops::Control;
@@ -43,10 +43,15 @@ impl Store {
         let instances = self.instances()?;
         verified.faults.extend(instances.broken);
         for instance in &instances.found {
-            // What has changed in a template was told of it already.
             match self.machine(instance, crate::Settings::default(), control) {
                 Ok(_) => verified.instances += 1,
-                Err(error) if error.kind() == block::ErrorKind::Corrupt => {}
+                Err(error) if error.kind() == block::ErrorKind::Corrupt => {
+                    let message = format!(
+                        "machine {} is based on a template that has changed",
+                        instance.name
+                    );
+                    verified.faults.push(Error::invalid(message));
+                }
                 Err(error) if error.kind() == block::ErrorKind::Interrupted => return Err(error),
                 Err(error) => verified.faults.push(error),
             }
@@ -63,17 +68,25 @@ impl Store {
     }
 
     /// Removes what killed processes have left: files that go with no disk, and aliases of no template. Disks are never
-    /// removed. Gives what was removed, or would be where it is only `tried`.
+    /// removed, nor is what goes with a template that an instance names, though its disk is not there: it may come back. Gives
+    /// what was removed, or would be where it is only `tried`.
     ///
     /// # Errors
     /// `Io`.
     pub fn collect(&self, tried: bool) -> Result<Vec<PathBuf>> {
         let held = self.hold()?;
+        let named = self.named()?;
+        let wanted = |stem: &str| named.as_ref().is_none_or(|named| named.contains(stem));
         let mut rubbish = Vec::new();
-        for directory in [self.templates_directory(), self.instances_directory()] {
+        for (directory, is_wanted) in [
+            (self.templates_directory(), &wanted as &dyn Fn(&str) -> bool),
+            (self.instances_directory(), &|_| false),
+        ] {
             for extension in ["toml", "kernel", "initrd", "vars", "seed"] {
                 for stem in stems(&directory, extension)? {
-                    if !Self::file(&directory, &stem, "qcow2").exists() {
+                    // A link that leads nowhere is a disk that is elsewhere, for now.
+                    let disk = Self::file(&directory, &stem, "qcow2");
+                    if disk.symlink_metadata().is_err() && !is_wanted(&stem) {
                         rubbish.push(Self::file(&directory, &stem, extension));
                     }
                 }
@@ -81,10 +94,13 @@ impl Store {
         }
         if !tried {
             rubbish.iter().try_for_each(|path| document::remove(path))?;
+            let mut aliases = self.aliases()?;
             let dangling = self.dangling()?;
-            if !dangling.is_empty() {
-                let mut aliases = self.aliases()?;
-                aliases.retain(|alias, _| !dangling.iter().any(|name| name == alias.as_str()));
+            let before = aliases.len();
+            aliases.retain(|alias, fingerprint| {
+                wanted(&fingerprint.to_string()) || !dangling.iter().any(|name| name == alias.as_str())
+            });
+            if aliases.len() < before {
                 self.write_aliases(&held, &aliases)?;
             }
         }
@@ -94,9 +110,30 @@ impl Store {
             if !tried {
                 // To begin is to tidy up.
                 drop(Scratch::new(&work)?);
-                let _ = fs::remove_dir(&work);
             }
         }
         Ok(rubbish)
+    }
+
+    /// The fingerprints that instances name, in their documents and in the headers of their disks; `None` where one of these
+    /// cannot be read, and could name any.
+    fn named(&self) -> Result<Option<BTreeSet<String>>> {
+        let instances = self.instances()?;
+        if !instances.broken.is_empty() {
+            return Ok(None);
+        }
+        let mut named = BTreeSet::new();
+        for instance in &instances.found {
+            named.insert(instance.document.template.to_string());
+            let Ok(Some(backing)) = instance.backing() else {
+                continue;
+            };
+            named.extend(
+                Path::new(&backing)
+                    .file_stem()
+                    .map(|stem| stem.to_string_lossy().into_owned()),
+            );
+        }
+        Ok(Some(named))
     }
 }
