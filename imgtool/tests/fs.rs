@@ -23,7 +23,7 @@ struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        Lab::new().run_words(&["umount", self.0.to_str().unwrap()]).ok();
+        Lab::new().unmount(&self.0);
     }
 }
 

@@ -31,7 +31,7 @@ fn lab() -> Lab {
     fs::write(lab.path("mnt/deleted"), "SECRET-DELETED\n".repeat(1000)).unwrap();
     lab.run("sync -f mnt").ok();
     fs::remove_file(lab.path("mnt/deleted")).unwrap();
-    lab.run("umount mnt").ok();
+    lab.unmount(&lab.path("mnt"));
     lab.imgtool("template import -q --store store root.img --alias tiny");
     lab.imgtool("clone -q web --store store --from tiny --as-is");
     lab

@@ -31,7 +31,10 @@ pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        run(Command::new("umount").arg(&self.0));
+        // A program that another thread is starting has this one's open files for a moment, and keeps the mount busy.
+        let again =
+            "for n in $(seq 100); do umount \"$0\" 2>/dev/null && exit; sleep 0.05; done; umount \"$0\"";
+        run(Command::new("sh").args(["-c", again]).arg(&self.0));
     }
 }
 

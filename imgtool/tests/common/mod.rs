@@ -80,6 +80,14 @@ impl Lab {
         self.run_words(&words)
     }
 
+    /// Unmounts what is at a path. A program that another thread is starting has this one's open files for a moment, and keeps it
+    /// busy.
+    pub(crate) fn unmount(&self, path: &Path) {
+        let again =
+            "for n in $(seq 100); do umount \"$0\" 2>/dev/null && exit; sleep 0.05; done; umount \"$0\"";
+        self.run_words(&["sh", "-c", again, path.to_str().unwrap()]).ok();
+    }
+
     pub(crate) fn run_words(&self, words: &[&str]) -> Done {
         let output = self.command(words[0]).args(&words[1..]).output();
         let output = output.unwrap_or_else(|error| panic!("cannot run {}: {error}", words[0]));
