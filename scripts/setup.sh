@@ -164,6 +164,9 @@ if [ "$task" = test ]; then
     need setpriv util-linux
     need cpio cpio
     need strace strace
+    need ssh-keygen openssh-client
+    need pwck passwd
+    need mmdebstrap mmdebstrap
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)
     [ -e /usr/share/AAVMF/AAVMF_CODE.fd ] || packages+=(qemu-efi-aarch64)
     [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || packages+=(systemd-boot-efi)
