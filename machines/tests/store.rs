@@ -263,6 +263,14 @@ fn a_full_clone_stands_alone_and_a_longer_one_is_longer() {
     lab.store.remove_template(&template).unwrap();
     assert!(full.image().exists());
     assert_eq!(told(&full), before);
+    let published = lab
+        .store
+        .publish(&full, NewTemplate::default(), None, &Control::unwatched())
+        .unwrap();
+    assert_eq!(
+        fs::read(published.template.kernel().unwrap()).unwrap(),
+        b"a kernel"
+    );
     let Boot::Direct { kernel, .. } = before.boot else {
         panic!("it has a kernel")
     };

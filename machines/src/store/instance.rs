@@ -347,7 +347,7 @@ impl Store {
     }
 
     /// What a launcher loads: the instance's own, or its template's.
-    fn kernel(&self, instance: &Instance) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    pub(super) fn kernel(&self, instance: &Instance) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
         if instance.document.alone {
             let own = |name| Some(instance.file(name)).filter(|path| path.exists());
             return Ok((own("kernel"), own("initrd")));

@@ -50,7 +50,11 @@ impl Store {
             return Err(Error::invalid(message).with_hint("choose another, or have it moved: --move"));
         }
         self.layers(instance, control)?;
-        let template = self.load_template(instance.document.template)?;
+        let template = match self.load_template(instance.document.template) {
+            // One that stands alone may have outlived its template.
+            Err(_) if instance.document.alone => None,
+            found => Some(found?),
+        };
         let scratch = self.scratch()?;
         let chain = overlay(instance, &scratch.path("overlay"))?;
         let disk = chain.device();
@@ -58,7 +62,7 @@ impl Store {
             Some(selection) => seal::seal(&disk, selection, true, control)?,
             None => Vec::new(),
         };
-        self.describe(&mut new, instance, &template, &disk)?;
+        self.describe(&mut new, instance, template.as_ref(), &disk)?;
         new.look_at(&disk)?;
         drop(disk);
         let template = self.import(&chain, &new, control)?;
@@ -70,26 +74,28 @@ impl Store {
         &self,
         new: &mut NewTemplate,
         instance: &Instance,
-        template: &Template,
+        template: Option<&Template>,
         disk: &Arc<dyn BlockDevice>,
     ) -> Result<()> {
         let mut settings = self.settings(instance)?;
         // Two machines cannot have the same ports of one host.
         settings.network.forward = None;
         new.machine = settings.then(new.machine.clone());
-        new.parent = Some(template.fingerprint);
-        new.user = new.user.take().or_else(|| template.document.user.clone());
+        new.parent = template.map(|template| template.fingerprint);
+        new.user = new.user.take().or_else(|| template?.document.user.clone());
         new.provenance.get_or_insert_with(|| Provenance {
             source: Some(format!("machine {}", instance.name)),
             ..Provenance::default()
         });
-        let direct = new.machine.boot.kind == Some(BootKind::Direct);
+        let (kernel, initrd) = self.kernel(instance)?;
+        let kind = new.machine.boot.kind;
+        let direct = kind.map_or(kernel.is_some(), |kind| kind == BootKind::Direct);
         if direct && new.kernel.is_none() && !has_kernel(disk)? {
             // It never was on the disk.
             let read =
                 |path: PathBuf| fs::read(&path).map_err(|error| Error::io("read", error).with_path(path));
-            new.kernel = template.kernel().map(read).transpose()?;
-            new.initrd = template.initrd().map(read).transpose()?;
+            new.kernel = kernel.map(read).transpose()?;
+            new.initrd = initrd.map(read).transpose()?;
         }
         Ok(())
     }
