@@ -38,6 +38,7 @@ impl Lab {
             "etc/ssh",
             "etc/systemd/network",
             "var/lib/dbus",
+            "var/lib/systemd",
             "root",
             "bin",
             "home",
@@ -54,6 +55,8 @@ impl Lab {
                 0o444,
             ),
             ("etc/ssh/ssh_host_rsa_key", "somebody's key", 0o600),
+            ("etc/ssh/ssh_host_rsa_key-cert.pub", "of that key", 0o644),
+            ("var/lib/systemd/random-seed", "a seed", 0o600),
             ("etc/ssh/ssh_host_ed25519_key", "somebody's key", 0o600),
             ("etc/ssh/sshd_config", "# as it is\n", 0o644),
             (
@@ -199,7 +202,13 @@ fn a_clone_has_names_ids_and_keys_of_its_own() {
                 fs::metadata(root.join("etc/machine-id")).unwrap().mode() & 0o777,
                 0o444
             );
-            assert!(!root.join("etc/ssh/ssh_host_rsa_key").exists());
+            for gone in [
+                "etc/ssh/ssh_host_rsa_key",
+                "etc/ssh/ssh_host_rsa_key-cert.pub",
+                "var/lib/systemd/random-seed",
+            ] {
+                assert!(!root.join(gone).exists(), "{gone}");
+            }
             let private = root.join("etc/ssh/ssh_host_ed25519_key");
             assert_eq!(fs::metadata(&private).unwrap().mode() & 0o777, 0o600);
             let public = run(&["ssh-keygen", "-y", "-f", private.to_str().unwrap()]);

@@ -19,7 +19,7 @@ use ext4_editor::{Attributes, Durability, Editor, Options};
 use ext4_reader::{FileKind, LastLink};
 use uuid::Uuid;
 
-use crate::Root;
+use crate::{Root, seal};
 
 pub use grow::grow;
 pub use network::{Addressing, StaticAddress};
@@ -27,13 +27,6 @@ pub use ssh_key::{AuthorizedKeys, HostKey};
 
 /// Bytes of a file that is changed at most.
 const MAX_FILE: u64 = 1 << 20;
-
-/// What else must not be the same in two machines. Each is made anew where it is missing.
-const SECRETS: [&str; 3] = [
-    "/var/lib/systemd/random-seed",
-    "/var/lib/systemd/credential.secret",
-    "/var/lib/NetworkManager/secret_key",
-];
 
 /// What a machine is to be.
 #[derive(Clone, Debug)]
@@ -107,12 +100,8 @@ pub fn personalise(disk: &Arc<dyn BlockDevice>, identity: &Identity, is_new: boo
     )?;
     hosts::set(&mut guest, &identity.hostname)?;
     set_machine_id(&mut guest, identity.machine_id)?;
+    seal::forget_identity(&mut guest)?;
     identity.host_key.set(&mut guest, &identity.hostname)?;
-    for secret in SECRETS {
-        if guest.own_kind(secret)?.is_some() {
-            guest.editor.remove(secret.as_bytes())?;
-        }
-    }
     if let Some((user, keys)) = &identity.login {
         let user = users::find_or_make(&mut guest, user)?;
         keys.add(&mut guest, &user)?;

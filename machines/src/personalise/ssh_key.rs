@@ -81,20 +81,11 @@ impl HostKey {
         text + "-----END OPENSSH PRIVATE KEY-----\n"
     }
 
-    /// Puts it where sshd looks, in the place of those that are there, if there is an sshd.
+    /// Puts it where sshd looks, if there is one. Others are gone already.
     pub(super) fn set(&self, guest: &mut Guest, hostname: &str) -> Result<()> {
         let directory = "/etc/ssh";
         if guest.kind(directory)? != Some(FileKind::Directory) {
             return Ok(());
-        }
-        for old in guest.names(directory)? {
-            if old.starts_with("ssh_host_")
-                && ["_key", "_key.pub", "_key-cert.pub"]
-                    .iter()
-                    .any(|end| old.ends_with(end))
-            {
-                guest.editor.remove(format!("{directory}/{old}").as_bytes())?;
-            }
         }
         let comment = format!("root@{hostname}");
         let path = format!("{directory}/ssh_host_ed25519_key");

@@ -18,7 +18,7 @@ use super::source::{Mmdebstrap, Source};
 use super::{Recipe, apt};
 use crate::personalise::Guest;
 use crate::store::{Alias, NewTemplate, Provenance, Store, Template};
-use crate::{Architecture, BootKind, Root, Settings};
+use crate::{Architecture, BootKind, Root, Settings, seal};
 
 /// What is said besides a recipe.
 #[derive(Clone, Debug, Default)]
@@ -304,15 +304,7 @@ fn forget_identity(guest: &mut Guest) -> Result<()> {
     if guest.own_kind(copy)? == Some(FileKind::Regular) {
         guest.editor.remove(copy.as_bytes())?;
     }
-    if guest.kind("/etc/ssh")? != Some(FileKind::Directory) {
-        return Ok(());
-    }
-    for name in guest.names("/etc/ssh")? {
-        if name.starts_with("ssh_host_") && (name.ends_with("_key") || name.ends_with("_key.pub")) {
-            guest.editor.remove(format!("/etc/ssh/{name}").as_bytes())?;
-        }
-    }
-    Ok(())
+    seal::forget_identity(guest)
 }
 
 /// Opens an image for writing, a new one if it is to be made.

@@ -96,6 +96,25 @@ pub struct Change {
     pub done: &'static str,
 }
 
+/// What two machines must not share and each makes anew, but for what [`personalise`](crate::personalise) gives them.
+const UNIQUE: [&str; 4] = ["ssh-hostkeys", "dhcp-leases", "random-seed", "machine-secrets"];
+
+/// Takes from a guest what would make another machine of it the same one, with the next commit.
+///
+/// # Errors
+/// `Corrupt`, `NoSpace`, `Io`.
+pub(crate) fn forget_identity(guest: &mut Guest) -> Result<()> {
+    for operation in OPERATIONS
+        .iter()
+        .filter(|operation| UNIQUE.contains(&operation.name))
+    {
+        for step in Search::new(guest.editor.filesystem())?.plan(operation)? {
+            apply(guest, &step)?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes from a disk what must be unique or private, and makes zeros of what that leaves. `is_new` says that the disk is deleted if
 /// this fails; otherwise each operation is done or not, whenever the power goes, and it can be begun anew.
 ///

@@ -69,7 +69,10 @@ pub const OPERATIONS: &[Operation] = &[
         name: "ssh-hostkeys",
         description: "keys by which the machine shows who it is",
         by_default: true,
-        actions: &[(Remove, &["/etc/ssh/ssh_host_*"])],
+        actions: &[(
+            Remove,
+            &["/etc/ssh/ssh_host_*", "/etc/dropbear/dropbear_*_host_key"],
+        )],
     },
     Operation {
         name: "ssh-authorized-keys",
