@@ -4,21 +4,13 @@ use std::ffi::OsString;
 
 use block::Result;
 
-use super::{Description, Launcher, active, credentials, mac, mebibytes, shell, tap, text};
+use super::{Description, Launcher, active, credentials, mac, mebibytes, tap, text};
 use crate::machine::{Architecture, Boot, Machine, Network};
 
 const CROSVM: Launcher = Launcher::Crosvm;
 
 pub(super) fn describe(machine: &Machine) -> Result<Description> {
-    let mut steps = match &machine.network {
-        Network::Bridge { name } => tap::steps(machine, name),
-        _ => Vec::new(),
-    };
-    steps.push("sh FILE".to_owned());
-    Ok(Description {
-        text: shell::command_line(&arguments(machine)?)?,
-        steps,
-    })
+    tap::script(machine, &arguments(machine)?)
 }
 
 fn arguments(machine: &Machine) -> Result<Vec<OsString>> {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use block::{Error, Result};
 
-use super::{Description, Launcher, active, credentials, mac, mebibytes, shell, tap, text};
+use super::{Description, Launcher, active, credentials, mac, mebibytes, tap, text};
 use crate::machine::{Architecture, Boot, Disk, Machine, Network};
 
 const KVMTOOL: Launcher = Launcher::Kvmtool;
@@ -13,15 +13,7 @@ const KVMTOOL: Launcher = Launcher::Kvmtool;
 const MAX_DISKS: usize = 4;
 
 pub(super) fn describe(machine: &Machine) -> Result<Description> {
-    let mut steps = match &machine.network {
-        Network::Bridge { name } => tap::steps(machine, name),
-        _ => Vec::new(),
-    };
-    steps.push("sh FILE".to_owned());
-    Ok(Description {
-        text: shell::command_line(&arguments(machine)?)?,
-        steps,
-    })
+    tap::script(machine, &arguments(machine)?)
 }
 
 fn arguments(machine: &Machine) -> Result<Vec<OsString>> {

@@ -1,6 +1,11 @@
 //! The network device of the host that most launchers want, where QEMU and libvirt make one by themselves.
 
-use crate::machine::Machine;
+use std::ffi::OsString;
+
+use block::Result;
+
+use super::{Description, shell};
+use crate::machine::{Machine, Network};
 
 /// Its name, which follows from the machine's Ethernet address: at most 15 bytes, as the kernel wants.
 pub(super) fn name(machine: &Machine) -> String {
@@ -15,4 +20,17 @@ pub(super) fn steps(machine: &Machine, bridge: &str) -> Vec<String> {
         format!("sudo ip tuntap add {tap} mode tap user \"$USER\" vnet_hdr"),
         format!("sudo ip link set {tap} master {bridge} up"),
     ]
+}
+
+/// A script of a launcher's command line, with what has to be done before it is run.
+pub(super) fn script(machine: &Machine, arguments: &[OsString]) -> Result<Description> {
+    let mut steps = match &machine.network {
+        Network::Bridge { name } => steps(machine, name),
+        _ => Vec::new(),
+    };
+    steps.push("sh FILE".to_owned());
+    Ok(Description {
+        text: shell::command_line(arguments)?,
+        steps,
+    })
 }
