@@ -1,0 +1,96 @@
+//! What targets the command takes, and what it refuses.
+
+mod common;
+
+use std::fs;
+
+use common::filesystems::{assert_good, field, lab, tool};
+
+/// What is mounted is not written to, whatever names it.
+#[test]
+fn a_device_that_is_in_use_is_refused_with_where_it_is_mounted() {
+    let lab = lab();
+    lab.imgtool("create -q device 64M");
+    lab.imgtool("partition create -q device name=root");
+    lab.imgtool("mkfs -q tree device#1");
+    let device = tool(&lab, &["losetup", "--show", "-f", "device"]).ok();
+    let device = device.trim();
+    let partition = format!("{device}p1");
+    tool(&lab, &["partx", "-a", device]).ok();
+    fs::create_dir(lab.path("mounted")).unwrap();
+    lab.run(&format!("mount {partition} mounted")).ok();
+    let runs = [
+        format!("mkfs tree {partition}"),
+        format!("mkfs tree {device}"),
+        format!("mkfs tree {device}#1"),
+        format!("mkfs -O qcow2 tree {device}"),
+        format!("mkdisk tree.tar {device}"),
+        format!("convert -O raw tree.tar {device}"),
+    ]
+    .map(|line| lab.run(&format!("imgtool {line}")));
+    let read = fs::read_to_string(lab.path("mounted/etc/hostname"));
+    lab.run("umount mounted").ok();
+    let made = lab.run(&format!("imgtool mkfs -q --label new tree {partition}"));
+    let whole = lab.run(&format!("imgtool mkfs -q --label newer tree {device}#1"));
+    tool(&lab, &["partx", "-d", device]).ok();
+    tool(&lab, &["losetup", "-d", device]).ok();
+    let place = lab.path("mounted");
+    let says = format!("is in use: it is mounted on {}", place.to_str().unwrap());
+    for run in runs {
+        run.fails(1, &[device, &says, "umount"]);
+    }
+    assert_eq!(read.unwrap(), "guest\n");
+    made.ok();
+    whole.ok();
+    lab.imgtool("convert -O raw device#1 part");
+    assert_good(&lab, "part");
+    assert_eq!(field(&lab, "part", "Filesystem volume name"), "newer");
+}
+
+#[test]
+fn a_name_that_says_another_format_is_no_raw_image_by_accident() {
+    let lab = lab();
+    for command in ["mkfs", "mkdisk"] {
+        for (name, hint) in [
+            ("new.qcow2", "make one with -O qcow2, or insist with -O raw"),
+            ("NEW.QCOW2", "make one with -O qcow2"),
+            ("new.vmdk", "name it otherwise, or insist with -O raw"),
+        ] {
+            lab.run(&format!("imgtool {command} tree {name}"))
+                .fails(1, &[name, "and a raw one would be made", hint]);
+            assert!(!lab.path(name).exists());
+        }
+    }
+    lab.imgtool("mkfs -q -O raw tree new.qcow2");
+    assert_good(&lab, "new.qcow2");
+    lab.imgtool("mkfs -q -O qcow2 tree new.raw");
+    lab.qemu_img("check -q -f qcow2 new.raw");
+}
+
+#[test]
+fn the_largest_size_is_named_and_can_be_made() {
+    let lab = lab();
+    for (options, largest) in [
+        ("", 1_u64 << 47),
+        ("--block-size 2k", 1 << 43),
+        ("--block-size 1k", 1 << 39),
+    ] {
+        let hint = format!("choose a size of {largest} bytes at most");
+        for size in ["17P", "2E"] {
+            lab.run(&format!("imgtool mkfs {options} --size {size} tree new"))
+                .fails(1, &["allow for no filesystem as large as this", &hint]);
+        }
+        lab.run(&format!(
+            "imgtool mkfs {options} --size {} tree new",
+            largest + 4096
+        ))
+        .fails(1, &[&hint]);
+    }
+    lab.run("imgtool mkdisk --size 17P tree.tar new")
+        .fails(1, &["140737488355328 bytes at most"]);
+    lab.imgtool(&format!(
+        "mkfs -q --block-size 1k --size {} --inodes 10000 tree new",
+        1_u64 << 39
+    ));
+    assert_good(&lab, "new");
+}
