@@ -1,10 +1,9 @@
 //! What the filesystem is to be like.
 
-use std::io::Read;
-
 use block::{Error, Result, escape};
 use clap::{Args, ValueEnum};
 use ext4_builder::{Compat, Free, Inodes, Journal, Options, Size, Time};
+use uuid::Uuid;
 
 use crate::size;
 
@@ -80,7 +79,7 @@ impl FilesystemArgs {
         let size = self.size(disk)?;
         let uuid = match &self.uuid {
             Some(text) => parse_uuid(text)?,
-            None => draw_uuid()?,
+            None => Uuid::new_v4().into_bytes(),
         };
         let hash_seed = self.hash_seed.as_deref().map(parse_uuid).transpose()?;
         let epoch = epoch()?;
@@ -160,37 +159,16 @@ fn parse_uuid(text: &str) -> Result<[u8; 16]> {
         Error::invalid(format!("\"{}\" is no UUID", escape(text)))
             .with_hint("a UUID looks like 0a6d0b5c-9c5f-4d0a-8a6e-2f3b1c9d7e41")
     };
-    let groups: Vec<usize> = text.split('-').map(str::len).collect();
-    let digits: String = text.split('-').collect();
-    if groups != [8, 4, 4, 4, 12] || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return Err(refuse());
-    }
-    let number = u128::from_str_radix(&digits, 16).map_err(|_| refuse())?;
-    Ok(number.to_be_bytes())
+    // The crate takes other ways to write one, too.
+    let uuid = Uuid::try_parse(text)
+        .ok()
+        .filter(|uuid| uuid.to_string().eq_ignore_ascii_case(text));
+    uuid.map(Uuid::into_bytes).ok_or_else(refuse)
 }
 
 /// The UUID, as it is written everywhere.
 pub(in crate::commands) fn show_uuid(uuid: &[u8; 16]) -> String {
-    let digits = format!("{:032x}", u128::from_be_bytes(*uuid));
-    [
-        &digits[..8],
-        &digits[8..12],
-        &digits[12..16],
-        &digits[16..20],
-        &digits[20..],
-    ]
-    .join("-")
-}
-
-/// A random one, of version 4.
-fn draw_uuid() -> Result<[u8; 16]> {
-    let mut uuid = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut uuid))
-        .map_err(|error| Error::io("draw a UUID", error).with_path("/dev/urandom"))?;
-    uuid[6] = uuid[6] & 0x0F | 0x40;
-    uuid[8] = uuid[8] & 0x3F | 0x80;
-    Ok(uuid)
+    Uuid::from_bytes(*uuid).to_string()
 }
 
 #[cfg(test)]
@@ -212,8 +190,6 @@ mod tests {
         ] {
             assert!(parse_uuid(wrong).is_err(), "{wrong}");
         }
-        let drawn = show_uuid(&draw_uuid().unwrap());
-        assert_eq!(&drawn[14..15], "4");
     }
 
     #[test]
