@@ -38,6 +38,8 @@ pub(crate) struct Making {
     pub(crate) io: Io,
     /// On disk when it is finished.
     pub(crate) durable: bool,
+    /// For its owner only, where it is new: it has passwords and keys in it.
+    pub(crate) private: bool,
 }
 
 /// A file in the making. Dropped before it is [finished](Self::finish), it leaves things as they were, unless it
@@ -80,10 +82,14 @@ impl TargetFile {
             None => None,
         };
         let (file, unfinished) = create_beside(&path, making)?;
-        if let Some(existing) = &existing {
-            like(existing, unfinished.path())
-                .map_err(|error| Error::io("set the mode", error).with_path(&path))?;
-        }
+        let mode = match &existing {
+            Some(existing) => like(existing, unfinished.path()),
+            None if making.private => {
+                fs::set_permissions(unfinished.path(), fs::Permissions::from_mode(0o600))
+            }
+            None => Ok(()),
+        };
+        mode.map_err(|error| Error::io("set the mode", error).with_path(&path))?;
         let storage = Pending::new(file, Some(unfinished.path()), &path);
         Ok(Self {
             path,

@@ -70,6 +70,7 @@ fn an_archive_has_what_the_kernel_sees() {
         assert_same(&shell(lab, &format!("cd {unpacked}; {LIST}")), &wanted);
     }
     assert_eq!(shell(lab, "tar -C mnt --compare -f out.tar"), "");
+    assert_eq!(shell(lab, "stat -c %a out.tar"), "600\n");
     lab.imgtool("mkfs -q --size 32M out.tar again.img");
     lab.run("mount -o loop,ro again.img again").ok();
     let again = shell(lab, &format!("cd again; {LIST}"));

@@ -461,6 +461,7 @@ impl ConvertArgs {
             direct: self.cache.direct(),
             io: self.open.io.into(),
             durable: self.cache != CacheMode::Unsafe,
+            private: false,
         };
         let targets = Targets::new(path, &image, making)?;
         let target = targets.image();

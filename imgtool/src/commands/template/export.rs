@@ -31,7 +31,7 @@ enum Format {
 
 /// Write a template to a file
 ///
-/// The file appears under its name when it is whole. An archive has modes, owners, times to the nanosecond, devices, hard links and
+/// The file appears under its name when it is whole, and a new one is readable to its owner only, since it has password hashes in it. An archive has modes, owners, times to the nanosecond, devices, hard links and
 /// extended attributes; sockets are left out, and holes are zeros.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -89,6 +89,7 @@ impl ExportArgs {
             &self.output,
             Making {
                 durable: true,
+                private: true,
                 ..Making::default()
             },
         )?;
