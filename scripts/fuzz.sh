@@ -43,6 +43,11 @@ fi
 [ -e "$seeds/overlay.qcow2" ] || qemu-img create -q -f qcow2 -u -b base.qcow2 -F qcow2 -o cluster_size=512 "$seeds/overlay.qcow2" 32k
 
 cp -n "$seeds"/*.qcow2 fuzz/corpus/header/
+if [ ! -e fuzz/corpus/luks/header ]; then
+    mkdir -p fuzz/corpus/luks
+    qemu-img create -q -f luks --object secret,id=key,data=key -o key-secret=key,iter-time=10 fuzz/corpus/luks/header 0
+    truncate -s 592 fuzz/corpus/luks/header
+fi
 # Damage is what a repair is for: some of each image is missing, or written over.
 mkdir -p fuzz/corpus/repair
 for path in "$seeds"/*.qcow2; do

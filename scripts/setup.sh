@@ -136,6 +136,7 @@ case $task in
     test | demo)
         need mke2fs e2fsprogs
         need mkfs.fat dosfstools
+        need cryptsetup cryptsetup-bin
         need mcopy mtools
         need mkfs.xfs xfsprogs
         need mkfs.btrfs btrfs-progs

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Denied,
     /// Another process holds a conflicting lock on the image.
     Locked,
+    /// The image is encrypted, and no passphrase was given that opens it.
+    Key,
     /// The host has no room left.
     NoSpace,
     /// An argument that can never work: a cluster size that is no power of two, a missing format.
@@ -223,7 +225,7 @@ impl From<Error> for io::Error {
             ErrorKind::Corrupt => io::ErrorKind::InvalidData,
             ErrorKind::OutOfBounds => io::ErrorKind::UnexpectedEof,
             ErrorKind::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
-            ErrorKind::Denied => io::ErrorKind::PermissionDenied,
+            ErrorKind::Denied | ErrorKind::Key => io::ErrorKind::PermissionDenied,
             ErrorKind::Locked => io::ErrorKind::ResourceBusy,
             ErrorKind::NoSpace => io::ErrorKind::StorageFull,
             ErrorKind::InvalidInput => io::ErrorKind::InvalidInput,

@@ -1,0 +1,61 @@
+//! Disk encryption as QEMU and cryptsetup do it: sector ciphers, and the header of LUKS version 1 that keeps their key.
+//!
+//! There is no I/O in here. A caller reads the header and the key material, and writes what is to be written:
+//!
+//! ```
+//! use encryption::{Iterations, Luks, LuksOptions};
+//!
+//! let options = LuksOptions { iterations: Iterations::Exactly(1000), ..LuksOptions::default() };
+//! let (luks, mut area) = Luks::format(&options, b"correct horse")?;
+//! assert_eq!(area.len() as u64, luks.payload_offset());
+//!
+//! // Somebody else, later:
+//! let luks = Luks::parse(&area)?;
+//! let material = |slot| Ok(area[luks.material(slot)].to_vec());
+//! let key = luks.unlock(b"correct horse", material)?.expect("it is the right passphrase");
+//! let cipher = luks.cipher(&key)?;
+//! let mut sector = [7; 512];
+//! cipher.encrypt(40, &mut sector);
+//! assert_ne!(sector, [7; 512]);
+//! cipher.decrypt(40, &mut sector);
+//! assert_eq!(sector, [7; 512]);
+//! # area.clear();
+//! # Ok::<(), block::Error>(())
+//! ```
+//!
+//! # What protects what
+//!
+//! Data is encrypted with a *master key* that was chosen at random once. Each of eight *key slots* holds it, encrypted with a
+//! key that is derived from a passphrase by many rounds of hashing ([`Hash::pbkdf2`]), and blown up to 4000 times its length
+//! ([`af`]) so that wiping any part of that wipes all of it. So passphrases come and go, and the data stays as it is. Whether
+//! a key that comes out of a slot is the master key is told by its digest in the header.
+//!
+//! Sectors of 512 bytes are encrypted each by itself, with an initialisation vector that follows from its number. There is
+//! nothing that would tell whether a sector was changed: that is what this kind of encryption does not do.
+//!
+//! # Memory
+//!
+//! Keys, key schedules and what is derived on the way to them are wiped when they are dropped. Buffers of data are not:
+//! whoever can read those can read the disk.
+//!
+//! # What there is
+//!
+//! AES, Serpent and Twofish with the modes `xts` and `cbc`, initialisation vectors `plain`, `plain64` and `essiv` (with
+//! SHA-256, the only hash whose length is a key's), and the hashes SHA-1, SHA-2 and RIPEMD-160. What else a header may
+//! name is refused by name: `ecb` and `ctr` since they do not protect a disk, CAST5 since its blocks of 64 bits do not,
+//! MD5 and SM3.
+
+mod af;
+mod cipher;
+mod hash;
+mod iv;
+mod luks;
+mod mode;
+mod slots;
+
+pub use cipher::{Cipher, CipherSpec, SECTOR, SectorCipher};
+pub use hash::Hash;
+pub use iv::IvGenerator;
+pub use luks::{HEADER_LEN, KeySlot, Luks, SLOTS, STRIPES};
+pub use mode::Mode;
+pub use slots::{Iterations, LuksOptions, MasterKey, NewSlot};

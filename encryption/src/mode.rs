@@ -1,0 +1,143 @@
+//! Modes of a cipher: how the blocks of a sector are chained.
+//!
+//! Both work on all the blocks of a sector at once where the mode allows it (XTS does, and reading CBC): the ciphers have
+//! instructions that work on eight.
+
+use cipher::consts::U16;
+use cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser};
+
+use crate::cipher::SECTOR;
+
+/// Bytes of a cipher's block.
+pub(crate) const BLOCK: usize = 16;
+
+/// Blocks of a sector.
+const BLOCKS: usize = SECTOR / BLOCK;
+
+/// One block.
+pub(crate) type Block = Array<u8, U16>;
+
+/// How the blocks of a sector are chained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// XTS (IEEE 1619), with a key for the data and one for the tweaks.
+    #[default]
+    Xts,
+    /// Cipher block chaining: each block depends on those in front of it.
+    Cbc,
+}
+
+impl Mode {
+    /// The name as in a header and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xts => "xts",
+            Self::Cbc => "cbc",
+        }
+    }
+
+    /// How many keys of the cipher's length it takes.
+    pub(crate) fn keys(self) -> usize {
+        match self {
+            Self::Xts => 2,
+            Self::Cbc => 1,
+        }
+    }
+}
+
+/// A cipher with blocks of 128 bits.
+pub(crate) trait BlockCipher:
+    BlockSizeUser<BlockSize = U16> + BlockCipherEncrypt + BlockCipherDecrypt + Send + Sync
+{
+}
+
+impl<C: BlockSizeUser<BlockSize = U16> + BlockCipherEncrypt + BlockCipherDecrypt + Send + Sync> BlockCipher
+    for C
+{
+}
+
+/// A cipher in a mode, with its keys.
+pub(crate) trait Sectors: Send + Sync {
+    /// Encrypts a sector in place.
+    fn encrypt(&self, iv: Block, sector: &mut [u8; SECTOR]);
+    /// Decrypts a sector in place.
+    fn decrypt(&self, iv: Block, sector: &mut [u8; SECTOR]);
+    /// Works on initialisation vectors until they are what [`encrypt`](Self::encrypt) is given.
+    fn prepare(&self, ivs: &mut [Block]);
+}
+
+pub(crate) struct Xts<C> {
+    pub(crate) data: C,
+    pub(crate) tweak: C,
+}
+
+impl<C: BlockCipher> Sectors for Xts<C> {
+    fn encrypt(&self, iv: Block, sector: &mut [u8; SECTOR]) {
+        let tweaks = tweaks(iv);
+        let blocks = blocks_of(sector);
+        add(blocks, &tweaks);
+        self.data.encrypt_blocks(blocks);
+        add(blocks, &tweaks);
+    }
+
+    fn decrypt(&self, iv: Block, sector: &mut [u8; SECTOR]) {
+        let tweaks = tweaks(iv);
+        let blocks = blocks_of(sector);
+        add(blocks, &tweaks);
+        self.data.decrypt_blocks(blocks);
+        add(blocks, &tweaks);
+    }
+
+    fn prepare(&self, ivs: &mut [Block]) {
+        self.tweak.encrypt_blocks(ivs);
+    }
+}
+
+/// What is added to each block: the first, multiplied by x from block to block in the field of 2^128 elements.
+fn tweaks(first: Block) -> [u128; BLOCKS] {
+    let mut tweak = u128::from_le_bytes(first.0);
+    [(); BLOCKS].map(|()| {
+        let this = tweak;
+        tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
+        this
+    })
+}
+
+fn add(blocks: &mut [Block], tweaks: &[u128; BLOCKS]) {
+    for (block, tweak) in blocks.iter_mut().zip(tweaks) {
+        block.0 = (u128::from_ne_bytes(block.0) ^ tweak.to_le()).to_ne_bytes();
+    }
+}
+
+fn blocks_of(sector: &mut [u8]) -> &mut [Block] {
+    Block::slice_as_chunks_mut(sector).0
+}
+
+pub(crate) struct Cbc<C>(pub(crate) C);
+
+impl<C: BlockCipher> Sectors for Cbc<C> {
+    fn encrypt(&self, iv: Block, sector: &mut [u8; SECTOR]) {
+        let mut before = iv;
+        for block in blocks_of(sector) {
+            *block = xor(*block, before);
+            self.0.encrypt_block(block);
+            before = *block;
+        }
+    }
+
+    fn decrypt(&self, iv: Block, sector: &mut [u8; SECTOR]) {
+        let mut encrypted = *sector;
+        let blocks = blocks_of(sector);
+        self.0.decrypt_blocks(blocks);
+        let before = std::iter::once(&iv).chain(blocks_of(&mut encrypted).iter());
+        for (block, before) in blocks.iter_mut().zip(before) {
+            *block = xor(*block, *before);
+        }
+    }
+
+    fn prepare(&self, _: &mut [Block]) {}
+}
+
+fn xor(a: Block, b: Block) -> Block {
+    Array((u128::from_ne_bytes(a.0) ^ u128::from_ne_bytes(b.0)).to_ne_bytes())
+}
