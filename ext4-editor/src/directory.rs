@@ -13,7 +13,7 @@ use crate::inode::Inode;
 use crate::{Editor, damaged};
 
 /// An entry's bytes before its name.
-const HEADER: usize = 8;
+pub(crate) const HEADER: usize = 8;
 /// Where the entry for `..` is.
 const DOT_DOT: usize = 12;
 /// Levels of an index below its root that every kernel knows, and that `large_dir` allows.
@@ -400,7 +400,11 @@ impl Editor {
         Ok(None)
     }
 
-    fn check_leaf(&self, directory: &Blocked, bytes: &[u8]) -> Result<()> {
+    /// Fails for a block of names whose checksum is wrong.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn check_leaf(&self, directory: &Blocked, bytes: &[u8]) -> Result<()> {
         let Some(seed) = directory.seed else { return Ok(()) };
         let end = self.names_end();
         if LittleEndian::read_u32(&bytes[end + HEADER..]) == seed.with(&bytes[..end]).value() {

@@ -1,11 +1,14 @@
 //! Indexed directories ("Hash Tree Directories"): the block for a name is found by its hash. A leaf without room is
 //! split by its names' hashes; a node without room is split too, and a root without room gets a level below it.
 
+use std::collections::BTreeMap;
+
 use block::{Error, Result};
 use byteorder::{ByteOrder, LittleEndian};
-use ext4_builder::format::{Checksum, Directory, NameHash, fill, put_entry};
+use ext4_builder::format::{Checksum, Directory, FLAG_INDEX, NameHash, fill, put_entry};
 
 use crate::directory::{Blocked, Name, full, insert, size, slots};
+use crate::slack::clear;
 use crate::{Editor, damaged};
 
 /// Where the entries of the root start: after `.`, `..` and what is said of the index; and those of a node: after an
@@ -23,7 +26,7 @@ const BLOCK_MASK: u32 = 0x0FFF_FFFF;
 
 /// A block of the index.
 #[derive(Clone, Debug)]
-struct Node {
+pub(crate) struct Node {
     /// Its block of the directory.
     logical: u32,
     bytes: Vec<u8>,
@@ -72,6 +75,12 @@ impl Node {
         LittleEndian::write_u32(&mut self.bytes[from..], hash);
         self.set_block(place, block);
         self.set_counts(limit, count + 1);
+    }
+
+    /// Makes zeros of the room for more entries. Says whether there was something else.
+    pub(crate) fn clear_slack(&mut self) -> bool {
+        let (from, to) = (self.at(self.count()), self.at(self.limit()));
+        clear(&mut self.bytes[from..to])
     }
 
     /// Takes the entries from `place` on to a new node. Gives it and the hash that it starts with.
@@ -187,10 +196,7 @@ impl Editor {
 
     fn path(&self, directory: &Blocked, name: &[u8]) -> Result<Path> {
         let root = self.staging.block(directory.blocks[0])?;
-        let (version, levels) = (root[HASH_VERSION], usize::from(root[LEVELS]));
-        if root[INFO_LEN] != 8 || levels > self.index_levels() {
-            return Err(wrong_index(directory, "its root is malformed"));
-        }
+        let (version, levels) = (root[HASH_VERSION], self.levels(directory, &root)?);
         let hash = self.superblock.hash(version).ok_or_else(|| {
             Error::unsupported(format!("a directory is indexed by the unknown hash {version}"))
         })?;
@@ -216,6 +222,40 @@ impl Editor {
         below(directory, logical)?;
         let leaf = logical;
         Ok(Path { hash, nodes, leaf })
+    }
+
+    /// All blocks of the index of a directory, by their place in it; none where it has no index.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn index(&self, directory: &Blocked) -> Result<BTreeMap<u32, Node>> {
+        let mut index = BTreeMap::new();
+        if !directory.inode.has(FLAG_INDEX) {
+            return Ok(index);
+        }
+        let levels = self.levels(directory, &self.staging.block(directory.blocks[0])?)?;
+        let mut level = vec![0];
+        for depth in 0..=levels {
+            let mut next = Vec::new();
+            for logical in level {
+                let node = self.node(directory, logical, depth == 0)?;
+                next.extend((0..node.count()).map(|place| node.block(place)));
+                if index.insert(logical, node).is_some() {
+                    return Err(wrong_index(directory, "it goes in circles"));
+                }
+            }
+            level = next;
+        }
+        Ok(index)
+    }
+
+    /// Levels below the root.
+    fn levels(&self, directory: &Blocked, root: &[u8]) -> Result<usize> {
+        let levels = usize::from(root[LEVELS]);
+        if root[INFO_LEN] != 8 || levels > self.index_levels() {
+            return Err(wrong_index(directory, "its root is malformed"));
+        }
+        Ok(levels)
     }
 
     /// A block of the index: the root, or one below it.
@@ -309,7 +349,11 @@ impl Editor {
         self.put_node_of(directory, below)
     }
 
-    fn put_node_of(&self, directory: &Blocked, node: Node) -> Result<()> {
+    /// Writes a block of the index of a directory.
+    ///
+    /// # Errors
+    /// `InvalidInput` where there are too many changes.
+    pub(crate) fn put_node_of(&self, directory: &Blocked, node: Node) -> Result<()> {
         let block = directory.blocks[node.logical as usize];
         self.put_index_block(block, node.bytes, directory.seed, node.header)
     }

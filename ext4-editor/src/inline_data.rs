@@ -5,6 +5,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use ext4_builder::format::{FLAG_INLINE_DATA, MAP_SIZE, inline_directory};
 
 use crate::directory::{Name, Slot, slots};
+use crate::slack::clear_slack;
 use crate::{Editor, damaged};
 
 /// Bytes before the entries: the directory above.
@@ -52,6 +53,21 @@ impl Editor {
         inode.set_size(inline.size);
         self.store_xattrs(&mut inode, xattrs, Some(inline.xattr.value().to_vec()))?;
         self.store(&mut inode)
+    }
+
+    /// Has a directory keep nothing but its names.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Corrupt`, `Io`.
+    pub(crate) fn forget_inline_names(&mut self, number: u32) -> Result<()> {
+        let inode = self.load(number)?;
+        let mut map = inode.map()[PARENT_SIZE..].to_vec();
+        let mut rest = self.filesystem.inline_rest(&self.reader_inode(number)?)?;
+        if clear_slack(&mut map)? | clear_slack(&mut rest)? {
+            let (parent, names) = self.inline_names(number)?;
+            self.store_inline_names(number, parent, &names)?;
+        }
+        Ok(())
     }
 
     fn give_directory_blocks(&mut self, number: u32, parent: u32, names: &[Name]) -> Result<()> {

@@ -52,6 +52,7 @@ mod leftovers;
 mod map;
 mod options;
 mod orphan_file;
+mod slack;
 mod staging;
 mod superblock;
 mod tree;

@@ -103,3 +103,44 @@ fn nothing_is_left_over_while_changes_are_not_committed() {
     editor.commit().unwrap();
     assert!(!editor.leftovers().unwrap().is_empty());
 }
+
+#[test]
+fn names_of_deleted_files_go_from_directories_of_every_kind() {
+    for kind in KINDS {
+        let image = Image::of_kind(16 << 20, kind);
+        // A kernel leaves copies where blocks of names are split, and debugfs what it deletes.
+        image.change(
+            r#"
+            mkdir -p few many/deep inline
+            touch few/kept few/the-secret-of-few inline/a inline/the-secret-of-inline
+            x=$(head -c 60 /dev/zero | tr '\0' x)
+            for i in {a..z}; do for j in {a..h}; do echo "many/the-secret-of-many$i$j$x" "many/kept$i$j$x"; done; done | xargs touch
+            sync
+            rm many/the-secret-of-many*
+            "#,
+        );
+        for path in ["few/the-secret-of-few", "inline/the-secret-of-inline"] {
+            let delete = format!("rm {path}");
+            run(Command::new("debugfs")
+                .args(["-w", "-R", &delete])
+                .arg(&image.path));
+        }
+        image.edit(|editor| editor.remove(b"/many/deep").unwrap());
+        let tree = image.tree();
+        assert!(!tree.contains_key(b"few/the-secret-of-few".as_slice()));
+        let mut editor = image.open();
+        editor.forget_names().unwrap();
+        let leftovers = editor.leftovers().unwrap();
+        drop(editor);
+        let file = fs::OpenOptions::new().write(true).open(&image.path).unwrap();
+        for range in leftovers {
+            let zeros = vec![0; (range.end - range.start) as usize];
+            file.write_all_at(&zeros, range.start).unwrap();
+        }
+        assert_eq!(secrets(&image), [""; 0], "{kind}");
+        image.assert_clean(kind);
+        assert!(image.tree() == tree, "{kind}: the tree has changed");
+        image.change("for i in {1..300}; do touch many/$i few/$i; done; rm -r many few");
+        image.assert_clean(kind);
+    }
+}

@@ -197,11 +197,23 @@ fn all() -> Selection {
 fn nothing_that_sealing_takes_away_is_left_on_the_disk() {
     let lab = Lab::new();
     let disk = lab.path("disk.raw");
+    lab.mounted("mkdir names; touch names/kept 'names/<secret in a name>'; mkdir home/ann/empty; touch 'home/ann/empty/<secret name>'");
+    let shown = disk.to_str().unwrap();
+    run(&["debugfs", "-w", "-R", "rm \"names/<secret in a name>\"", shown]);
+    run(&[
+        "debugfs",
+        "-w",
+        "-R",
+        "rm \"home/ann/empty/<secret name>\"",
+        shown,
+    ]);
     let before = secrets(&disk);
     for text in [
         &secret(PRIVATE[0]),
         "<secret of a deleted file>",
         "<secret of a link>",
+        "<secret in a name>",
+        "<secret name>",
     ] {
         assert!(before.iter().any(|found| found == text), "{text}: {before:?}");
     }

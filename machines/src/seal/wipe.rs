@@ -29,7 +29,7 @@ pub(super) fn wipe(disk: &Arc<dyn BlockDevice>, is_new: bool, control: &Control<
         };
         let mut guest = Guest::open(&filesystem, is_new).map_err(about)?;
         // What its journal holds is done first.
-        guest.editor.commit().map_err(about)?;
+        guest.editor.forget_names().map_err(about)?;
         wipe_in(&*filesystem.device, &guest.editor, control).map_err(about)?;
     }
     disk.flush()
