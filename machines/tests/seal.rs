@@ -9,7 +9,7 @@ use block::chain::Chain;
 use block::gate::Permissive;
 use block::{Access, BlockDevice, ErrorKind};
 use machines::Root;
-use machines::seal::{OPERATIONS, Selection, lint, named, seal};
+use machines::seal::{OPERATIONS, Selection, lint, named, not_looked_into, seal};
 use machines::store::{Instance, NewInstances, NewTemplate, Store};
 use ops::Control;
 use raw::HostOpener;
@@ -317,8 +317,15 @@ fn all_filesystems_of_a_partitioned_disk_lose_what_is_free() {
     let (disk, whole) = (lab.text("disk.raw"), lab.text("whole.raw"));
     let other = lab.text("other.raw");
     run(&["mke2fs", "-q", "-t", "ext2", &other, "8M"]);
-    let script = "truncate -s 80M whole.raw; \
-        printf 'label: gpt\\nstart=2048,size=16384\\nstart=20480,size=131072,name=root\\n' | sfdisk -q whole.raw; \
+    // The last partition but one is swap, and there is room before, between and behind them.
+    let script = "truncate -s 110M whole.raw; \
+        printf 'label: gpt\\nstart=2048,size=16384\\nstart=20480,size=131072,name=root\\nstart=155648,size=16384,type=swap\\nstart=174080,size=16384,type=uefi\\n' | sfdisk -q whole.raw; \
+        yes '<secret behind>' | dd of=whole.raw bs=1M seek=94 count=1 iflag=fullblock conv=notrunc status=none; \
+        yes '<secret between>' | dd of=whole.raw bs=1M seek=74 count=1 iflag=fullblock conv=notrunc status=none; \
+        yes '<secret between>' | dd of=whole.raw bs=512 seek=18432 count=64 iflag=fullblock conv=notrunc status=none; \
+        yes '<secret in swap>' | head -c 64k >swap.raw || :; truncate -s 8M swap.raw; mkswap -q -L paging -U 6a0f3d30-98ab-4ac9-9e1b-5c8ab3fd6ba1 swap.raw; \
+        dd if=swap.raw of=whole.raw bs=1M seek=76 conv=notrunc status=none; \
+        truncate -s 8M esp.raw; mkfs.vfat esp.raw >/dev/null; dd if=esp.raw of=whole.raw bs=1M seek=85 conv=notrunc status=none; \
         mkdir -p m; mount -o loop other.raw m; yes '<secret of another>' | head -c 1M >m/a || :; sync; rm m/a; umount m; \
         dd if=other.raw of=whole.raw bs=1M seek=1 conv=notrunc status=none; \
         dd if=disk.raw of=whole.raw bs=1M seek=10 conv=notrunc status=none";
@@ -331,14 +338,88 @@ fn all_filesystems_of_a_partitioned_disk_lose_what_is_free() {
         .unwrap();
     assert!(done.status.success(), "{done:?}");
     fs::remove_file(disk).unwrap();
-    assert!(secrets(Path::new(&whole)).contains(&"<secret of another>".to_owned()));
+    let before = secrets(Path::new(&whole));
+    for text in ["of another", "behind", "between", "in swap"] {
+        assert!(before.contains(&format!("<secret {text}>")), "{text}");
+    }
+    let table = run(&["sfdisk", "--dump", &whole]);
     let chain = open(Path::new(&whole), Access::WRITE);
     let changes = seal(&chain.device(), &all(), true, &Control::unwatched()).unwrap();
     assert!(changes.len() > 30);
+    let not_looked_into = |sealed| {
+        let found = not_looked_into(&chain.device(), sealed).unwrap();
+        found.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        not_looked_into(true),
+        [
+            "partition 1 (ext4) is not looked into",
+            "partition 4 (vfat) is not looked into"
+        ]
+    );
+    assert!(not_looked_into(false).contains(&"partition 3 (swap) is not looked into".to_owned()));
     drop(chain);
+    // Tables and swap are found as before, and swap is used.
+    assert_eq!(run(&["sfdisk", "--dump", &whole]), table);
+    run(&["sfdisk", "--verify", &whole]);
+    let probed = run(&["blkid", "-p", "-O", "79691776", "-o", "export", &whole]);
+    assert!(
+        probed.contains("TYPE=swap")
+            && probed.contains("LABEL=paging")
+            && probed.contains("UUID=6a0f3d30-98ab-4ac9-9e1b-5c8ab3fd6ba1"),
+        "{probed}"
+    );
     assert_eq!(secrets(Path::new(&whole)), [""; 0]);
     run(&["e2fsck", "-fn", &format!("{whole}?offset=10485760")]);
     run(&["e2fsck", "-fn", &format!("{whole}?offset=1048576")]);
+}
+
+#[test]
+fn a_hibernated_machine_and_boot_loaders_are_left_alone() {
+    let lab = Lab::new();
+    let whole = lab.path("whole.raw");
+    let shown = whole.to_str().unwrap();
+    let script = "truncate -s 84M whole.raw; \
+        printf 'label: dos\\nstart=2048,size=131072,type=83\\nstart=133120,type=5\\nstart=135168,size=16384,type=82\\n' \
+            | sfdisk -q whole.raw; \
+        yes 'a boot loader' | dd of=whole.raw bs=512 seek=1 count=60 iflag=fullblock conv=notrunc status=none; \
+        dd if=disk.raw of=whole.raw bs=1M seek=1 conv=notrunc status=none; \
+        truncate -s 8M swap.raw; mkswap -q swap.raw; printf S1SUSPEND | dd of=swap.raw bs=1 seek=4086 conv=notrunc status=none; \
+        dd if=swap.raw of=whole.raw bs=1M seek=66 conv=notrunc status=none";
+    let script = format!("cd {}; {script}", lab.directory.path().to_str().unwrap());
+    run(&["bash", "-ec", &script]);
+    let before = fs::read(&whole).unwrap();
+    let chain = open(&whole, Access::WRITE);
+    let error = seal(&chain.device(), &all(), false, &Control::unwatched()).unwrap_err();
+    assert!(error.to_string().contains("hibernated"), "{error}");
+    drop(chain);
+    assert!(fs::read(&whole).unwrap() == before, "nothing is half done");
+    // It was started and turned off since.
+    run(&[
+        "dd",
+        "if=/dev/zero",
+        &format!("of={shown}"),
+        "bs=1M",
+        "seek=66",
+        "count=8",
+        "conv=notrunc",
+    ]);
+    let table = run(&["sfdisk", "--dump", shown]);
+    let chain = open(&whole, Access::WRITE);
+    seal(&chain.device(), &all(), false, &Control::unwatched()).unwrap();
+    let found = not_looked_into(&chain.device(), true).unwrap();
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        found,
+        [
+            "partition 5 (swap) is not looked into",
+            "room between the partitions in partition 2 is not looked into",
+            "room before the first partition, where boot loaders are, is not looked into",
+        ]
+    );
+    drop(chain);
+    assert_eq!(run(&["sfdisk", "--dump", shown]), table);
+    assert!(fs::read(&whole).unwrap()[..1 << 20] == before[..1 << 20]);
 }
 
 #[test]

@@ -5,10 +5,12 @@
 //!
 //! A file that is deleted leaves its content on the disk, for whoever reads that past the filesystem. So when the files are
 //! gone, what is free in every ext4 filesystem of the disk is made zeros too, and so is the log of its journal: files that the guest
-//! itself has deleted before are gone as well.
+//! itself has deleted before are gone as well. So does what is in swap, and in room that is no partition's. What else there is on
+//! a disk is not looked into, and said by name: [`not_looked_into`].
 
 mod lint;
 mod operations;
+mod parts;
 mod plan;
 mod wipe;
 
@@ -24,6 +26,7 @@ use crate::store::nearest;
 
 pub use lint::{Finding, lint};
 pub use operations::{OPERATIONS, Operation};
+pub use parts::{NotLookedInto, not_looked_into};
 
 use plan::{Deed, Search, Step};
 
@@ -119,7 +122,8 @@ pub(crate) fn forget_identity(guest: &mut Guest) -> Result<()> {
 /// this fails; otherwise each operation is done or not, whenever the power goes, and it can be begun anew.
 ///
 /// # Errors
-/// `InvalidInput` for a disk without a root filesystem of ext4; `Unsupported`, `Corrupt`, `NoSpace`, `Io`; `Interrupted`.
+/// `InvalidInput` for a disk without a root filesystem of ext4, and for one with the memory of a machine that is hibernated;
+/// `Unsupported`, `Corrupt`, `NoSpace`, `Io`; `Interrupted`.
 pub fn seal(
     disk: &Arc<dyn BlockDevice>,
     selection: &Selection,
@@ -131,6 +135,8 @@ pub fn seal(
             "the disk has no root filesystem of ext4 that could be sealed",
         ));
     };
+    // A disk of which something cannot be wiped is not changed at all.
+    not_looked_into(disk, true)?;
     let mut guest = Guest::open(&root, is_new)?;
     let mut changes = Vec::new();
     for operation in &selection.0 {

@@ -1,64 +1,60 @@
-//! What deleted files have left on a disk, made zeros.
+//! What deleted files and swap have left on a disk, made zeros.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{BlockDevice, Error, Result, ZeroMode};
-use ext4_editor::Editor;
-use ext4_reader::Filesystem;
+use block::{BlockDevice, Result, ZeroMode};
 use ops::Control;
-use raw::partition::{PartitionTable, Selector};
+use raw::partition::PartitionTable;
 
+use super::parts::{gaps, parts};
 use crate::Root;
 use crate::personalise::Guest;
 
 /// Bytes looked at together, in which whatever is not zero is overwritten where it is.
 const SMALL: u64 = 64 << 10;
 
-/// Makes zeros of all that is on a disk and in no file of its ext4 filesystems, of which nobody makes use.
+/// Makes zeros of all that is on a disk and in no file of its ext4 filesystems, of which nobody makes use: what they have left,
+/// what is swapped out, and room that is no partition's.
 ///
 /// # Errors
 /// `Unsupported`, `Corrupt` for a filesystem of which that cannot be said; `NoSpace`, `Io`; `Interrupted`.
 pub(super) fn wipe(disk: &Arc<dyn BlockDevice>, is_new: bool, control: &Control<'_>) -> Result<()> {
-    for filesystem in filesystems(disk)? {
-        let about = |error: Error| match filesystem.partition {
-            Some(number) if error.hint().is_none() => {
-                error.with_hint(format!("it is about partition {number}"))
-            }
-            _ => error,
+    let Ok(table) = PartitionTable::read(&**disk, None) else {
+        let whole = Root {
+            device: disk.clone(),
+            partition: None,
         };
-        let mut guest = Guest::open(&filesystem, is_new).map_err(about)?;
-        // What its journal holds is done first.
-        guest.editor.forget_names().map_err(about)?;
-        wipe_in(&*filesystem.device, &guest.editor, control).map_err(about)?;
+        wipe_filesystem(&whole, is_new, control)?;
+        return disk.flush();
+    };
+    for part in parts(disk, &table)? {
+        if let Some(swapped) = part.swapped() {
+            wipe_ranges(&*part.device, vec![swapped], control)?;
+        }
+        if part.is_ext4() {
+            let filesystem = Root {
+                device: part.device,
+                partition: Some(part.number),
+            };
+            wipe_filesystem(&filesystem, is_new, control).map_err(|error| match error.hint() {
+                None => error.with_hint(format!("it is about partition {}", part.number)),
+                Some(_) => error,
+            })?;
+        }
     }
+    wipe_ranges(&**disk, gaps(&**disk, &table), control)?;
     disk.flush()
 }
 
-/// All ext4 filesystems on a disk.
-fn filesystems(disk: &Arc<dyn BlockDevice>) -> Result<Vec<Root>> {
-    let mut found = Vec::new();
-    let mut add = |device: Arc<dyn BlockDevice>, partition| -> Result<()> {
-        if Filesystem::is_on(&*device)? {
-            found.push(Root { device, partition });
-        }
-        Ok(())
-    };
-    match PartitionTable::read(&**disk, None) {
-        Ok(table) => {
-            for partition in table.partitions() {
-                let selector: Selector = partition.number.to_string().parse()?;
-                let window = table.open(disk.clone(), &selector)?;
-                add(Arc::new(window), Some(partition.number))?;
-            }
-        }
-        Err(_) => add(disk.clone(), None)?,
-    }
-    Ok(found)
+fn wipe_filesystem(filesystem: &Root, is_new: bool, control: &Control<'_>) -> Result<()> {
+    let mut guest = Guest::open(filesystem, is_new)?;
+    // What its journal holds is done first.
+    guest.editor.forget_names()?;
+    wipe_ranges(&*filesystem.device, guest.editor.leftovers()?, control)
 }
 
-fn wipe_in(device: &dyn BlockDevice, editor: &Editor, control: &Control<'_>) -> Result<()> {
-    let ranges = editor.leftovers()?;
+fn wipe_ranges(device: &dyn BlockDevice, ranges: Vec<Range<u64>>, control: &Control<'_>) -> Result<()> {
     let total = ranges.iter().map(|range| range.end - range.start).sum();
     let mut done = 0;
     for range in ranges {

@@ -18,7 +18,7 @@ use raw::HostOpener;
 
 use super::clones::create_private;
 use super::{Instance, NewTemplate, Provenance, Store, Template};
-use crate::seal::{self, Change, Selection};
+use crate::seal::{self, Change, NotLookedInto, Selection};
 use crate::{BootKind, Root};
 
 /// A template that was made of a machine.
@@ -28,6 +28,8 @@ pub struct Published {
     pub template: Template,
     /// What was sealed.
     pub changes: Vec<Change>,
+    /// What on the disk nobody looked into.
+    pub not_looked_into: Vec<NotLookedInto>,
 }
 
 impl Store {
@@ -62,11 +64,16 @@ impl Store {
             Some(selection) => seal::seal(&disk, selection, true, control)?,
             None => Vec::new(),
         };
+        let not_looked_into = seal::not_looked_into(&disk, sealed.is_some())?;
         self.describe(&mut new, instance, template.as_ref(), &disk)?;
         new.look_at(&disk)?;
         drop(disk);
         let template = self.import(&chain, &new, control)?;
-        Ok(Published { template, changes })
+        Ok(Published {
+            template,
+            changes,
+            not_looked_into,
+        })
     }
 
     /// Says of the new template what is known of the machine and of the one that it is a clone of.

@@ -6,7 +6,7 @@ use clap::Args;
 use machines::store::{NewTemplate, Published};
 use ops::Control;
 
-use super::seal::{SelectionArgs, changes_as_json};
+use super::seal::{SelectionArgs, changes_as_json, tell};
 use super::show;
 use crate::arguments::WatchArgs;
 use crate::commands::Outcome;
@@ -75,7 +75,12 @@ impl PublishArgs {
         let control = Control::new(interrupt::watch()?, &report);
         let published = store.publish(&instance, new, sealed, &control);
         watch.finish();
-        let Published { template, changes } = published?;
+        let Published {
+            template,
+            changes,
+            not_looked_into,
+        } = published?;
+        tell(&not_looked_into);
         if self.watch.quiet {
             return Ok(0);
         }

@@ -1,6 +1,6 @@
 //! `imgtool template seal` and `lint`: what must be unique or private, taken away or found.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use block::chain::Chain;
 use block::{Access, BlockDevice, Error, Result};
 use clap::Args;
 use machines::Root;
-use machines::seal::{self, Change, Finding, OPERATIONS, Selection};
+use machines::seal::{self, Change, Finding, NotLookedInto, OPERATIONS, Selection};
 use ops::Control;
 use serde_json::{Value, json};
 
@@ -88,6 +88,7 @@ impl SealArgs {
         let changes = seal::seal(&disk, &selection, false, &control);
         watch.finish();
         let changes = changes.map_err(|error| error.with_path(&name.path))?;
+        tell(&seal::not_looked_into(&disk, true)?);
         drop((disk, chain));
         if !self.watch.quiet {
             print_changes(out, &changes, self.output)?;
@@ -96,12 +97,20 @@ impl SealArgs {
     }
 }
 
+/// Says what on a disk nobody looked into.
+pub(super) fn tell(not_looked_into: &[NotLookedInto]) {
+    for what in not_looked_into {
+        // With nobody left to read it there is nothing to be done about that.
+        let _ = writeln!(io::stderr(), "imgtool: note: {what}");
+    }
+}
+
 /// Prints what was sealed.
 pub(super) fn print_changes(
     out: &mut dyn Write,
     changes: &[Change],
     format: OutputFormat,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     if format == OutputFormat::Json {
         return output::json(out, &changes_as_json(changes));
     }
@@ -122,7 +131,7 @@ pub(super) fn changes_as_json(changes: &[Change]) -> Value {
     changes.iter().map(change).collect()
 }
 
-fn print_operations(out: &mut dyn Write, format: OutputFormat) -> std::io::Result<()> {
+fn print_operations(out: &mut dyn Write, format: OutputFormat) -> io::Result<()> {
     if format == OutputFormat::Json {
         let operations = OPERATIONS.iter().map(|operation| {
             let paths = operation.paths();
@@ -188,6 +197,7 @@ impl LintArgs {
             return Err(error.with_path(&name.path).into());
         };
         let findings = seal::lint(&root, &but_for).map_err(|error| error.with_path(&name.path))?;
+        tell(&seal::not_looked_into(&disk, false)?);
         if self.output == OutputFormat::Json {
             output::json(out, &findings.iter().map(as_json).collect::<Value>())?;
         } else {

@@ -1,0 +1,224 @@
+//! What a disk is made of, besides the filesystems of ext4: swap, and room that is no partition's.
+//!
+//! Both hold what a running system has put there, or one before it, and nobody looks for. Swap keeps the page by which a system finds it,
+//! with its UUID and label; behind it all goes. Between partitions and behind the last one there is nothing that a system
+//! finds. Before the first one there may be a boot loader, which stays; and so does all of a disk whose table contradicts itself.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use block::{BlockDevice, Error, Result};
+use ext4_reader::Filesystem;
+use raw::partition::{Partition, PartitionTable, Selector};
+
+/// Sizes of memory pages that systems have: where swap says that it is some depends on that.
+const PAGES: [u64; 4] = [4 << 10, 8 << 10, 16 << 10, 64 << 10];
+
+/// Bytes at the start of a partition by which filesystems are known.
+const START: usize = 128 << 10;
+
+/// Where on a disk something is that was not looked into, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotLookedInto(String);
+
+impl fmt::Display for NotLookedInto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is not looked into", self.0)
+    }
+}
+
+/// A partition on a disk.
+pub(super) struct Part {
+    pub(super) number: u32,
+    pub(super) device: Arc<dyn BlockDevice>,
+    content: Content,
+    kind: Option<&'static str>,
+}
+
+/// What is on a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Ext4,
+    /// Behind a page of so many bytes.
+    Swap(u64),
+    Other(&'static str),
+    Unknown,
+}
+
+impl Part {
+    pub(super) fn is_ext4(&self) -> bool {
+        self.content == Content::Ext4
+    }
+
+    /// What swap has behind the page that says that it is some.
+    pub(super) fn swapped(&self) -> Option<Range<u64>> {
+        match self.content {
+            Content::Swap(page) => Some(page..self.device.size()),
+            _ => None,
+        }
+    }
+
+    fn described(&self) -> NotLookedInto {
+        let content = match self.content {
+            Content::Ext4 => "ext4",
+            Content::Swap(_) => "swap",
+            Content::Other(name) => name,
+            Content::Unknown => self.kind.unwrap_or("of an unknown kind"),
+        };
+        NotLookedInto(format!("partition {} ({content})", self.number))
+    }
+}
+
+/// The partitions of a disk that hold something themselves.
+///
+/// # Errors
+/// `InvalidInput` for a disk that holds the memory of a machine; `Corrupt`, `Io`.
+pub(super) fn parts(disk: &Arc<dyn BlockDevice>, table: &PartitionTable) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for partition in table.partitions().iter().filter(|part| !part.is_container()) {
+        let selector: Selector = partition.number.to_string().parse()?;
+        let device: Arc<dyn BlockDevice> = Arc::new(table.open(disk.clone(), &selector)?);
+        parts.push(Part {
+            number: partition.number,
+            content: content(&*device, partition.number)?,
+            kind: partition.kind.name(),
+            device,
+        });
+    }
+    Ok(parts)
+}
+
+fn content(device: &dyn BlockDevice, number: u32) -> Result<Content> {
+    if Filesystem::is_on(device)? {
+        return Ok(Content::Ext4);
+    }
+    let mut start = vec![0; START.min(device.size() as usize)];
+    device.read_at(&mut start, 0)?;
+    let has = |at: usize, magic: &[u8]| start.get(at..at + magic.len()) == Some(magic);
+    for page in PAGES {
+        let at = page as usize - 10;
+        if has(at, b"SWAPSPACE2") || has(at, b"SWAP-SPACE") {
+            return Ok(Content::Swap(page));
+        }
+        if has(at, b"S1SUSPEND") || has(at, b"S2SUSPEND") || has(at, b"ULSUSPEND") || has(at, b"LINHIB0001") {
+            let message = format!("partition {number} holds the memory of a machine that is hibernated");
+            return Err(Error::invalid(message).with_hint("start the machine, and turn it off"));
+        }
+    }
+    // At these places each of them says what it is.
+    let known: [(usize, &[u8], &'static str); 11] = [
+        (82, b"FAT32   ", "vfat"),
+        (54, b"FAT1", "vfat"),
+        (3, b"EXFAT   ", "exfat"),
+        (3, b"NTFS    ", "ntfs"),
+        (0, b"XFSB", "xfs"),
+        (0, b"LUKS\xba\xbe", "luks"),
+        (0, b"hsqs", "squashfs"),
+        (0x200, b"LABELONE", "lvm"),
+        (0x400, b"\x10\x20\xf5\xf2", "f2fs"),
+        (0x1000, b"\xfc\x4e\x2b\xa9", "raid"),
+        (0x1_0040, b"_BHRfS_M", "btrfs"),
+    ];
+    let found = known.iter().find(|(at, magic, _)| has(*at, magic));
+    Ok(found.map_or(Content::Unknown, |(_, _, name)| Content::Other(name)))
+}
+
+/// Bytes of a disk between its partitions and behind the last one, which are nobody's; none where the table is doubtful.
+pub(super) fn gaps(disk: &dyn BlockDevice, table: &PartitionTable) -> Vec<Range<u64>> {
+    if !table.findings().is_empty() {
+        return Vec::new();
+    }
+    let end = match table {
+        PartitionTable::Gpt(gpt) => byte(table, gpt.usable().1.0.saturating_add(1)).min(disk.size()),
+        _ => disk.size(),
+    };
+    let mut taken: Vec<Range<u64>> = table.partitions().iter().map(bytes_of).collect();
+    taken.sort_unstable_by_key(|taken| taken.start);
+    let Some(first) = taken.first() else {
+        return Vec::new();
+    };
+    let (mut gaps, mut at) = (Vec::new(), first.start);
+    for taken in taken {
+        if taken.start > at {
+            gaps.push(at..taken.start);
+        }
+        at = at.max(taken.end);
+    }
+    if end > at {
+        gaps.push(at..end);
+    }
+    gaps
+}
+
+/// Where a sector starts.
+fn byte(table: &PartitionTable, sector: u64) -> u64 {
+    sector.saturating_mul(table.sector().bytes())
+}
+
+fn bytes_of(partition: &Partition) -> Range<u64> {
+    partition.start()..partition.start() + partition.len()
+}
+
+/// What on a disk nobody looks into: all partitions but that of the root filesystem. Of those, what is free in filesystems of
+/// ext4, and all that is in swap, goes when the disk is sealed.
+///
+/// # Errors
+/// As [`seal`](super::seal()).
+pub fn not_looked_into(disk: &Arc<dyn BlockDevice>, sealed: bool) -> Result<Vec<NotLookedInto>> {
+    let Ok(table) = PartitionTable::read(&**disk, None) else {
+        return Ok(Vec::new());
+    };
+    let root = crate::Root::find(disk)?.and_then(|root| root.partition);
+    let mut found = Vec::new();
+    for part in parts(disk, &table)? {
+        if Some(part.number) != root && !(sealed && part.swapped().is_some()) {
+            found.push(part.described());
+        }
+    }
+    for partition in table.partitions().iter().filter(|part| part.is_container()) {
+        found.push(NotLookedInto(format!(
+            "room between the partitions in partition {}",
+            partition.number
+        )));
+    }
+    if !table.findings().is_empty() {
+        let what = "room that is no partition's, on a disk whose partition table contradicts itself,";
+        found.push(NotLookedInto(what.to_owned()));
+    } else if let Some(range) = before_the_first(&table)
+        && holds_something(&**disk, range)?
+    {
+        let what = "room before the first partition, where boot loaders are,";
+        found.push(NotLookedInto(what.to_owned()));
+    }
+    Ok(found)
+}
+
+/// What is between a table and the first partition.
+fn before_the_first(table: &PartitionTable) -> Option<Range<u64>> {
+    let first = table.partitions().iter().map(Partition::start).min()?;
+    let from = match table {
+        PartitionTable::Gpt(gpt) => byte(table, gpt.usable().0.0),
+        _ => byte(table, 1),
+    };
+    (from < first).then_some(from..first)
+}
+
+fn holds_something(disk: &dyn BlockDevice, range: Range<u64>) -> Result<bool> {
+    let mut at = range.start;
+    let mut buffer = vec![0; 64 << 10];
+    while at < range.end {
+        let extent = disk.extent_at(at, range.end - at)?;
+        if extent.state.reads_as_zero() {
+            at += extent.len;
+            continue;
+        }
+        let part = &mut buffer[..(range.end - at).min(64 << 10) as usize];
+        disk.read_at(part, at)?;
+        if part.iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+        at += part.len() as u64;
+    }
+    Ok(false)
+}
