@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result, size};
 use clap::{Args, ValueEnum};
 use machines::store::{InstanceName, Store};
-use machines::{BootKind, NetworkKind, NetworkSettings, Settings};
+use machines::{BootKind, CredentialName, NetworkKind, NetworkSettings, Settings};
 
 /// Names the store, where no option does.
 const VARIABLE: &str = "IMGTOOL_STORE";
@@ -72,6 +73,9 @@ pub(crate) struct MachineArgs {
     /// The network: user, user,fwd=2222:22 with ports of this host that lead into the guest, bridge=NAME or none
     #[arg(long, value_name = "NETWORK")]
     net: Option<String>,
+    /// A credential for systemd in the guest: NAME=VALUE, or NAME=@FILE for a text that is in a file; more than one can be given
+    #[arg(long, value_name = "NAME=VALUE")]
+    credential: Vec<String>,
 }
 
 impl MachineArgs {
@@ -87,6 +91,8 @@ impl MachineArgs {
             BootArg::Uefi => BootKind::Uefi,
         });
         settings.boot.append.clone_from(&self.append);
+        let each = self.credential.iter().map(|text| credential(text));
+        settings.credentials = each.collect::<Result<_>>()?;
         Ok(settings)
     }
 }
@@ -98,6 +104,21 @@ fn memory(text: &str) -> Result<u64> {
         return Err(error.with_hint("such as --memory 512M"));
     }
     Ok(bytes)
+}
+
+/// What `--credential` means.
+fn credential(text: &str) -> Result<(CredentialName, String)> {
+    let (name, value) = text.split_once('=').ok_or_else(|| {
+        Error::invalid(format!("\"{}\" gives a credential no value", block::escape(text))).with_hint(
+            "such as --credential vmm.motd=hello, or --credential passwd.hashed-password.root=@FILE",
+        )
+    })?;
+    let value = match value.strip_prefix('@') {
+        Some(file) => fs::read_to_string(file)
+            .map_err(|error| Error::io("read the credential", error).with_path(file))?,
+        None => value.to_owned(),
+    };
+    Ok((name.parse()?, value))
 }
 
 /// What `--net` means.
@@ -166,6 +187,21 @@ mod tests {
         ] {
             assert!(network(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn credentials_are_given_or_in_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, "line\nline\n").unwrap();
+        let value = |text: &str| credential(text).unwrap().1;
+        assert_eq!(value("a.b=c=d@"), "c=d@");
+        assert_eq!(value("a="), "");
+        assert_eq!(value(&format!("a=@{}", file.path().display())), "line\nline\n");
+        for wrong in ["a", "=b", "a b=c", "a=@/no/such/file"] {
+            assert!(credential(wrong).is_err(), "{wrong}");
+        }
+        fs::write(&file, b"\xff").unwrap();
+        assert!(credential(&format!("a=@{}", file.path().display())).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
@@ -267,6 +268,58 @@ fn launchers_get_what_they_take() {
         let script = lab.imgtool(&format!("{line} --store store --accel tcg web"));
         let done = lab.run_words(&["sh", "-c", &format!("{} </dev/null", script.trim_end())]);
         assert_eq!(said(&done.ok())[0], format!("the root says {greeting}"), "{line}");
+    }
+}
+
+#[test]
+fn credentials_of_profiles_machines_and_the_command_line_reach_launchers_and_nobody_else() {
+    let lab = lab();
+    let mode = |path: &str| fs::metadata(lab.path(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("store/instances/web.toml") & 0o600, 0o600);
+    fs::create_dir_all(lab.path("store/profiles")).unwrap();
+    let profile = "[credentials]\n\"from.profile\" = \"one\"\nshared = \"lost\"\n";
+    fs::write(lab.path("store/profiles/own.toml"), profile).unwrap();
+    fs::write(lab.path("secret"), "two").unwrap();
+    lab.imgtool("clone -q --store store db --from tiny --profile own --credential shared=@secret");
+    assert_eq!(mode("store/instances/db.toml"), 0o600);
+    let shown = lab.imgtool("config show --store store --expanded db");
+    assert!(
+        shown.contains("shared = \"two\"") && shown.contains("\"from.profile\" = \"one\""),
+        "{shown}"
+    );
+    let printed = lab.imgtool("run --store store --accel tcg db --print --credential third=3");
+    // What base64 makes of them.
+    for string in ["from.profile=b25l", "shared=dHdv", "third=Mw=="] {
+        let string = format!("type=11,value=io.systemd.credential.binary:{string}");
+        assert!(printed.contains(&string), "{string}: {printed}");
+    }
+    assert!(!printed.contains("bG9zdA"), "{printed}");
+
+    lab.imgtool("config set --store store web --credential later=x");
+    assert_eq!(mode("store/instances/web.toml"), 0o600);
+    lab.imgtool("launch --store store web --format libvirt --accel tcg -o web.xml");
+    lab.run("virt-xml-validate web.xml domain").ok();
+    let xml = fs::read_to_string(lab.path("web.xml")).unwrap();
+    assert!(xml.contains("io.systemd.credential.binary:later=eA=="), "{xml}");
+    assert_eq!(mode("web.xml"), 0o600);
+
+    // A template that is made of it is for anybody.
+    lab.imgtool("template publish -q --store store db --alias mine");
+    let template = lab.imgtool("template show --store store mine --output json");
+    assert!(!template.contains("shared"), "{template}");
+    for (wrong, words) in [
+        ("a", "gives a credential no value"),
+        ("a/b=c", "no name of a credential"),
+        ("a=@none", "none: read the credential"),
+    ] {
+        let done = lab.run(&format!(
+            "imgtool run --store store --print web --credential {wrong}"
+        ));
+        assert!(
+            done.code() == 1 && done.stderr().contains(words),
+            "{}",
+            done.stderr()
+        );
     }
 }
 

@@ -7,6 +7,7 @@
 mod accel;
 pub mod archive;
 mod bridge;
+mod credential;
 pub mod doctor;
 pub mod launch;
 mod machine;
@@ -22,6 +23,7 @@ pub mod store;
 mod testing;
 
 pub use accel::{Accel, Choice, Kvm};
+pub use credential::{CredentialName, Credentials};
 pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
 pub use root::Root;
 pub use seed::Seed;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::credential::Credentials;
+
 /// A machine that can be launched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -27,8 +29,8 @@ pub struct Machine {
     pub network: Network,
     /// Its Ethernet address.
     pub mac: [u8; 6],
-    /// Credentials for systemd in the guest, by name, told through SMBIOS.
-    pub credentials: Vec<(String, String)>,
+    /// Credentials for systemd in the guest, told through SMBIOS where the machine has it.
+    pub credentials: Credentials,
 }
 
 /// What a machine's processors are.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use block::{Error, Result, escape};
 use serde::{Deserialize, Serialize};
 
+use crate::credential::Credentials;
 use crate::machine::{Architecture, Forward, Limits};
 
 /// What is said of a machine, in TOML:
@@ -61,6 +62,9 @@ pub struct Settings {
     /// What its disks may do.
     #[serde(skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+    /// What systemd in the guest is told.
+    #[serde(skip_serializing_if = "Credentials::is_empty")]
+    pub credentials: Credentials,
 }
 
 impl Settings {
@@ -78,7 +82,8 @@ impl Settings {
             .map_err(|error| Error::invalid(format!("the settings cannot be written: {error}")))
     }
 
-    /// These settings, and `later` ones where those say something. What is listed is replaced as a whole.
+    /// These settings, and `later` ones where those say something. What is listed is replaced as a whole, and credentials one
+    /// by one.
     #[must_use]
     pub fn then(self, later: Self) -> Self {
         Self {
@@ -91,6 +96,7 @@ impl Settings {
                 bytes: later.limits.bytes.or(self.limits.bytes),
                 requests: later.limits.requests.or(self.limits.requests),
             },
+            credentials: self.credentials.into_iter().chain(later.credentials).collect(),
         }
     }
 }
@@ -281,12 +287,21 @@ mod tests {
 
     #[test]
     fn later_settings_win_one_by_one() {
-        let one = parse("cpus = 1\n[boot]\nkind = \"direct\"\nappend = \"quiet\"").unwrap();
-        let other = parse("memory = 1024\n[boot]\nappend = \"\"").unwrap();
+        let one = parse(
+            "cpus = 1\n[boot]\nkind = \"direct\"\nappend = \"quiet\"\n[credentials]\n\"a.b\" = \"1\"\nc = \"2\"",
+        )
+        .unwrap();
+        let other = parse("memory = 1024\n[boot]\nappend = \"\"\n[credentials]\nc = \"3\"").unwrap();
         let both = one.then(other);
         assert_eq!((both.cpus, both.memory), (Some(1), Some(1024)));
         assert_eq!(both.boot.kind, Some(BootKind::Direct));
         assert_eq!(both.boot.append.as_deref(), Some(""));
+        let credentials: Vec<_> = both
+            .credentials
+            .iter()
+            .map(|(name, value)| (name.as_str(), &**value))
+            .collect();
+        assert_eq!(credentials, [("a.b", "1"), ("c", "3")]);
     }
 
     #[test]
@@ -297,6 +312,7 @@ mod tests {
             ("[network]\nforward = [\"22\"]", "forwards no port"),
             ("[network]\nforward = [\"0:22\"]", "forwards no port"),
             ("[boot]\nkind = \"bios\"", "bios"),
+            ("[credentials]\n\"a/b\" = \"\"", "no name of a credential"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use crate::credential::Credentials;
 use crate::machine::{Architecture, Boot, Disk, Layer, Limits, Machine, Network};
 
 /// A kernel, a raw disk, no network.
@@ -24,8 +25,14 @@ pub(crate) fn machine() -> Machine {
         }],
         network: Network::None,
         mac: [0x52, 0x54, 0, 0x12, 0xab, 0xcd],
-        credentials: Vec::new(),
+        credentials: Credentials::new(),
     }
+}
+
+/// One of each name and value.
+pub(crate) fn credentials<const N: usize>(each: [(&str, &str); N]) -> Credentials {
+    each.map(|(name, value)| (name.parse().unwrap(), value.to_owned()))
+        .into()
 }
 
 /// On the bridge `br0`.

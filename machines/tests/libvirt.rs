@@ -184,7 +184,7 @@ fn a_machine_is_defined_started_looked_at_snapshotted_and_gone() {
     machine.disks[0].limits.bytes = Some(100 << 20);
     machine.disks[0].limits.requests = Some(10_000);
     machine.network = Network::User { forwards: vec![] };
-    machine.credentials = vec![("a.b".into(), "<&>, \"c\"".into())];
+    machine.credentials = [("a.b".parse().unwrap(), "<&>, \"c\"".to_owned())].into();
     copy_kernel(&lab, &mut machine);
     libvirt.describe(&machine);
 
@@ -289,7 +289,7 @@ fn a_machine_of_another_processor_starts() {
     libvirt.describe(&machine);
     // This libvirt and this QEMU start none without firmware: see docs/launch.md.
     libvirt.virsh("define --validate domain.xml");
-    machine.credentials = vec![("a".into(), "b".into())];
+    machine.credentials = [("a".parse().unwrap(), "b".to_owned())].into();
     machine.boot = Boot::Uefi {
         firmware: Some("/usr/share/AAVMF/AAVMF_CODE.fd".into()),
         variables: libvirt.lab().join("variables"),

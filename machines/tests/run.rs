@@ -62,7 +62,7 @@ fn a_guest_reads_its_chain_and_writes_to_the_image_unless_it_is_ephemeral() {
     machine.disks[0].limits.requests = Some(100_000);
     machine.cpus = 2;
     machine.network = Network::User { forwards: vec![] };
-    machine.credentials = vec![("a".into(), "b, c".into())];
+    machine.credentials = [("a".parse().unwrap(), "b, c".to_owned())].into();
     let expected = format!("{} 2", machine.uuid);
     let expected = ["aaa", "bbb", "ccc", &expected, "up and running"];
     let before = fs::read(lab.path().join("top")).unwrap();
@@ -217,7 +217,7 @@ fn machines_of_another_processor_run_too() {
     let chain = make_chain(lab.path());
     let mut machine = arm_machine(lab.path(), &chain);
     machine.network = Network::User { forwards: vec![] };
-    machine.credentials = vec![("a".into(), "b".into())];
+    machine.credentials = [("a".parse().unwrap(), "b".to_owned())].into();
     machine.disks[0].limits.bytes = Some(1 << 20);
     let (said, result) = console(&machine, &options(false, "^guest: up$"));
     result.unwrap_or_else(|error| panic!("{error}: {said}"));

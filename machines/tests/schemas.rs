@@ -162,7 +162,7 @@ fn machines(chain: &[(&str, &str)]) -> [Machine; 2] {
         disks: vec![disk.clone(), disk],
         network: Network::Bridge { name: "br0".into() },
         mac: [2, 0, 0, 1, 2, 3],
-        credentials: vec![("a".into(), "b".into())],
+        credentials: [("a".parse().unwrap(), "b".to_owned())].into(),
     };
     let mut least = full.clone();
     least.cpus = 1;

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result, escape};
 use clap::Args;
 use machines::Choice;
-use machines::launch::{Launcher, quoted};
+use machines::launch::{Description, Launcher, quoted};
 use ops::Control;
 
 use super::{Outcome, doctor, run};
@@ -57,12 +58,12 @@ impl LaunchArgs {
         let control = Control::new(interrupt::watch()?, &report);
         let description = self.describe(&control);
         watch.finish();
-        let description = description?;
+        let (description, is_secret) = description?;
         let Some(path) = &self.out else {
             write!(io::stdout(), "{}", description.text)?;
             return Ok(0);
         };
-        write_file(path, &description.text)?;
+        write_file(path, &description.text, is_secret)?;
         if !self.watch.quiet {
             let file = quoted(&path.to_string_lossy());
             for step in &description.steps {
@@ -72,7 +73,8 @@ impl LaunchArgs {
         Ok(0)
     }
 
-    fn describe(&self, control: &Control<'_>) -> Result<machines::launch::Description> {
+    /// What the launcher is told, and whether it has a secret in it.
+    fn describe(&self, control: &Control<'_>) -> Result<(Description, bool)> {
         let store = run::open(&self.store)?;
         let machine = run::find(&store, &self.name, &self.machine, control)?;
         let (accel, _) = match self.format {
@@ -86,17 +88,22 @@ impl LaunchArgs {
         let files = self.files.as_deref().or(beside);
         let absolute = files.map(std::path::absolute).transpose();
         let files = absolute.map_err(|error| Error::io("find the directory for files", error))?;
-        self.format.ready(&machine, accel, files.as_deref(), control)
+        let description = self.format.ready(&machine, accel, files.as_deref(), control)?;
+        Ok((description, !machine.credentials.is_empty()))
     }
 }
 
 /// Writes a file whole, or not at all.
-fn write_file(path: &Path, text: &str) -> Result<()> {
+fn write_file(path: &Path, text: &str, is_secret: bool) -> Result<()> {
     let failed = |error| Error::io("write", error).with_path(path);
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = Unfinished::new(&path.with_file_name(name));
     let mut file = fs::File::create(partial.path()).map_err(failed)?;
+    if is_secret {
+        let to_owner = fs::Permissions::from_mode(0o600);
+        file.set_permissions(to_owner).map_err(failed)?;
+    }
     file.write_all(text.as_bytes()).map_err(failed)?;
     file.sync_all().map_err(failed)?;
     partial.keep(|partial| fs::rename(partial, path)).map_err(failed)

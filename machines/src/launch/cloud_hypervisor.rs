@@ -95,13 +95,13 @@ fn disk(disk: &Disk) -> Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{bridged, chained, machine};
+    use crate::testing::{bridged, chained, credentials, machine};
 
     #[test]
     fn the_configuration_says_all_of_the_machine() {
         let mut machine = chained();
         machine.network = bridged().network;
-        machine.credentials = vec![("a".into(), "foo".into())];
+        machine.credentials = credentials([("a", "foo")]);
         machine.disks[0].limits.bytes = Some(1 << 20);
         let config: Value = serde_json::from_str(&describe(&machine).unwrap().text).unwrap();
         let expected = json!({

@@ -5,18 +5,22 @@
 
 use std::fmt::Write as _;
 
-use block::{Error, Result, escape};
+use block::{Error, Result};
 
+use crate::credential::CredentialName;
 use crate::machine::Machine;
 
 /// The longest command line of Linux on `x86_64` and aarch64, in bytes.
 const COMMAND_LINE_MAX: usize = 2047;
 
+/// The longest value, in bytes.
+const VALUE_MAX: usize = 64 << 10;
+
 /// One OEM string a credential.
 pub(super) fn oem_strings(machine: &Machine) -> Result<Vec<String>> {
     let each = machine.credentials.iter();
-    let string = |(name, value): &(String, String)| {
-        check(name)?;
+    let string = |(name, value): (&CredentialName, &String)| {
+        check(name, value)?;
         Ok(format!(
             "io.systemd.credential.binary:{name}={}",
             base64(value.as_bytes())
@@ -29,7 +33,6 @@ pub(super) fn oem_strings(machine: &Machine) -> Result<Vec<String>> {
 pub(super) fn on_command_line(command_line: &str, machine: &Machine) -> Result<String> {
     let mut whole = command_line.to_owned();
     for (name, value) in &machine.credentials {
-        check(name)?;
         let value = base64(value.as_bytes());
         let _ = write!(whole, " systemd.set_credential_binary={name}:{value}");
     }
@@ -44,14 +47,15 @@ pub(super) fn on_command_line(command_line: &str, machine: &Machine) -> Result<S
     Ok(whole)
 }
 
-/// systemd makes a file of that name.
-fn check(name: &str) -> Result<()> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if !name.is_empty() && name.len() <= 255 && name.chars().all(fine) {
+/// Launchers get each as one argument, of which Linux takes 128 KiB.
+fn check(name: &CredentialName, value: &str) -> Result<()> {
+    if value.len() <= VALUE_MAX {
         return Ok(());
     }
-    let message = format!("\"{}\" is no name of a credential", escape(name));
-    Err(Error::invalid(message).with_hint("use letters, digits, full stops, hyphens and underscores"))
+    Err(Error::invalid(format!(
+        "the credential {name} has {} bytes, and launchers take {VALUE_MAX}",
+        value.len()
+    )))
 }
 
 /// RFC 4648, section 4.
@@ -72,7 +76,7 @@ fn base64(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::machine;
+    use crate::testing::{credentials, machine};
 
     #[test]
     fn base64_is_that_of_the_rfc() {
@@ -92,9 +96,9 @@ mod tests {
     }
 
     #[test]
-    fn values_may_be_anything_and_names_may_not() {
+    fn values_may_be_anything_up_to_what_is_taken() {
         let mut machine = machine();
-        machine.credentials = vec![("a.b".into(), "x, \"y\"\n".into())];
+        machine.credentials = credentials([("a.b", "x, \"y\"\n")]);
         assert_eq!(
             oem_strings(&machine).unwrap(),
             ["io.systemd.credential.binary:a.b=eCwgInkiCg=="]
@@ -103,9 +107,9 @@ mod tests {
             on_command_line("quiet", &machine).unwrap(),
             "quiet systemd.set_credential_binary=a.b:eCwgInkiCg=="
         );
-        machine.credentials = vec![("a b".into(), String::new())];
-        assert!(oem_strings(&machine).is_err() && on_command_line("", &machine).is_err());
-        machine.credentials = vec![("a".into(), "x".repeat(2000))];
+        machine.credentials = credentials([("a", &*"x".repeat(2000))]);
         assert!(on_command_line("", &machine).is_err() && oem_strings(&machine).is_ok());
+        machine.credentials = credentials([("a", &*"x".repeat(VALUE_MAX + 1))]);
+        assert!(oem_strings(&machine).is_err());
     }
 }

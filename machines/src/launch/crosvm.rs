@@ -93,12 +93,12 @@ fn value(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{bridged, chained, machine};
+    use crate::testing::{bridged, chained, credentials, machine};
 
     #[test]
     fn the_command_line_says_all_of_the_machine() {
         let mut machine = bridged();
-        machine.credentials = vec![("a".into(), "foo".into())];
+        machine.credentials = credentials([("a", "foo")]);
         let description = describe(&machine).unwrap();
         let expected = r#"crosvm run \
   --name web-1 \

@@ -98,7 +98,7 @@ fn network(machine: &Machine) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{bridged, machine};
+    use crate::testing::{bridged, credentials, machine};
 
     #[test]
     fn the_command_line_says_all_of_the_machine() {
@@ -108,7 +108,7 @@ mod tests {
         assert!(error.to_string().contains("comma"), "{error}");
 
         machine.disks[0].chain[0].path = "/it's/grüße.img".into();
-        machine.credentials = vec![("a".into(), "foo".into())];
+        machine.credentials = credentials([("a", "foo")]);
         let expected = r#"lkvm run \
   --rng \
   --name web-1 \

@@ -230,7 +230,7 @@ fn network(xml: &mut Xml, machine: &Machine) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{chained, machine};
+    use crate::testing::{chained, credentials, machine};
 
     #[test]
     fn the_chain_of_a_disk_is_given_whole() {
@@ -271,7 +271,7 @@ mod tests {
     fn an_arm_machine_without_firmware_has_no_tables() {
         let mut machine = machine();
         machine.architecture = Architecture::Aarch64;
-        machine.credentials = vec![("a".into(), "foo".into())];
+        machine.credentials = credentials([("a", "foo")]);
         let text = describe(&machine, Accel::Tcg).unwrap().text;
         assert!(
             text.contains("<type arch=\"aarch64\" machine=\"virt\">"),

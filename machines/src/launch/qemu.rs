@@ -246,7 +246,7 @@ fn network_card(machine: &Machine) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{bridged, chained, machine};
+    use crate::testing::{bridged, chained, credentials, machine};
 
     #[test]
     fn the_command_line_says_all_of_the_machine() {
@@ -255,7 +255,7 @@ mod tests {
         machine.network = Network::User {
             forwards: vec!["2222:22".parse().unwrap(), "0.0.0.0:80:8080".parse().unwrap()],
         };
-        machine.credentials = vec![("a".into(), "foo".into())];
+        machine.credentials = credentials([("a", "foo")]);
         let expected = r#"qemu-system-x86_64 \
   -nodefaults \
   -no-user-config \

@@ -254,7 +254,7 @@ impl Job<'_> {
         document::create_unsynced(
             &self.scratch.path(&format!("{}.toml", instance.name)),
             text.as_bytes(),
-            0o644,
+            instance.document.mode(),
         )
         .map(drop)
     }

@@ -50,6 +50,17 @@ pub struct InstanceDocument {
     pub machine: Settings,
 }
 
+impl InstanceDocument {
+    /// Who may read the file: with credentials in it, its owner.
+    pub(super) fn mode(&self) -> u32 {
+        if self.machine.credentials.is_empty() {
+            0o644
+        } else {
+            0o600
+        }
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives it so")]
 fn is_false(value: &bool) -> bool {
     !value
@@ -309,7 +320,7 @@ impl Store {
             disks: instance.disks(chain, settings.limits),
             network,
             mac: instance.mac().0,
-            credentials: Vec::new(),
+            credentials: settings.credentials,
         })
     }
 
@@ -417,7 +428,7 @@ impl Store {
         self.load_instance(instance.name.clone())?;
         let scratch = self.scratch()?;
         let (new, path) = (scratch.path("toml"), instance.file("toml"));
-        document::create(&new, document::text_of(&document)?.as_bytes(), 0o644)?;
+        document::create(&new, document::text_of(&document)?.as_bytes(), document.mode())?;
         fs::rename(&new, &path).map_err(|error| Error::io("replace", error).with_path(&path))?;
         document::sync(&instance.directory)?;
         Ok(Instance {

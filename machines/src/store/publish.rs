@@ -87,6 +87,8 @@ impl Store {
         let mut settings = self.settings(instance)?;
         // Two machines cannot have the same ports of one host.
         settings.network.forward = None;
+        // They are this one's own, and secret.
+        settings.credentials.clear();
         new.machine = settings.then(new.machine.clone());
         new.parent = template.map(|template| template.fingerprint);
         new.user = new.user.take().or_else(|| template?.document.user.clone());

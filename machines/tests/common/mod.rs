@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use machines::{Architecture, Boot, Disk, Layer, Limits, Machine, Network};
+use machines::{Architecture, Boot, Credentials, Disk, Layer, Limits, Machine, Network};
 use uuid::Uuid;
 
 /// Modules that the kernel needs for disks, each after those that it needs.
@@ -103,7 +103,7 @@ pub(crate) fn machine(directory: &Path, script: &str, images: &[(&str, &str)]) -
         }],
         network: Network::None,
         mac: [0x52, 0x54, 0, 1, 2, 3],
-        credentials: vec![],
+        credentials: Credentials::new(),
     }
 }
 
