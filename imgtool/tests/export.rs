@@ -30,7 +30,8 @@ fn lab() -> Mounted {
          ln -s file etc/link; ln -s $(printf 'x%.0s' {1..150}) etc/long-link; mkfifo fifo; mknod dev/null c 1 3; mknod dev/sda b 8 70
          echo long >etc/$(printf 'n%.0s' {1..200}); echo utf8 >etc/$(printf 'gr\\303\\274n'); chown 70000:4000000 etc/file; chmod 6751 etc/file
          setfattr -n user.comment -v 'a value' etc/file; setfattr -n user.other -v '=x' etc; touch -d '2001-02-03 04:05:06.123456789' etc/os-release
-         truncate -s 3M sparse; printf end >>sparse; head -c 100000 /dev/urandom >data; : >empty
+         truncate -s 3M sparse; printf end >>sparse; printf start >tail; truncate -s 1M tail; truncate -s 2M none
+         for at in 1 3 5 250 251; do printf $at | dd of=etc/pieces-$(printf 'p%.0s' {1..180}) bs=4k seek=$at conv=notrunc status=none; done; head -c 100000 /dev/urandom >data; : >empty
          python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'",
     );
     lab.imgtool("mkfs -q --size 32M root root.img");
@@ -76,6 +77,39 @@ fn an_archive_has_what_the_kernel_sees() {
     let again = shell(lab, &format!("cd again; {LIST}"));
     lab.run("umount again").ok();
     assert_same(&again, &wanted);
+}
+
+#[test]
+fn holes_stay_holes_in_every_archiver() {
+    let lab = Lab::new();
+    shell(
+        &lab,
+        "mkdir -p root/etc gnu bsd mnt; truncate -s 10G root/huge; printf middle | dd of=root/huge bs=1M seek=5000 conv=notrunc status=none
+         : >root/etc/os-release",
+    );
+    lab.imgtool("mkfs -q --size 32M root root.img");
+    lab.imgtool("template import -q --store store root.img --alias huge");
+    lab.imgtool("template export huge --store store --format tar -o out.tar");
+    assert!(fs::metadata(lab.path("out.tar")).unwrap().len() < 1 << 20);
+    shell(&lab, "tar -C gnu -xpf out.tar; bsdtar -C bsd -xpf out.tar");
+    lab.imgtool("mkfs -q --size 32M out.tar again.img");
+    lab.run("mount -o loop,ro again.img mnt").ok();
+    let look = |place: &str| {
+        shell(
+            &lab,
+            &format!(
+                "stat -c '%s' {place}/huge; test $(stat -c %b {place}/huge) -lt 100; tail -c +$((5000 * 1048576 + 1)) {place}/huge | head -c 8 | od -c"
+            ),
+        )
+    };
+    let wanted = look("root");
+    assert!(
+        wanted.contains("10737418240") && wanted.contains("m   i   d   d   l   e  \\0  \\0"),
+        "{wanted}"
+    );
+    let found = ["gnu", "bsd", "mnt"].map(look);
+    lab.run("umount mnt").ok();
+    assert_eq!(found, [wanted.clone(), wanted.clone(), wanted]);
 }
 
 #[test]

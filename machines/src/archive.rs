@@ -2,13 +2,16 @@
 //!
 //! Headers are ustar's, and what does not fit there is in extended headers (pax, POSIX.1-2017): long names and large numbers, times
 //! to the nanosecond, and extended attributes as star, GNU tar and libarchive have them (`SCHILY.xattr.`). Files with several names
-//! are stored once. Holes are stored as zeros, and sockets are left out: archives have none.
+//! are stored once. Holes stay holes ([`sparse`]), and sockets are left out: archives have none.
+
+mod sparse;
 
 use std::collections::HashMap;
 
 use block::{Error, Result};
 use ext4_reader::{Entry, FileKind, Filesystem, Inode, InodeNumber, LastLink, Visits};
 use ops::Control;
+use sparse::Map;
 
 const BLOCK: usize = 512;
 /// Bytes of content moved at once.
@@ -90,10 +93,7 @@ impl Archive<'_, '_> {
             self.names.insert(inode.number(), path.to_vec());
         }
         match kind {
-            FileKind::Regular => {
-                self.header(path, inode, b'0', b"", inode.size())?;
-                self.content(inode)
-            }
+            FileKind::Regular => self.file(path, inode),
             FileKind::Symlink => {
                 let target = self.filesystem.read_link(inode)?;
                 self.header(path, inode, b'2', &target, 0)
@@ -105,6 +105,22 @@ impl Archive<'_, '_> {
         }
     }
 
+    fn file(&mut self, path: &[u8], inode: &Inode) -> Result<()> {
+        let Some(map) = Map::of(self.filesystem, inode)? else {
+            self.header(path, inode, b'0', b"", inode.size())?;
+            return self.content(inode, inode.size());
+        };
+        let mut records = Vec::new();
+        record(&mut records, b"GNU.sparse.major", b"1");
+        record(&mut records, b"GNU.sparse.minor", b"0");
+        record(&mut records, b"GNU.sparse.name", path);
+        let size = inode.size().to_string();
+        record(&mut records, b"GNU.sparse.realsize", size.as_bytes());
+        self.header_with(records, &Map::stand_in(path), inode, b'0', b"", map.stored())?;
+        (self.sink)(&map.text())?;
+        self.content(inode, map.data())
+    }
+
     fn header(&mut self, path: &[u8], inode: &Inode, kind: u8, target: &[u8], size: u64) -> Result<()> {
         let mut records = Vec::new();
         for (key, text) in [("path", path), ("linkpath", target)] {
@@ -112,6 +128,19 @@ impl Archive<'_, '_> {
                 record(&mut records, key.as_bytes(), text);
             }
         }
+        self.header_with(records, path, inode, kind, target, size)
+    }
+
+    /// A header behind records that say more of it.
+    fn header_with(
+        &mut self,
+        mut records: Vec<u8>,
+        path: &[u8],
+        inode: &Inode,
+        kind: u8,
+        target: &[u8],
+        size: u64,
+    ) -> Result<()> {
         let numbers = [
             ("uid", u64::from(inode.uid()), MAX_ID),
             ("gid", inode.gid().into(), MAX_ID),
@@ -170,13 +199,17 @@ impl Archive<'_, '_> {
         self.zeros((bytes.len().next_multiple_of(BLOCK) - bytes.len()) as u64)
     }
 
-    fn content(&mut self, inode: &Inode) -> Result<()> {
+    /// A file's data, of which there are to be `stored` bytes: all that it has, with zeros for its holes if it is more.
+    fn content(&mut self, inode: &Inode, stored: u64) -> Result<()> {
         let mut done = 0;
         let mut buffer = Vec::new();
         for run in self.filesystem.content(inode)? {
             let run = run?;
             self.visits.read(run.len)?;
-            self.zeros(run.offset - done)?;
+            if stored == inode.size() {
+                self.zeros(run.offset - done)?;
+                done = run.offset;
+            }
             let mut skip = 0;
             while skip < run.len {
                 self.control.check()?;
@@ -185,9 +218,9 @@ impl Archive<'_, '_> {
                 (self.sink)(&buffer)?;
                 skip += buffer.len() as u64;
             }
-            done = run.offset + run.len;
+            done += run.len;
         }
-        let end = inode.size().checked_next_multiple_of(BLOCK as u64);
+        let end = stored.checked_next_multiple_of(BLOCK as u64);
         let end = end.ok_or_else(|| Error::unsupported("a file is too large for an archive"))?;
         self.zeros(end - done)
     }

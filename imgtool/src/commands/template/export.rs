@@ -31,8 +31,8 @@ enum Format {
 
 /// Write a template to a file
 ///
-/// The file appears under its name when it is whole, and a new one is readable to its owner only, since it has password hashes in it. An archive has modes, owners, times to the nanosecond, devices, hard links and
-/// extended attributes; sockets are left out, and holes are zeros.
+/// The file appears under its name when it is whole, and a new one is readable to its owner only, since it has password hashes in it. An archive has modes, owners, times to the nanosecond, devices, hard links, holes and
+/// extended attributes; sockets are left out.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool template export debian-12 -o debian-12.qcow2
