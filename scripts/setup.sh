@@ -164,7 +164,7 @@ if [ "$task" = test ]; then
     [ -x /usr/sbin/libvirtd ] || packages+=(libvirt-daemon-system libvirt-daemon-driver-qemu)
     need setpriv util-linux
     need cpio cpio
-    need strace strace
+    need strace nbdkit libnbd-bin strace
     need ssh-keygen openssh-client
     need pwck passwd
     need mmdebstrap mmdebstrap
