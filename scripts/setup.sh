@@ -164,7 +164,9 @@ if [ "$task" = test ]; then
     [ -x /usr/sbin/libvirtd ] || packages+=(libvirt-daemon-system libvirt-daemon-driver-qemu)
     need setpriv util-linux
     need cpio cpio
-    need strace nbdkit libnbd-bin strace
+    need strace strace
+    need nbdkit nbdkit
+    need nbdinfo libnbd-bin
     need ssh-keygen openssh-client
     need pwck passwd
     need mmdebstrap mmdebstrap

@@ -14,6 +14,8 @@ use block::view::Window;
 use block::{BlockDevice, Error, ErrorKind, Result};
 use raw::partition::{PartitionTable, Selector};
 
+use crate::opener::is_export;
+
 /// The commands that take partitions, for messages.
 const COMMANDS: &str = "compare, convert, dd, fs, info, map, measure and mkfs";
 
@@ -109,7 +111,8 @@ fn split(text: &Path) -> Option<(&Path, &str)> {
             Some((Path::new(OsStr::from_bytes(&bytes[..at])), partition))
         })
         .find(|(image, partition)| {
-            looks_like_one(partition) && image.metadata().is_ok_and(|file| !file.is_dir())
+            looks_like_one(partition)
+                && (is_export(image) || image.metadata().is_ok_and(|file| !file.is_dir()))
         })
 }
 

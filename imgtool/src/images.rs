@@ -12,6 +12,7 @@ use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
 use crate::image_name::hint_for_missing;
+use crate::opener::Opener;
 use crate::stores::image_at;
 
 /// The formats that images can be in.
@@ -62,7 +63,7 @@ impl Opening {
     pub(crate) fn file(self, path: &Path, format: Option<&str>) -> Result<(Arc<dyn Storage>, &'static str)> {
         let path = &*image_at(path);
         self.refuse_template(path)?;
-        let opener = HostOpener::new().direct(self.direct).io(self.io);
+        let opener = Opener(HostOpener::new().direct(self.direct).io(self.io));
         let storage = opener
             .open(path, self.access)
             .map_err(|error| explain_missing(self.explain(error), path))?;
@@ -93,7 +94,7 @@ impl Opening {
         self.refuse_template(path)?;
         options.access = self.access;
         let gate = Gate(self.nested);
-        let opener = HostOpener::new().direct(self.direct).io(self.io);
+        let opener = Opener(HostOpener::new().direct(self.direct).io(self.io));
         let chain = Chain::open_with(&opener, &FORMATS, &gate, path, &options);
         chain.map_err(|error| explain_missing(self.explain(error), path))
     }

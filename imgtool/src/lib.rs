@@ -16,6 +16,7 @@ mod image_name;
 mod images;
 mod interrupt;
 mod layers;
+mod opener;
 mod option_list;
 mod output;
 mod picture;

@@ -8,7 +8,8 @@
 //! others and as it was. While the file has no name that anybody knows, nothing in it has to be durable in any
 //! order, so [`Pending`] leaves out every sync, and one at the end does for all.
 //!
-//! A block device, which must not be in use by anybody, has no other name, and `--in-place` asks for the same: they are written to as they are.
+//! A block device, which must not be in use by anybody, and an export of an NBD server have no other name, and
+//! `--in-place` asks for the same: they are written to as they are.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,12 +18,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{Alignment, Error, ErrorKind, FileId, HostCopy, HostExtent, Result, Storage, ZeroMode};
+use block::{Access, Alignment, Error, ErrorKind, FileId, HostCopy, HostExtent, Result, Storage, ZeroMode};
+use nbd::{Address, Export};
 use ops::Cancel;
 use raw::Io;
 
 use crate::images::directory_of;
 use crate::interrupt::Unfinished;
+use crate::opener::export;
 
 /// How often another name is tried for a file that has none yet.
 const ATTEMPTS: u32 = 100;
@@ -54,12 +57,26 @@ pub(crate) struct TargetFile {
     unfinished: Option<Unfinished>,
     /// The file that is to be replaced, locked.
     replaced: Option<raw::File>,
-    block_device: bool,
+    kind: TargetKind,
+}
+
+/// What is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TargetKind {
+    File,
+    BlockDevice {
+        /// Bytes.
+        sector: Option<u64>,
+    },
+    Export,
 }
 
 impl TargetFile {
     /// Makes ready to write a file called `path`.
     pub(crate) fn new(path: &Path, making: Making) -> Result<Self> {
+        if let Some(address) = export(path) {
+            return Self::served(&address?);
+        }
         let path = follow_links(path)?;
         let existing = match fs::metadata(&path) {
             Ok(metadata) => Some(metadata),
@@ -97,7 +114,25 @@ impl TargetFile {
             making,
             unfinished: Some(unfinished),
             replaced,
-            block_device,
+            kind: TargetKind::File,
+        })
+    }
+
+    /// An export, with what is in it.
+    fn served(address: &Address) -> Result<Self> {
+        let path = address.path().to_owned();
+        let export = Export::open(address, Access::WRITE)?;
+        Ok(Self {
+            storage: Arc::new(Pending::new(export, None, &path)),
+            making: Making {
+                // There is no other time at which the server could be asked to.
+                durable: true,
+                ..Making::default()
+            },
+            unfinished: None,
+            replaced: None,
+            kind: TargetKind::Export,
+            path,
         })
     }
 
@@ -111,12 +146,19 @@ impl TargetFile {
         let file = options
             .open(&path)
             .map_err(|error| missing_directory(error, &path))?;
+        let kind = if block_device {
+            TargetKind::BlockDevice {
+                sector: file.sector_size(),
+            }
+        } else {
+            TargetKind::File
+        };
         Ok(Self {
             storage: Arc::new(Pending::new(file, None, &path)),
             making,
             unfinished: (!existed).then(|| Unfinished::new(&path)),
             replaced: None,
-            block_device,
+            kind,
             path,
         })
     }
@@ -126,14 +168,17 @@ impl TargetFile {
         self.storage.clone()
     }
 
-    /// It is a device, with contents from before.
-    pub(crate) fn is_block_device(&self) -> bool {
-        self.block_device
+    /// It is a device, of this host or served, with a length of its own and contents from before.
+    pub(crate) fn is_device(&self) -> bool {
+        self.kind != TargetKind::File
     }
 
     /// Bytes in a sector of a device.
     pub(crate) fn sector_size(&self) -> Option<u64> {
-        self.storage.file.sector_size()
+        match self.kind {
+            TargetKind::BlockDevice { sector } => sector,
+            TargetKind::File | TargetKind::Export => None,
+        }
     }
 
     /// What an interrupt or a failure leaves, for a message.
@@ -165,7 +210,7 @@ impl TargetFile {
             };
             unfinished.keep(rename).map_err(named)?;
         }
-        if self.making.durable {
+        if self.making.durable && self.kind != TargetKind::Export {
             let directory = directory_of(&self.path);
             let sync = fs::File::open(directory).and_then(|directory| directory.sync_all());
             sync.map_err(|error| Error::io("sync the directory", error).with_path(directory))?;
@@ -294,15 +339,15 @@ fn like(existing: &fs::Metadata, path: &Path) -> io::Result<()> {
 /// A file that is not whole yet: nothing in it needs to be durable, and errors call it by the name it will have.
 #[derive(Debug)]
 struct Pending {
-    file: raw::File,
+    file: Box<dyn Storage>,
     /// The name that it has, and the one it will have.
     names: Option<(PathBuf, PathBuf)>,
 }
 
 impl Pending {
-    fn new(file: raw::File, now: Option<&Path>, then: &Path) -> Self {
+    fn new(file: impl Storage + 'static, now: Option<&Path>, then: &Path) -> Self {
         Self {
-            file,
+            file: Box::new(file),
             names: now.map(|now| (now.to_owned(), then.to_owned())),
         }
     }

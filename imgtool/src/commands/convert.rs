@@ -465,7 +465,7 @@ impl ConvertArgs {
         };
         let targets = Targets::new(path, &image, making)?;
         let target = targets.image();
-        if target.is_block_device() && image.format() == "raw" {
+        if target.is_device() && image.format() == "raw" {
             copy.before = Before::Unknown;
             copy.in_order = false;
         }

@@ -19,6 +19,7 @@ use crate::arguments::OpenArgs;
 use crate::commands::partition::{partition_json, print_partition};
 use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
+use crate::opener::is_export;
 use crate::output::{self, OutputFormat, human_size};
 use crate::stores::image_at;
 use crate::{interrupt, picture, snapshots};
@@ -132,6 +133,9 @@ impl InfoArgs {
     }
 }
 
+/// The protocol of an image that is served.
+const NBD: &str = "nbd";
+
 /// What is known about one image.
 #[derive(Debug)]
 struct Description {
@@ -141,9 +145,10 @@ struct Description {
     size: u64,
     /// Bytes of the file, in whole sectors.
     file_len: u64,
-    /// Bytes that the file takes.
-    allocated: u64,
-    block_device: bool,
+    /// Bytes that the file takes, where that is known.
+    allocated: Option<u64>,
+    /// What the image lies in, by its name in QEMU.
+    protocol: &'static str,
     qcow2: Option<Qcow2Description>,
 }
 
@@ -162,23 +167,15 @@ impl Description {
             "qcow2" => Some(Qcow2Description::read(&**storage)?),
             _ => None,
         };
-        let metadata = path
-            .metadata()
-            .map_err(|error| Error::io("look at the file", error).with_path(path))?;
         Ok(Self {
             path: path.to_string_lossy().into_owned(),
             format,
             size: qcow2.as_ref().map_or(file.size(), |image| image.header.size),
             file_len: file.size(),
-            allocated: storage.allocated()?.unwrap_or(0),
-            block_device: metadata.file_type().is_block_device(),
+            allocated: storage.allocated()?,
+            protocol: protocol(path)?,
             qcow2,
         })
-    }
-
-    /// The protocol's name in QEMU.
-    fn protocol(&self) -> &'static str {
-        if self.block_device { "host_device" } else { "file" }
     }
 
     /// The backing file's name as it is looked up from here.
@@ -194,20 +191,10 @@ impl Description {
             "format": self.format,
             "virtual-size": self.size,
             "actual-size": self.allocated,
-            "dirty-flag": false,
-            "children": [{
-                "name": "file",
-                "info": {
-                    "children": [],
-                    "filename": self.path,
-                    "format": self.protocol(),
-                    "virtual-size": self.file_len,
-                    "actual-size": self.allocated,
-                    "format-specific": { "type": "file", "data": {} },
-                    "dirty-flag": false,
-                },
-            }],
+            "dirty-flag": self.clean(),
+            "children": [{ "name": "file", "info": self.file_json() }],
         });
+        remove_unknown(&mut image);
         let Some(qcow2) = &self.qcow2 else { return image };
         let header = &qcow2.header;
         image["dirty-flag"] = header.incompatible.contains(IncompatibleFeatures::DIRTY).into();
@@ -229,17 +216,39 @@ impl Description {
         image
     }
 
+    /// The `dirty-flag` of what has none, where QEMU tells it.
+    fn clean(&self) -> Option<bool> {
+        (self.protocol != NBD).then_some(false)
+    }
+
+    /// What the image lies in.
+    fn file_json(&self) -> Value {
+        let mut file = json!({
+            "children": [],
+            "filename": self.path,
+            "format": self.protocol,
+            "virtual-size": self.file_len,
+            "actual-size": self.allocated,
+            "format-specific": if self.protocol == NBD { Value::Null } else { json!({ "type": "file", "data": {} }) },
+            "dirty-flag": self.clean(),
+        });
+        remove_unknown(&mut file);
+        file
+    }
+
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
         let path = escape(&self.path);
         let size = |bytes| format!("{} ({bytes} bytes)", human_size(bytes));
-        let allocated = human_size(self.allocated);
+        let allocated = self
+            .allocated
+            .map_or_else(|| "unavailable".to_owned(), human_size);
         writeln!(out, "image: {path}\nfile format: {}", self.format)?;
         writeln!(out, "virtual size: {}\ndisk size: {allocated}", size(self.size))?;
         if let Some(qcow2) = &self.qcow2 {
             self.print_qcow2(out, qcow2)?;
         }
         writeln!(out, "Child node '/file':\n    filename: {path}")?;
-        writeln!(out, "    protocol type: {}", self.protocol())?;
+        writeln!(out, "    protocol type: {}", self.protocol)?;
         writeln!(
             out,
             "    file length: {}\n    disk size: {allocated}",
@@ -325,6 +334,27 @@ impl Qcow2Description {
             Encryption::Luks => facts["encrypt"] = json!({ "format": "luks" }),
         }
         facts
+    }
+}
+
+/// The name in QEMU of what the image at `path` lies in.
+fn protocol(path: &Path) -> Result<&'static str> {
+    if is_export(path) {
+        return Ok(NBD);
+    }
+    let metadata = path.metadata();
+    let metadata = metadata.map_err(|error| Error::io("look at the file", error).with_path(path))?;
+    Ok(if metadata.file_type().is_block_device() {
+        "host_device"
+    } else {
+        "file"
+    })
+}
+
+/// Leaves out the keys whose values are not known.
+fn remove_unknown(object: &mut Value) {
+    if let Value::Object(object) = object {
+        object.retain(|_, value| !value.is_null());
     }
 }
 

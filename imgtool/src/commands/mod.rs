@@ -62,7 +62,7 @@ pub(crate) type Outcome = Result<u8, Failure>;
 
 A partition of the disk in an image is named as IMAGE#NUMBER, IMAGE#name:LABEL or IMAGE#uuid:GUID where compare, \
 convert, dd, fs, info, map and measure take an image; convert -n and mkfs write into one. A file that has such a name is \
-meant itself.
+meant itself. An image that an NBD server exports is named nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH.
 
 Every command's own help (`imgtool convert --help`) has more."
 )]

@@ -182,7 +182,7 @@ impl MkdiskArgs {
         let left = targets.image().if_dropped();
         let made = (|| {
             let file = targets.image().storage();
-            let is_device = targets.image().is_block_device() && image.format() == "raw";
+            let is_device = targets.image().is_device() && image.format() == "raw";
             if is_device {
                 options.root = self.make.filesystem.options(Some(file.len()?))?;
                 options.sector = self.sector_of_device(targets.image().sector_size())?;

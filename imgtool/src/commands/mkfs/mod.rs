@@ -171,7 +171,7 @@ impl Job<'_> {
         let targets = Targets::new(self.target, &image, making)?;
         let file = targets.image().storage();
         let is_raw = image.format() == "raw";
-        let is_device = targets.image().is_block_device() && is_raw;
+        let is_device = targets.image().is_device() && is_raw;
         let disk = is_device.then(|| file.len()).transpose()?;
         let options = self.options(disk)?;
         self.check_room(&options, disk)?;
