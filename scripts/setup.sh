@@ -170,6 +170,8 @@ if [ "$task" = test ]; then
     need ssh-keygen openssh-client
     need pwck passwd
     need mmdebstrap mmdebstrap
+    # Its daemon takes and gives images; it starts nothing.
+    need lxd lxd
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)
     [ -e /usr/share/AAVMF/AAVMF_CODE.fd ] || packages+=(qemu-efi-aarch64)
     [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || packages+=(systemd-boot-efi)

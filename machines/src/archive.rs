@@ -13,7 +13,7 @@ use ext4_reader::{Entry, FileKind, Filesystem, Inode, InodeNumber, LastLink, Vis
 use ops::Control;
 use sparse::Map;
 
-const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 /// Bytes of content moved at once.
 const CHUNK: u64 = 1 << 20;
 /// The largest numbers that 7 and 11 octal digits have.
@@ -238,7 +238,7 @@ impl Archive<'_, '_> {
 }
 
 /// Adds a record, whose length counts its own digits.
-fn record(to: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+pub(crate) fn record(to: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut len = rest + 1;
     while len != rest + len.to_string().len() {
@@ -263,7 +263,7 @@ fn decimal(time: ext4_reader::Time) -> String {
 
 /// A header. Text that does not fit is cut, and numbers are 0: records before it say what they are.
 #[expect(clippy::too_many_arguments, reason = "these are the fields of a header")]
-fn ustar(
+pub(crate) fn ustar(
     path: &[u8],
     mode: u64,
     (uid, gid): (u64, u64),

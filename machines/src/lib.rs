@@ -9,6 +9,8 @@ pub mod archive;
 mod bridge;
 mod credential;
 pub mod doctor;
+pub mod export;
+pub mod import;
 pub mod launch;
 mod machine;
 pub mod personalise;

@@ -42,6 +42,30 @@ impl Store {
     /// `InvalidInput` for what cannot be built, and programs that are not installed or fail, with what they said; `NoSpace`,
     /// `Io`; `Interrupted`.
     pub fn build(&self, recipe: &Recipe, options: &BuildOptions, control: &Control<'_>) -> Result<Template> {
+        let new = NewTemplate {
+            alias: options.alias.clone(),
+            move_alias: options.move_alias,
+            os: recipe.os.clone(),
+            user: recipe.user.clone(),
+            notes: recipe.notes.clone(),
+            provenance: Some(Provenance {
+                source: Some(recipe.source.describe()),
+                recipe: Some(recipe.fingerprint),
+                packages: recipe.packages(),
+            }),
+            ..NewTemplate::default()
+        };
+        self.build_as(recipe, options, new, control)
+    }
+
+    /// The same, with what is known of the template besides.
+    pub(crate) fn build_as(
+        &self,
+        recipe: &Recipe,
+        options: &BuildOptions,
+        new: NewTemplate,
+        control: &Control<'_>,
+    ) -> Result<Template> {
         let build = Build {
             recipe,
             options,
@@ -50,7 +74,7 @@ impl Store {
             read: AtomicU64::new(0),
         };
         let compress = recipe.disk.compress.unwrap_or_default();
-        self.template_of(compress, control, |image, beside| build.run(image, beside))
+        self.template_of(compress, control, |image, beside| build.run(image, beside, new))
     }
 }
 
@@ -66,21 +90,8 @@ struct Build<'b> {
 
 impl Build<'_> {
     /// Makes the image; `beside` is a directory for what else there is meanwhile.
-    fn run(&self, image: &Path, beside: &Path) -> Result<NewTemplate> {
-        let mut new = NewTemplate {
-            alias: self.options.alias.clone(),
-            move_alias: self.options.move_alias,
-            os: self.recipe.os.clone(),
-            user: self.recipe.user.clone(),
-            notes: self.recipe.notes.clone(),
-            machine: self.machine.clone(),
-            provenance: Some(Provenance {
-                source: Some(self.recipe.source.describe()),
-                recipe: Some(self.recipe.fingerprint),
-                packages: self.recipe.packages(),
-            }),
-            ..NewTemplate::default()
-        };
+    fn run(&self, image: &Path, beside: &Path, mut new: NewTemplate) -> Result<NewTemplate> {
+        new.machine = self.machine.clone();
         let is_image = match &self.recipe.source {
             Source::Image(path) => {
                 self.check_image()?;

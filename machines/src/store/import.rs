@@ -21,7 +21,7 @@ use super::{Alias, Fingerprint, Provenance, Store, Template, TemplateDocument, p
 use crate::{BootKind, Root, Settings};
 
 /// Bytes of a kernel or an initrd at most.
-const MAX_KERNEL: u64 = 1 << 30;
+pub(crate) const MAX_KERNEL: u64 = 1 << 30;
 
 /// A template in the making.
 #[derive(Clone, Debug, Default)]
@@ -102,7 +102,7 @@ impl NewTemplate {
 }
 
 /// Whether firmware finds an EFI system partition.
-fn has_esp(disk: &dyn BlockDevice) -> bool {
+pub(crate) fn has_esp(disk: &dyn BlockDevice) -> bool {
     PartitionTable::read(disk, None).is_ok_and(|table| {
         let mut kinds = table.partitions().iter().map(|partition| partition.kind.name());
         kinds.any(|kind| kind == Some("efi"))
@@ -239,7 +239,7 @@ pub(crate) fn copy_image_file(from: &Path, to: &Path, control: &Control<'_>) -> 
 }
 
 /// Copies the disk of a chain into a new qcow2 image that stands alone.
-fn copy_image(source: &Chain, path: &Path, compress: bool, control: &Control<'_>) -> Result<()> {
+pub(crate) fn copy_image(source: &Chain, path: &Path, compress: bool, control: &Control<'_>) -> Result<()> {
     let storage = new_file(path)?;
     let copied = if stands_alone(source)? {
         copy_file(&source.layers()[0], &storage, control)
@@ -250,7 +250,7 @@ fn copy_image(source: &Chain, path: &Path, compress: bool, control: &Control<'_>
 }
 
 /// Whether an image is a qcow2 image with nothing in it but its disk.
-fn stands_alone(source: &Chain) -> Result<bool> {
+pub(crate) fn stands_alone(source: &Chain) -> Result<bool> {
     let [layer] = source.layers() else {
         return Ok(false);
     };

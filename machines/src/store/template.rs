@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use ops::Control;
 use serde::{Deserialize, Serialize};
 
-use super::document::{self, load};
+use super::document::{self, load, text_of};
 use super::name::nearest;
 use super::{Alias, Fingerprint, Listing, Store, stems};
 use crate::Settings;
@@ -54,6 +54,16 @@ pub struct TemplateDocument {
     /// How it came about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
+}
+
+impl TemplateDocument {
+    /// As it stands in a file.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what TOML does not have: numbers from 2^63 on.
+    pub fn to_toml(&self) -> Result<String> {
+        text_of(self)
+    }
 }
 
 /// How a template came about.

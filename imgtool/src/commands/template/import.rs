@@ -6,27 +6,37 @@ use std::path::{Path, PathBuf};
 
 use block::{Access, Error, Result};
 use clap::Args;
+use machines::import::Importing;
 use machines::store::{NewTemplate, Provenance, Template};
 use ops::Control;
 
+use super::FormArg;
 use crate::arguments::{OpenArgs, WatchArgs};
 use crate::commands::Outcome;
 use crate::images::Opening;
 use crate::interrupt;
 use crate::output::OutputFormat;
-use crate::stores::{MachineArgs, StoreArgs};
+use crate::stores::{MachineArgs, StoreArgs, image_at};
 use crate::watch::Watch;
 
 /// Make a template of an image
 ///
-/// The image stays as it is. One in qcow2 format that stands alone is copied byte by byte, so that its SHA-256 is the fingerprint; any
-/// other is copied into one that does. What system is on the disk is found out, and so is how it boots: where the disk has an EFI system
-/// partition, by UEFI; where it has none and there is a kernel in it, the kernel is copied beside the disk, for launchers to load.
+/// FILE is a disk image; a tar archive of a root filesystem, or a container image (an image layout, its archive, or oci:DIR:TAG), of
+/// which a disk is built as recipes build it, with a fifth of it free; or an image of a virtual machine for Incus or LXD. It stays as it is.
+/// A disk in qcow2 format that stands alone is copied byte by byte, so that its SHA-256 is the fingerprint; any other is copied into one
+/// that does.
+///
+/// What `imgtool template export` has written beside FILE or into it is taken along, but nothing that would reach into this host; options win. What system is on the disk is found out else, and so is how it boots: where the disk has an EFI system
+/// partition, by UEFI; where it has none and there is a kernel in it, the kernel is copied beside the disk, for launchers to load. A disk that
+/// is built has an EFI system partition only if it is to boot so (--boot uefi).
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool template import disk.qcow2 --alias debian-12
   imgtool template import root.img --alias tiny --memory 256M --kernel vmlinuz --initrd initrd.img
-  imgtool template import debian-12-nocloud-amd64.qcow2 --alias cloud --user debian --notes 'from Debian'")]
+  imgtool template import debian-12-nocloud-amd64.qcow2 --alias cloud --user debian --notes 'from Debian'
+  imgtool template import rootfs.tar.zst --alias web --boot uefi
+  imgtool template import oci:layout:web --alias web
+  imgtool template import incus.tar.xz disk.qcow2 --alias theirs")]
 pub(super) struct ImportArgs {
     /// What it is to be called
     #[arg(short, long)]
@@ -34,9 +44,9 @@ pub(super) struct ImportArgs {
     /// Take the alias away from another template that has it
     #[arg(long = "move", requires = "alias")]
     moved: bool,
-    /// Format of the image [default: found out]
-    #[arg(short, long, value_name = "FORMAT")]
-    format: Option<String>,
+    /// What the file is [default: found out]
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    format: Option<FormArg>,
     /// Compress what is copied, with zstd
     #[arg(short = 'c', long)]
     compress: bool,
@@ -68,6 +78,8 @@ pub(super) struct ImportArgs {
     open: OpenArgs,
     /// The image
     file: PathBuf,
+    /// The disk of an Incus image, where FILE has only its metadata
+    disk: Option<PathBuf>,
 }
 
 impl ImportArgs {
@@ -82,7 +94,7 @@ impl ImportArgs {
 
     fn import(&self) -> Result<Template> {
         let read = |path: &PathBuf| fs::read(path).map_err(|error| Error::io("read", error).with_path(path));
-        let mut new = NewTemplate {
+        let new = NewTemplate {
             alias: self.alias.as_deref().map(str::parse).transpose()?,
             move_alias: self.moved,
             os: self.os.clone(),
@@ -104,13 +116,22 @@ impl ImportArgs {
             access: Access::READ,
             direct: false,
         };
-        let chain = opening.chain(&self.file, self.format.as_deref())?;
-        new.look_at(&chain.device())
-            .map_err(|error| error.with_path(&self.file))?;
+        let stated = self.format.and_then(|format| match format {
+            FormArg::Qcow2 => Some("qcow2"),
+            FormArg::Raw => Some("raw"),
+            _ => None,
+        });
+        let open = |path: &Path, _| opening.chain(path, stated);
+        let importing = Importing {
+            file: image_at(&self.file).into_owned(),
+            disk: self.disk.clone(),
+            form: self.format.map(Into::into),
+            open: &open,
+        };
         let store = self.store.open()?;
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
-        let made = store.import(&chain, &new, &Control::new(interrupt::watch()?, &report));
+        let made = store.take_in(&importing, new, &Control::new(interrupt::watch()?, &report));
         watch.finish();
         made
     }

@@ -13,11 +13,40 @@ mod upkeep;
 
 use std::io::Write;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use machines::export::Form;
 
 use super::Outcome;
 
 pub(super) use show::short_time;
+
+/// What templates come as and become.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum FormArg {
+    /// A disk image in qcow2 format.
+    #[default]
+    Qcow2,
+    /// A disk as a raw image.
+    Raw,
+    /// The tree of a root filesystem as a tar archive: for containers, and for mkfs.
+    Tar,
+    /// A container image of such a tree.
+    Oci,
+    /// A virtual machine's image for Incus and LXD.
+    Incus,
+}
+
+impl From<FormArg> for Form {
+    fn from(form: FormArg) -> Self {
+        match form {
+            FormArg::Qcow2 => Self::Qcow2,
+            FormArg::Raw => Self::Raw,
+            FormArg::Tar => Self::Tar,
+            FormArg::Oci => Self::Oci,
+            FormArg::Incus => Self::Incus,
+        }
+    }
+}
 
 /// Keep disks as templates that machines are cloned from
 ///
