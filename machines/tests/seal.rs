@@ -16,7 +16,7 @@ use raw::HostOpener;
 use tempfile::TempDir;
 
 /// What a guest has that a template must not: each holds a secret of its own.
-const PRIVATE: [&str; 34] = [
+const PRIVATE: [&str; 35] = [
     "etc/machine-id",
     "var/lib/dbus/machine-id",
     "etc/ssh/ssh_host_rsa_key",
@@ -38,6 +38,7 @@ const PRIVATE: [&str; 34] = [
     "var/lib/systemd/random-seed",
     "var/lib/systemd/credential.secret",
     "etc/krb5.keytab",
+    "etc/hostid",
     "var/cache/apt/archives/a.deb",
     "var/lib/apt/lists/partial/list",
     "var/cache/apk/a.apk",
@@ -93,6 +94,10 @@ impl Lab {
             ),
             ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 <secret-name>\n"),
             ("etc/ssh/sshd_config", "kept\n"),
+            (
+                "etc/iscsi/initiatorname.iscsi",
+                "InitiatorName=iqn.1994-05.com.redhat:<secret of iscsi>\n",
+            ),
             ("boot/vmlinuz-6.1.0-9", "the kernel of the template"),
             ("boot/initrd.img-6.1.0-9", "its initrd"),
             ("home/ann/work", "kept\n"),
@@ -212,6 +217,7 @@ fn nothing_that_sealing_takes_away_is_left_on_the_disk() {
         &secret(PRIVATE[0]),
         "<secret of a deleted file>",
         "<secret of a link>",
+        "<secret of iscsi>",
         "<secret in a name>",
         "<secret name>",
     ] {

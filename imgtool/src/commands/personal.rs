@@ -7,12 +7,12 @@ use block::{Error, Result};
 use clap::{Args, ValueEnum};
 use machines::Seed;
 use machines::personalise::{Addressing, AuthorizedKeys, Identity};
-use machines::store::{Instance, InstanceName, NewInstances, Template};
+use machines::store::{Hostname, Instance, NewInstances, Template};
 
 /// What is changed on the disk of a clone.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct PersonalArgs {
-    /// What a single machine calls itself [default: NAME]
+    /// What a single machine calls itself, with a domain or without: web.example.org [default: NAME]
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
     /// A file with public keys of those who may log in; more than one can be given
@@ -45,7 +45,7 @@ enum SeedArg {
 
 /// The same, read and checked.
 pub(crate) struct Personal {
-    hostname: Option<InstanceName>,
+    hostname: Option<Hostname>,
     login: Option<(String, AuthorizedKeys)>,
     ip: Option<Addressing>,
     /// What cloud-init is told.
@@ -72,6 +72,7 @@ impl PersonalArgs {
             keys.push_str(text.trim_end());
             keys.push('\n');
         }
+        let hostname = self.hostname.as_deref().map(str::parse::<Hostname>).transpose()?;
         let user = self.user.clone().or_else(|| template.document.user.clone());
         let seed = (self.seed == SeedArg::Nocloud).then(|| -> Result<Seed> {
             Ok(Seed {
@@ -92,7 +93,7 @@ impl PersonalArgs {
         };
         Ok(Personal {
             is_asked: self.hostname.is_some() || login.is_some() || self.ip.is_some(),
-            hostname: self.hostname.as_deref().map(str::parse).transpose()?,
+            hostname,
             login,
             ip: self.ip.clone(),
             as_is: self.as_is || seed.is_some(),
@@ -104,8 +105,8 @@ impl PersonalArgs {
 impl Personal {
     /// Who an instance is to be.
     pub(crate) fn identity(&self, instance: &Instance) -> Result<Identity> {
-        let name = self.hostname.as_ref().unwrap_or(&instance.name);
-        let mut identity = Identity::new(name.as_str())?;
+        let own = self.hostname.as_ref().map(Hostname::as_str);
+        let mut identity = Identity::new(own.unwrap_or(instance.name.as_str()))?;
         identity.login.clone_from(&self.login);
         identity.network = self.ip.clone().map(|ip| (instance.mac().0, ip));
         Ok(identity)

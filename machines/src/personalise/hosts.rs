@@ -11,15 +11,21 @@ const OWN: &str = "127.0.1.1";
 
 const NEW: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
-pub(super) fn set(guest: &mut Guest, hostname: &str) -> Result<()> {
+/// Gives the address to the name with its domain, and without: the first is the canonical one (hostname(1)).
+pub(super) fn set(guest: &mut Guest, hostname: &str, short: &str) -> Result<()> {
     let text = guest.text(PATH)?;
-    let changed = with_name(text.as_deref().unwrap_or(NEW), hostname);
+    let names = if hostname == short {
+        short.to_owned()
+    } else {
+        format!("{hostname} {short}")
+    };
+    let changed = with_name(text.as_deref().unwrap_or(NEW), &names);
     guest.put(PATH, changed.as_bytes(), 0o644)
 }
 
 /// The same hosts with the line of this machine changed, or added behind the first.
-fn with_name(text: &str, hostname: &str) -> String {
-    let own = format!("{OWN}\t{hostname}");
+fn with_name(text: &str, names: &str) -> String {
+    let own = format!("{OWN}\t{names}");
     let mut lines: Vec<&str> = text.lines().collect();
     let is_own = |line: &&str| line.split_whitespace().next() == Some(OWN);
     match lines.iter().position(is_own) {

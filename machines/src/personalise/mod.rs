@@ -31,7 +31,7 @@ const MAX_FILE: u64 = 1 << 20;
 /// What a machine is to be.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// What it calls itself.
+    /// What it calls itself, with its domain behind that where it has one.
     pub hostname: String,
     /// Its ID, which the guest tells nobody else.
     pub machine_id: Uuid,
@@ -56,6 +56,13 @@ impl Identity {
             login: None,
             network: None,
         })
+    }
+
+    /// Without the domain.
+    fn short_hostname(&self) -> &str {
+        self.hostname
+            .split_once('.')
+            .map_or(&self.hostname, |(short, _)| short)
     }
 }
 
@@ -95,13 +102,14 @@ pub fn personalise(disk: &Arc<dyn BlockDevice>, identity: &Identity, is_new: boo
     }
     guest.put(
         "/etc/hostname",
-        format!("{}\n", identity.hostname).as_bytes(),
+        format!("{}\n", identity.short_hostname()).as_bytes(),
         0o644,
     )?;
-    hosts::set(&mut guest, &identity.hostname)?;
+    hosts::set(&mut guest, &identity.hostname, identity.short_hostname())?;
     set_machine_id(&mut guest, identity.machine_id)?;
+    set_host_id(&mut guest)?;
     seal::forget_identity(&mut guest)?;
-    identity.host_key.set(&mut guest, &identity.hostname)?;
+    identity.host_key.set(&mut guest, identity.short_hostname())?;
     if let Some((user, keys)) = &identity.login {
         let user = users::find_or_make(&mut guest, user)?;
         keys.add(&mut guest, &user)?;
@@ -119,6 +127,16 @@ fn set_machine_id(guest: &mut Guest, id: Uuid) -> Result<()> {
     let copy = "/var/lib/dbus/machine-id";
     if guest.own_kind(copy)? == Some(FileKind::Regular) {
         guest.put(copy, text.as_bytes(), 0o444)?;
+    }
+    Ok(())
+}
+
+/// hostid(1): what file systems shared between machines tell them apart by, where the template has one.
+fn set_host_id(guest: &mut Guest) -> Result<()> {
+    let path = "/etc/hostid";
+    if guest.own_kind(path)? == Some(FileKind::Regular) {
+        let id = Uuid::new_v4().as_fields().0.to_le_bytes();
+        guest.put(path, &id, 0o644)?;
     }
     Ok(())
 }

@@ -35,13 +35,15 @@ pub(super) enum Action {
     ClearFiles,
     /// A text is changed: `None` where it can stay.
     Edit(fn(&str) -> Option<String>),
+    /// A text goes where it is one that has to.
+    RemoveIf(fn(&str) -> bool),
 }
 
 impl Action {
     fn word(self) -> &'static str {
         match self {
             Self::Empty => "emptied",
-            Self::Remove => "removed",
+            Self::Remove | Self::RemoveIf(_) => "removed",
             Self::Clear => "emptied of all",
             Self::ClearFiles => "emptied of files",
             Self::Edit(_) => "edited",
@@ -49,7 +51,10 @@ impl Action {
     }
 }
 
-use Action::{Clear, ClearFiles, Edit, Empty, Remove};
+use Action::{Clear, ClearFiles, Edit, Empty, Remove, RemoveIf};
+
+/// Who the machine is to servers of iSCSI.
+const INITIATOR: &str = "/etc/iscsi/initiatorname.iscsi";
 
 /// Files that programs append to only where they are there.
 pub(super) const LOGIN_RECORDS: [&[u8]; 5] = [b"wtmp", b"btmp", b"lastlog", b"faillog", b"tallylog"];
@@ -62,7 +67,7 @@ pub const OPERATIONS: &[Operation] = &[
         by_default: true,
         actions: &[
             (Empty, &["/etc/machine-id"]),
-            (Remove, &["/var/lib/dbus/machine-id"]),
+            (Remove, &["/var/lib/dbus/machine-id", "/etc/hostid"]),
         ],
     },
     Operation {
@@ -223,15 +228,19 @@ pub const OPERATIONS: &[Operation] = &[
         name: "machine-secrets",
         description: "keys that encrypt or identify for this machine alone",
         by_default: true,
-        actions: &[(
-            Remove,
-            &[
-                "/var/lib/systemd/credential.secret",
-                "/etc/krb5.keytab",
-                "/etc/nvme/hostid",
-                "/etc/nvme/hostnqn",
-            ],
-        )],
+        actions: &[
+            (
+                Remove,
+                &[
+                    "/var/lib/systemd/credential.secret",
+                    "/etc/krb5.keytab",
+                    "/etc/nvme/hostid",
+                    "/etc/nvme/hostnqn",
+                ],
+            ),
+            (Edit(with_generated_initiator), &[INITIATOR]),
+            (RemoveIf(names_initiator), &[INITIATOR]),
+        ],
     },
     Operation {
         name: "package-cache",
@@ -414,6 +423,25 @@ fn without_network_secrets(text: &str) -> Option<String> {
     })
 }
 
+/// Debian's open-iscsi makes another name where the file asks for that, and does not start without the file.
+fn with_generated_initiator(text: &str) -> Option<String> {
+    let is_debian = |line: &str| {
+        line.trim_start()
+            .starts_with("InitiatorName=iqn.1993-08.org.debian:")
+    };
+    text.lines()
+        .any(is_debian)
+        .then(|| "GenerateName=yes\n".to_owned())
+}
+
+/// Others make one where there is no file.
+fn names_initiator(text: &str) -> bool {
+    with_generated_initiator(text).is_none()
+        && text
+            .lines()
+            .any(|line| line.trim_start().starts_with("InitiatorName="))
+}
+
 /// The line of hosts(5) that Debian's installer makes for the machine's own name.
 fn without_own_name(text: &str) -> Option<String> {
     without(text, |line| line.split_whitespace().next() == Some("127.0.1.1"))
@@ -469,6 +497,12 @@ mod tests {
             without_own_name("127.0.0.1 localhost\n127.0.1.1 old\n::1 localhost").as_deref(),
             Some("127.0.0.1 localhost\n::1 localhost")
         );
+        let debian = "## DO NOT EDIT\nInitiatorName=iqn.1993-08.org.debian:01:abc\n";
+        let made_anew = with_generated_initiator(debian).unwrap();
+        assert!(made_anew == "GenerateName=yes\n" && !names_initiator(debian));
+        assert!(with_generated_initiator(&made_anew).is_none() && !names_initiator(&made_anew));
+        let redhat = "InitiatorName=iqn.1994-05.com.redhat:abc\n";
+        assert!(with_generated_initiator(redhat).is_none() && names_initiator(redhat));
         assert_eq!(
             without_hwaddr("DEVICE=eth0\nHWADDR=\"x\"\n").as_deref(),
             Some("DEVICE=eth0\n")

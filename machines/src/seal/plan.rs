@@ -106,6 +106,11 @@ impl<'f> Search<'f> {
                 let changed = self.text(&path)?.and_then(|text| edit(&text));
                 steps.extend(changed.map(|text| step(path, Deed::Replace(text))));
             }
+            Action::RemoveIf(goes) => {
+                if self.text(&path)?.is_some_and(|text| goes(&text)) {
+                    steps.insert(step(path, Deed::Remove));
+                }
+            }
             Action::Clear => {
                 for name in self.names(&path)? {
                     steps.insert(step(below(&path, &name), Deed::Remove));

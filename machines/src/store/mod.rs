@@ -23,6 +23,9 @@
 //! what has no disk is not there, and its other files are rubbish of a killed process, which the next one may replace. In the same
 //! way the disk is what is removed first. Names are given and taken under one lock, so a template cannot go while a clone of
 //! it comes; and what is removed is looked for in the headers of all instances' disks, not only in what is written about them.
+//!
+//! The lock is for who may change the store: `.lock` can be opened by those who can write to the store's directory, and by nobody
+//! else, so that nobody who only reads a store can keep others from changing it.
 
 mod aliases;
 mod clones;
@@ -38,7 +41,7 @@ mod upkeep;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result, escape};
@@ -51,7 +54,7 @@ pub use import::NewTemplate;
 pub(crate) use import::{MAX_KERNEL, copy_image, copy_image_file, has_esp, stands_alone};
 pub use instance::{Instance, InstanceDocument, Mac};
 pub(crate) use name::nearest;
-pub use name::{Alias, InstanceName};
+pub use name::{Alias, Hostname, InstanceName};
 pub use publish::Published;
 pub use template::{Provenance, Template, TemplateDocument};
 pub use upkeep::Verified;
@@ -124,8 +127,10 @@ impl Store {
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
             .open(&path)
             .map_err(failed)?;
+        share(&file, &self.directory).map_err(failed)?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         Ok(Held(file))
     }
@@ -161,6 +166,15 @@ impl Store {
             _ => error,
         }
     }
+}
+
+/// Lets a file of our own be written to by those who may write to a directory, whatever new files are otherwise.
+fn share(file: &File, directory: &Path) -> io::Result<()> {
+    let (ours, wanted) = (file.metadata()?, fs::metadata(directory)?.mode() & 0o666);
+    if ours.uid() == rustix::process::geteuid().as_raw() && ours.mode() & 0o777 != wanted {
+        file.set_permissions(fs::Permissions::from_mode(wanted))?;
+    }
+    Ok(())
 }
 
 /// The names, without an extension, of the files in a directory that have it; none where there is no directory.

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Characters of a name at most: those of a label in the domain name system (RFC 1035, section 2.3.4).
 const MAX_LEN: usize = 63;
 
+/// Characters of a name with its domain at most.
+const MAX_DOMAIN: usize = 253;
+
 /// The name of an instance, which is a hostname too: letters, digits and `-` in the middle (RFC 1123, section 2.1), in lower
 /// case, since two that differ in case only would be one on the network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -45,6 +48,32 @@ impl FromStr for Alias {
         Err(
             Error::invalid(format!("\"{}\" cannot be a name", escape(text))).with_hint(
                 "a name has up to 63 of a-z, 0-9 and, in the middle, - . _: such as debian-12 or web_1.2",
+            ),
+        )
+    }
+}
+
+/// What a machine calls itself: the name of one, or that with its domain behind it (RFC 1123, section 2.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hostname(String);
+
+impl Hostname {
+    /// As text, with the domain where there is one.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Hostname {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.len() <= MAX_DOMAIN && text.split('.').all(|label| is_name(label, "-")) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(
+            Error::invalid(format!("\"{}\" cannot be a hostname", escape(text))).with_hint(
+                "a hostname is up to 63 of a-z, 0-9 and -, with no - at the start or the end; a domain may follow: web.example.org",
             ),
         )
     }
@@ -142,6 +171,12 @@ mod tests {
             &"a".repeat(64),
         ] {
             assert!(bad.parse::<InstanceName>().is_err(), "{bad}");
+        }
+        for good in ["web", "web.example.org", "1.2"] {
+            assert_eq!(good.parse::<Hostname>().unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "web.", ".org", "a..b", "a.-b", "A.b", &"a.".repeat(127)] {
+            assert!(bad.parse::<Hostname>().is_err(), "{bad}");
         }
         assert!("debian_12.1".parse::<Alias>().is_ok());
         for bad in [".", "..", ".a", "a.", "a/b", "A"] {
