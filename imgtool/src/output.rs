@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use block::escape;
 use clap::ValueEnum;
 use serde_json::Value;
 use serde_json::ser::{PrettyFormatter, Serializer};
@@ -50,6 +51,12 @@ fn three_digits(value: f64) -> String {
     } else {
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
+}
+
+/// Says something besides what was asked for, on standard error.
+pub(crate) fn note(text: &str) {
+    // With nobody left to read it there is nothing to be done about that.
+    let _ = writeln!(io::stderr(), "imgtool: note: {}", escape(text));
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `imgtool clone`: machines that are copy-on-write clones of a template.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,7 @@ use super::instances::as_json;
 use crate::arguments::WatchArgs;
 use crate::commands::personal::PersonalArgs;
 use crate::interrupt;
-use crate::output::{self, OutputFormat};
+use crate::output::{self, OutputFormat, note};
 use crate::stores::{MachineArgs, StoreArgs};
 use crate::watch::Watch;
 
@@ -158,11 +158,7 @@ pub(super) fn make(
     };
     let made = store.clone_template(&template, &new, &own, control)?;
     if foreign.into_inner() {
-        // With nobody left to read it there is nothing to be done about that.
-        let _ = writeln!(
-            io::stderr(),
-            "imgtool: note: the disk has no root filesystem of ext4 with a system in it: it is as in the template"
-        );
+        note("the disk has no root filesystem of ext4 with a system in it: it is as in the template");
     }
     Ok(made)
 }

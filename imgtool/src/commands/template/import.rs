@@ -8,14 +8,16 @@ use block::{Access, Error, Result};
 use clap::Args;
 use machines::import::Importing;
 use machines::store::{NewTemplate, Provenance, Template};
+use machines::{Root, seal};
 use ops::Control;
 
 use super::FormArg;
-use crate::arguments::{OpenArgs, WatchArgs};
+use super::seal::told;
+use crate::arguments::{Nested, OpenArgs, WatchArgs};
 use crate::commands::Outcome;
 use crate::images::Opening;
 use crate::interrupt;
-use crate::output::OutputFormat;
+use crate::output::{OutputFormat, note};
 use crate::stores::{MachineArgs, StoreArgs, image_at};
 use crate::watch::Watch;
 
@@ -24,11 +26,12 @@ use crate::watch::Watch;
 /// FILE is a disk image; a tar archive of a root filesystem, or a container image (an image layout, its archive, or oci:DIR:TAG), of
 /// which a disk is built as recipes build it, with a fifth of it free; or an image of a virtual machine for Incus or LXD. It stays as it is.
 /// A disk in qcow2 format that stands alone is copied byte by byte, so that its SHA-256 is the fingerprint; any other is copied into one
-/// that does.
+/// that does. An image that is based on another, or has its data in another file, is refused unless --nested says which files may be copied
+/// into the template.
 ///
 /// What `imgtool template export` has written beside FILE or into it is taken along, but nothing that would reach into this host; options win. What system is on the disk is found out else, and so is how it boots: where the disk has an EFI system
 /// partition, by UEFI; where it has none and there is a kernel in it, the kernel is copied beside the disk, for launchers to load. A disk that
-/// is built has an EFI system partition only if it is to boot so (--boot uefi).
+/// is built has an EFI system partition only if it is to boot so (--boot uefi). What template lint finds is told, on standard error.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool template import disk.qcow2 --alias debian-12
@@ -87,6 +90,8 @@ impl ImportArgs {
         self.open.check()?;
         let template = self.import()?;
         if !self.watch.quiet {
+            self.tell_kept(&template);
+            tell_findings(&template);
             super::show::print(out, &template, self.output)?;
         }
         Ok(0)
@@ -111,7 +116,8 @@ impl ImportArgs {
             ..NewTemplate::default()
         };
         let opening = Opening {
-            nested: self.open.nested,
+            // What a stranger's image names would be in the template, and in all machines of it.
+            nested: self.open.nested.or(Some(Nested::Deny)),
             io: self.open.io.into(),
             access: Access::READ,
             direct: false,
@@ -134,6 +140,48 @@ impl ImportArgs {
         let made = store.take_in(&importing, new, &Control::new(interrupt::watch()?, &report));
         watch.finish();
         made
+    }
+
+    /// Says what was asked for and is not so, where the image is one of a template that there was.
+    fn tell_kept(&self, template: &Template) {
+        let document = &template.document;
+        let differs = |wanted: &Option<String>, is: &Option<String>| wanted.is_some() && wanted != is;
+        let kept: Vec<&str> = [
+            ("system", differs(&self.os, &document.os)),
+            ("user", differs(&self.user, &document.user)),
+            ("notes", differs(&self.notes, &document.notes)),
+            (
+                "settings of machines",
+                self.machine
+                    .settings()
+                    .is_ok_and(|settings| document.machine.clone().then(settings) != document.machine),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(what, differs)| differs.then_some(what))
+        .collect();
+        if !kept.is_empty() {
+            let path = template.image().with_extension("toml");
+            note(&format!(
+                "the image is that of template {} already, whose {} are kept: they are in {}",
+                template.name(),
+                kept.join(", "),
+                path.display()
+            ));
+        }
+    }
+}
+
+/// Says what on its disk should not be in a template, if there is a system on it.
+fn tell_findings(template: &Template) {
+    let disk = Opening::default().alone(&template.image(), Some("qcow2"));
+    let root = disk.and_then(|disk| Root::find(&disk.device()));
+    let findings = root.and_then(|root| root.map_or(Ok(Vec::new()), |root| seal::lint(&root, &[])));
+    match findings {
+        Ok(findings) => findings.iter().for_each(|finding| note(&told(finding))),
+        Err(error) => note(&format!(
+            "what is private on the disk was not looked for: {error}"
+        )),
     }
 }
 

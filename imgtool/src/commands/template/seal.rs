@@ -17,7 +17,7 @@ use crate::commands::Outcome;
 use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::interrupt;
-use crate::output::{self, OutputFormat};
+use crate::output::{self, OutputFormat, note};
 use crate::stores::StoreArgs;
 use crate::table::Table;
 use crate::watch::Watch;
@@ -100,17 +100,12 @@ impl SealArgs {
 /// Says what on a disk nobody looked into.
 pub(super) fn tell(not_looked_into: &[NotLookedInto]) {
     for what in not_looked_into {
-        // With nobody left to read it there is nothing to be done about that.
-        let _ = writeln!(io::stderr(), "imgtool: note: {what}");
+        note(&what.to_string());
     }
 }
 
 /// Prints what was sealed.
-pub(super) fn print_changes(
-    out: &mut dyn Write,
-    changes: &[Change],
-    format: OutputFormat,
-) -> io::Result<()> {
+pub(super) fn print_changes(out: &mut dyn Write, changes: &[Change], format: OutputFormat) -> io::Result<()> {
     if format == OutputFormat::Json {
         return output::json(out, &changes_as_json(changes));
     }
@@ -202,7 +197,7 @@ impl LintArgs {
             output::json(out, &findings.iter().map(as_json).collect::<Value>())?;
         } else {
             for finding in &findings {
-                writeln!(out, "{}: {}{}", finding.path, finding.reason, see(finding))?;
+                writeln!(out, "{}", told(finding))?;
             }
         }
         Ok(u8::from(!findings.is_empty()))
@@ -217,11 +212,15 @@ fn as_json(finding: &Finding) -> Value {
     })
 }
 
-/// Which operation sees to it.
-fn see(finding: &Finding) -> String {
-    finding
-        .operation
-        .map_or_else(String::new, |name| format!(" ({name})"))
+/// What was found in a line, with the operation that sees to it.
+pub(super) fn told(finding: &Finding) -> String {
+    let operation = finding.operation.map(|name| format!(" ({name})"));
+    format!(
+        "{}: {}{}",
+        finding.path,
+        finding.reason,
+        operation.unwrap_or_default()
+    )
 }
 
 /// What is named: a file that is there, or a machine or, if they may be, a template of the store.
