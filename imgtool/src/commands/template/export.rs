@@ -77,7 +77,7 @@ impl ExportArgs {
         };
         check_notes(&beside(&self.output, ".toml"))?;
         let target = TargetFile::new(&self.output, making)?;
-        let is_device = target.is_block_device();
+        let is_device = target.is_device();
         let exported = template.export(self.format.into(), &target.storage(), control)?;
         target.finish(cancel)?;
         // A disk has nothing beside it that would go with it.
