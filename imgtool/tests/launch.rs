@@ -203,6 +203,21 @@ fn a_machine_has_the_terminal_and_is_nobody_elses_while_it_runs() {
 }
 
 #[test]
+fn no_machine_outlives_a_command_that_is_killed() {
+    let lab = lab();
+    let mut command = lab.command("imgtool");
+    command.args("run --store store --accel tcg web --append".split(' '));
+    let mut running = Running::start(command.arg("root=/dev/vda console=ttyS0 stay"));
+    running.child.kill().unwrap();
+    // QEMU has the other end of the pipe until it ends.
+    running.lines.by_ref().for_each(drop);
+    running.child.wait().unwrap();
+    lab.qemu_img("check -q store/instances/web.qcow2");
+    let again = lab.run("imgtool run -q --store store --accel tcg web").ok();
+    assert_eq!(said(&again)[0], "the root says hello", "{again}");
+}
+
+#[test]
 fn what_is_in_the_way_is_one_line_and_what_to_do() {
     let lab = lab();
     let fails = |line: &str| {

@@ -7,8 +7,10 @@
 //! writes is passed on and looked through, and the keys that a user would press are sent (Ctrl-A c for QEMU's monitor, and
 //! Ctrl-A x for the end), so that what is run is the same in both cases.
 //!
-//! Whatever happens, QEMU has ended when this returns. It is asked to, so that what the guest has flushed is in the image.
+//! Whatever happens, QEMU has ended when this returns. It is asked to, so that what the guest has flushed is in the image. Where this
+//! process is killed, the kernel asks it, if there is a setpriv(1) that can tell the kernel so (util-linux 2.33).
 
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -113,14 +115,35 @@ pub fn run(machine: &Machine, options: &RunOptions, out: &mut dyn Write, cancel:
     let scratch = place.map(|place| set_aside(&mut machine, place)).transpose()?;
     firmware::make_variables(&machine)?;
     let line = command_line(&machine, options.accel)?;
-    let mut command = Command::new(&line[0]);
-    command.args(&line[1..]);
+    let command = bound_to_us(&line);
     let ended = match &options.wait_for {
         None => on_terminal(command, &machine, cancel),
         Some(wait_for) => until(command, &machine, wait_for, out, cancel),
     };
     drop(scratch);
     ended
+}
+
+/// The command of these words, which is to end when the thread that starts it does.
+fn bound_to_us(line: &[OsString]) -> Command {
+    let bind = ["--pdeathsig", "TERM", "--"];
+    // A program that is not there is to be missed by us.
+    let is_there = env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|directory| directory.join(&line[0]).is_file()));
+    let can_bind = || {
+        let mut probe = Command::new("setpriv");
+        probe.args(bind).arg("true").stdin(Stdio::null());
+        let ended = probe.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        ended.is_ok_and(|status| status.success())
+    };
+    if is_there && can_bind() {
+        let mut command = Command::new("setpriv");
+        command.args(bind).args(line);
+        return command;
+    }
+    let mut command = Command::new(&line[0]);
+    command.args(&line[1..]);
+    command
 }
 
 /// That each image can be used as QEMU is going to. What is found is let go again: only QEMU can keep it.
