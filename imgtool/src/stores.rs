@@ -144,6 +144,7 @@ fn network(text: &str) -> Result<NetworkSettings> {
         }
         _ => return Err(wrong()),
     }
+    network.check()?;
     match parts.next() {
         None => Ok(network),
         Some(_) => Err(wrong()),
@@ -182,6 +183,8 @@ mod tests {
             "user,2222:22",
             "bridge",
             "bridge=",
+            "bridge=br0;id",
+            "bridge=a-name-that-is-too-long",
             "none,fwd=1:2",
             "user,fwd=0:1",
         ] {

@@ -156,6 +156,23 @@ pub struct NetworkSettings {
 }
 
 impl NetworkSettings {
+    /// Fails for a bridge of which no network card of Linux can have the name.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn check(&self) -> Result<()> {
+        let Some(name) = &self.bridge else { return Ok(()) };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        // As many as the kernel takes, and without what options of launchers are parted by.
+        if (1..16).contains(&name.len()) && name.chars().all(plain) && !name.starts_with(['.', '-']) {
+            return Ok(());
+        }
+        Err(
+            Error::invalid(format!("\"{}\" cannot be the name of a bridge", escape(name)))
+                .with_hint("a name has up to 15 letters, digits, - _ and ."),
+        )
+    }
+
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }

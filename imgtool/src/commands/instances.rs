@@ -1,10 +1,11 @@
 //! `imgtool ls`, `show`, `rm` and `rename`: the machines of a store.
 
 use std::io::Write;
+use std::path::Path;
 
-use block::escape;
+use block::{Error, escape};
 use clap::Args;
-use machines::store::{Instance, Store};
+use machines::store::{Instance, InstanceName, Store};
 use machines::{Boot, Network, Settings};
 use ops::Control;
 use serde_json::{Value, json};
@@ -33,7 +34,12 @@ impl ListArgs {
         let store = self.store.open()?;
         let instances = store.instances()?;
         if self.output == OutputFormat::Json {
-            output::json(out, &instances.found.iter().map(as_json).collect::<Value>())?;
+            let found = instances.found.iter().map(as_json);
+            let broken = instances
+                .broken
+                .iter()
+                .map(|error| json!({ "name": name_of(error), "broken": error.to_string() }));
+            output::json(out, &found.chain(broken).collect::<Value>())?;
         } else {
             let mut table = Table::new(&["NAME", "TEMPLATE", "ADDRESS", "TAKES", "CREATED"]);
             for instance in &instances.found {
@@ -45,10 +51,21 @@ impl ListArgs {
                     short_time(instance.document.created),
                 ]);
             }
+            for error in &instances.broken {
+                let empty = String::new;
+                table.row([name_of(error), "(broken)".to_owned(), empty(), empty(), empty()]);
+            }
             table.print(out)?;
         }
         Ok(table::tell_broken(out, &instances.broken)?)
     }
+}
+
+/// The machine whose document an error is about.
+fn name_of(error: &Error) -> String {
+    let stem = error.path().and_then(Path::file_stem);
+    stem.map(|stem| stem.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// The name of the template of an instance, or what is known of it where it is gone.
@@ -151,8 +168,12 @@ pub(super) fn as_json(instance: &Instance) -> Value {
 /// Remove machines, with their disks
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  imgtool rm web-1 web-2")]
+  imgtool rm web-1 web-2
+  imgtool rm --force broken")]
 pub(crate) struct RemoveArgs {
+    /// Remove also machines of which what is known cannot be read
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     store: StoreArgs,
     /// The machines
@@ -163,11 +184,15 @@ pub(crate) struct RemoveArgs {
 impl RemoveArgs {
     pub(crate) fn run(self) -> Outcome {
         let store = self.store.open()?;
-        let found = self.names.iter().map(|name| store.instance(name));
+        let find = |name: &String| match (store.instance(name), name.parse::<InstanceName>()) {
+            (Ok(instance), _) => Ok(instance.name),
+            (Err(_), Ok(name)) if self.force && store.has_disk(&name) => Ok(name),
+            (Err(error), _) => Err(error),
+        };
         // Those that are there go only if all are there.
-        let found = found.collect::<block::Result<Vec<_>>>()?;
-        for instance in &found {
-            store.remove_instance(instance)?;
+        let found = self.names.iter().map(find).collect::<block::Result<Vec<_>>>()?;
+        for name in &found {
+            store.remove_disk(name)?;
         }
         Ok(0)
     }

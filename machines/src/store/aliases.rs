@@ -13,8 +13,21 @@ pub(super) type Aliases = BTreeMap<Alias, Fingerprint>;
 
 impl Store {
     /// All aliases.
+    ///
+    /// # Errors
+    /// `InvalidInput` where they cannot be read, with line and column: they are people's, and not made anew.
     pub(super) fn aliases(&self) -> Result<Aliases> {
-        Ok(load(&self.directory.join("aliases.toml"))?.unwrap_or_default())
+        let aliases = load(&self.directory.join("aliases.toml")).map_err(|error| {
+            error.with_hint(
+                "mend that line, or move the file away and name templates anew: imgtool template tag",
+            )
+        })?;
+        Ok(aliases.unwrap_or_default())
+    }
+
+    /// The aliases as far as they can be read, for what does not need them: none otherwise.
+    pub(super) fn readable_aliases(&self) -> Aliases {
+        self.aliases().unwrap_or_default()
     }
 
     /// Fails for a name that another template has.

@@ -94,6 +94,9 @@ impl Store {
                 "several machines cannot share an address of a network card",
             ));
         }
+        if let Some(mac) = new.mac {
+            self.refuse_mac(mac)?;
+        }
         for profile in &new.profiles {
             self.profile(profile)?;
         }
@@ -123,6 +126,18 @@ impl Store {
         Ok(instances)
     }
 
+    /// Fails for the address of another machine's network card: two of them on one network get each other's packets.
+    fn refuse_mac(&self, mac: Mac) -> Result<()> {
+        let others = self.instances()?.found;
+        match others.iter().find(|other| other.mac() == mac) {
+            Some(other) => {
+                let message = format!("{mac} is the address of machine {}", other.name);
+                Err(Error::invalid(message).with_hint("leave out --mac: each machine has one of its own"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Gives all files their names.
     fn publish_all(&self, scratch: &Scratch, template: &Template, instances: &[Instance]) -> Result<()> {
         let directory = self.instances_directory();
@@ -138,6 +153,9 @@ impl Store {
             )));
         }
         instances.iter().try_for_each(Instance::free)?;
+        if let Some(mac) = instances.first().and_then(|instance| instance.document.mac) {
+            self.refuse_mac(mac)?;
+        }
         for instance in instances {
             for beside in BESIDE {
                 let to = Self::file(&directory, &instance.name, beside);

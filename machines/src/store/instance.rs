@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use block::chain::MAX_LAYERS;
@@ -196,16 +196,15 @@ impl Instance {
         }
         disks
     }
+}
 
-    /// Fails if somebody uses the disk; nobody can while the result is there.
-    fn lock(&self) -> Result<raw::File> {
-        let image = self.image();
-        let open = raw::OpenOptions::new().write(true).open(&image);
-        open.map_err(|error| match error.kind() {
-            ErrorKind::Locked => error.with_hint("the machine is running: stop it first"),
-            _ => error,
-        })
-    }
+/// Fails if somebody uses the disk of an instance; nobody can while the result is there.
+fn lock(image: &Path) -> Result<raw::File> {
+    let open = raw::OpenOptions::new().write(true).open(image);
+    open.map_err(|error| match error.kind() {
+        ErrorKind::Locked => error.with_hint("the machine is running: stop it first"),
+        _ => error,
+    })
 }
 
 impl Store {
@@ -255,9 +254,16 @@ impl Store {
     fn load_instance(&self, name: InstanceName) -> Result<Instance> {
         let directory = self.instances_directory();
         let path = Self::file(&directory, &name, "toml");
-        let Some(document) = load(&path)? else {
+        let unreadable = |error: Error| {
+            error.with_hint(format!(
+                "mend it, or remove the machine with its disk: imgtool rm --force {name}"
+            ))
+        };
+        let Some(document) = load(&path).map_err(unreadable)? else {
             let error = Error::invalid("a disk without the description of its machine").with_path(path);
-            return Err(error.with_hint("bring that back from a copy, or move the disk elsewhere"));
+            return Err(error.with_hint(format!(
+                "bring that back from a copy, or remove the disk: imgtool rm --force {name}"
+            )));
         };
         Ok(Instance {
             name,
@@ -300,6 +306,10 @@ impl Store {
         if memory == 0 || memory % (1 << 20) != 0 {
             return wrong(format!("memory comes in whole MiB, and not as {memory} bytes"));
         }
+        settings
+            .network
+            .check()
+            .map_err(|error| error.with_path(instance.file("toml")))?;
         let network = match settings.network.kind.unwrap_or(NetworkKind::User) {
             NetworkKind::User => Network::User {
                 forwards: settings.network.forward.clone().unwrap_or_default(),
@@ -438,13 +448,14 @@ impl Store {
     }
 
     /// Fails if another disk in the store is based on that of an instance.
-    fn refuse_overlays(&self, instance: &Instance) -> Result<()> {
+    fn refuse_overlays(&self, name: &InstanceName) -> Result<()> {
         let directory = self.instances_directory();
-        let image = fs::canonicalize(instance.image()).unwrap_or_else(|_| instance.image());
+        let image = Self::file(&directory, name, "qcow2");
+        let image = fs::canonicalize(&image).unwrap_or(image);
         for stem in stems(&directory, "qcow2")? {
             let layers = chain(Self::file(&directory, &stem, "qcow2")).unwrap_or_default();
             if layers.iter().skip(1).any(|layer| layer.path == image) {
-                let message = format!("{stem} is based on the disk of machine {}", instance.name);
+                let message = format!("{stem} is based on the disk of machine {name}");
                 return Err(
                     Error::invalid(message).with_hint("make that one stand alone first: imgtool stream")
                 );
@@ -453,20 +464,40 @@ impl Store {
         Ok(())
     }
 
+    /// Whether there is an instance of a name, though its document may be one that cannot be read.
+    pub fn has_disk(&self, name: &InstanceName) -> bool {
+        Self::file(&self.instances_directory(), name, "qcow2")
+            .symlink_metadata()
+            .is_ok()
+    }
+
     /// Removes an instance.
     ///
     /// # Errors
     /// `Locked` while it runs.
     pub fn remove_instance(&self, instance: &Instance) -> Result<()> {
+        self.remove_disk(&instance.name)
+    }
+
+    /// Removes the instance of a name, whatever its document is: it may be one that cannot be read.
+    ///
+    /// # Errors
+    /// `InvalidInput` where there is none; `Locked` while it runs.
+    pub fn remove_disk(&self, name: &InstanceName) -> Result<()> {
         let _held = self.hold()?;
-        let lock = instance.lock()?;
-        self.refuse_overlays(instance)?;
-        document::remove(&instance.image())?;
-        document::sync(&instance.directory)?;
+        let directory = self.instances_directory();
+        let image = Self::file(&directory, name, "qcow2");
+        if !self.has_disk(name) {
+            return Err(Error::invalid(format!("there is no machine \"{name}\"")));
+        }
+        let lock = lock(&image)?;
+        self.refuse_overlays(name)?;
+        document::remove(&image)?;
+        document::sync(&directory)?;
         drop(lock);
         BESIDE
             .iter()
-            .try_for_each(|name| document::remove(&instance.file(name)))
+            .try_for_each(|beside| document::remove(&Self::file(&directory, name, beside)))
     }
 
     /// Gives an instance another name. What the guest calls itself stays.
@@ -475,8 +506,8 @@ impl Store {
     /// `InvalidInput` for a name that another has; `Locked` while it runs.
     pub fn rename(&self, instance: &Instance, name: &InstanceName) -> Result<Instance> {
         let _held = self.hold()?;
-        let lock = instance.lock()?;
-        self.refuse_overlays(instance)?;
+        let lock = lock(&instance.image())?;
+        self.refuse_overlays(&instance.name)?;
         let renamed = Instance {
             name: name.clone(),
             ..instance.clone()

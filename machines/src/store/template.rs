@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use ops::Control;
 use serde::{Deserialize, Serialize};
 
+use super::aliases::Aliases;
 use super::document::{self, load, text_of};
 use super::name::nearest;
 use super::{Alias, Fingerprint, Listing, Store, stems};
@@ -16,6 +17,8 @@ use crate::Settings;
 
 /// Digits of a fingerprint that are enough to name a template by, at least.
 const MIN_PREFIX: usize = 4;
+/// Those that are shown where a fingerprint is shown in short.
+const SHORT: usize = 12;
 
 /// What is known of a template, as its document has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,7 +169,7 @@ impl Store {
     pub fn templates(&self) -> Result<Listing<Template>> {
         let mut listing = Listing {
             found: Vec::new(),
-            broken: Vec::new(),
+            broken: self.aliases().err().into_iter().collect(),
         };
         for stem in stems(&self.templates_directory(), "qcow2")? {
             let Ok(fingerprint) = stem.parse() else {
@@ -188,7 +191,12 @@ impl Store {
     /// # Errors
     /// `InvalidInput` where there is none, with names that may have been meant, or where there are several.
     pub fn template(&self, name: &str) -> Result<Template> {
-        let aliases = self.aliases()?;
+        let (aliases, broken) = match self.aliases() {
+            Ok(aliases) => (aliases, None),
+            Err(error) => (Aliases::new(), Some(error)),
+        };
+        // What may be an alias that cannot be read is not taken for another template's fingerprint.
+        let least = if broken.is_some() { SHORT } else { MIN_PREFIX };
         let by_alias = name
             .parse::<Alias>()
             .ok()
@@ -197,11 +205,14 @@ impl Store {
             return self.load_template(fingerprint);
         }
         let stems = stems(&self.templates_directory(), "qcow2")?;
-        let begins = |stem: &&String| name.len() >= MIN_PREFIX && stem.starts_with(name);
+        let begins = |stem: &&String| name.len() >= least && stem.starts_with(name);
         let found: Vec<&String> = stems.iter().filter(begins).collect();
         match found.as_slice() {
             [one] => self.load_template(one.parse()?),
             [] => {
+                if let Some(error) = broken {
+                    return Err(error);
+                }
                 let error = Error::invalid(format!("there is no template \"{}\"", escape(name)));
                 let near = nearest(name, aliases.keys().map(Alias::as_str));
                 Err(error.with_hint(match near.as_slice() {
@@ -225,7 +236,7 @@ impl Store {
                 .with_path(path)
                 .with_hint("bring it back from a copy, or import the image once more"));
         };
-        let aliases = self.aliases()?;
+        let aliases = self.readable_aliases();
         let own = aliases.iter().filter(|(_, other)| **other == fingerprint);
         Ok(Template {
             fingerprint,
@@ -283,8 +294,13 @@ impl Store {
         for name in ["toml", "kernel", "initrd"] {
             document::remove(&Self::file(&directory, template.fingerprint, name))?;
         }
-        let mut aliases = self.aliases()?;
+        // Those that cannot be read are left to who mends them.
+        let mut aliases = self.readable_aliases();
+        let before = aliases.len();
         aliases.retain(|_, other| *other != template.fingerprint);
+        if aliases.len() == before {
+            return Ok(());
+        }
         self.write_aliases(&held, &aliases)
     }
 }

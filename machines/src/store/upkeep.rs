@@ -36,7 +36,8 @@ impl Store {
                 Err(error) => verified.faults.push(error),
             }
         }
-        for alias in self.dangling()? {
+        // Aliases that cannot be read are among what is broken.
+        for alias in self.dangling() {
             let message = format!("the alias \"{alias}\" is that of a template that is not there");
             verified.faults.push(Error::invalid(message));
         }
@@ -59,12 +60,12 @@ impl Store {
         Ok(verified)
     }
 
-    fn dangling(&self) -> Result<Vec<String>> {
+    fn dangling(&self) -> Vec<String> {
         let directory = self.templates_directory();
         let there = |fingerprint: &Fingerprint| Self::file(&directory, fingerprint, "qcow2").exists();
-        let aliases = self.aliases()?;
+        let aliases = self.readable_aliases();
         let dangling = aliases.iter().filter(|(_, fingerprint)| !there(fingerprint));
-        Ok(dangling.map(|(alias, _)| alias.to_string()).collect())
+        dangling.map(|(alias, _)| alias.to_string()).collect()
     }
 
     /// Removes what killed processes have left: files that go with no disk, and aliases of no template. Disks are never
@@ -94,8 +95,8 @@ impl Store {
         }
         if !tried {
             rubbish.iter().try_for_each(|path| document::remove(path))?;
-            let mut aliases = self.aliases()?;
-            let dangling = self.dangling()?;
+            let mut aliases = self.readable_aliases();
+            let dangling = self.dangling();
             let before = aliases.len();
             aliases.retain(|alias, fingerprint| {
                 wanted(&fingerprint.to_string()) || !dangling.iter().any(|name| name == alias.as_str())
