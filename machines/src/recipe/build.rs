@@ -73,6 +73,11 @@ impl Store {
             machine: recipe.machine.clone().then(options.machine.clone()),
             read: AtomicU64::new(0),
         };
+        // A template is the same as one before only where no UUID is drawn. Otherwise nobody is to wait for one that cannot be called so.
+        let is_new = recipe.disk.uuid.is_none() && !matches!(recipe.source, Source::Image(_));
+        if let (Some(alias), true, false) = (&options.alias, is_new, options.move_alias) {
+            self.check_alias(alias, None)?;
+        }
         let compress = recipe.disk.compress.unwrap_or_default();
         self.template_of(compress, control, |image, beside| build.run(image, beside, new))
     }
@@ -176,6 +181,11 @@ impl Build<'_> {
             Source::Mmdebstrap(debian) => {
                 let command = self.mmdebstrap(debian);
                 self.unpack(command, "mmdebstrap", builder, &copying, &control)?;
+            }
+            Source::Debootstrap(debian) => {
+                let tree = beside.join("debootstrap");
+                debian.make(&tree, &self.options.mirror, self.control)?;
+                self.copy(&tree, builder, &copying, &control)?;
             }
             Source::Debs(debs) => {
                 for path in debs.fetch(&beside.join("debs"), self.control)? {

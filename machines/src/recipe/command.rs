@@ -32,12 +32,23 @@ const TO_END: Duration = Duration::from_secs(20);
 /// `InvalidInput` where the program is not installed, or fails, with the last of what it said; `Interrupted`; otherwise what
 /// `read` returns, which is not asked for more once it has failed.
 pub(super) fn piped<T>(
-    mut command: Command,
+    command: Command,
     install: &str,
     control: &Control<'_>,
     read: impl FnOnce(ChildStdout) -> Result<T>,
 ) -> Result<T> {
     let name = command.get_program().to_string_lossy().into_owned();
+    piped_of(command, &name, install, control, read)
+}
+
+/// The same of a program that another, `command`, starts.
+fn piped_of<T>(
+    mut command: Command,
+    name: &str,
+    install: &str,
+    control: &Control<'_>,
+    read: impl FnOnce(ChildStdout) -> Result<T>,
+) -> Result<T> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -46,7 +57,7 @@ pub(super) fn piped<T>(
         .process_group(0);
     let mut child = command
         .spawn()
-        .map_err(|error| not_started(&name, install, error))?;
+        .map_err(|error| not_started(&command, install, error))?;
     let (Some(output), Some(complaints)) = (child.stdout.take(), child.stderr.take()) else {
         unreachable!("both are pipes");
     };
@@ -66,19 +77,14 @@ pub(super) fn piped<T>(
         (result, status)
     });
     control.check()?;
-    let status = status.map_err(|error| Error::io("wait for", error).with_path(&name))?;
+    let status = status.map_err(|error| Error::io("wait for", error).with_path(name))?;
     // What is wrong with what it wrote may only be that it failed.
     match result {
         Err(error) if error.kind() != ErrorKind::InvalidInput && error.kind() != ErrorKind::Corrupt => {
             Err(error)
         }
         Err(error) if status.success() || was_ended(status) => Err(error),
-        result => check(
-            &name,
-            status,
-            &last.lock().unwrap_or_else(PoisonError::into_inner),
-        )
-        .and(result),
+        result => check(name, status, &last.lock().unwrap_or_else(PoisonError::into_inner)).and(result),
     }
 }
 
@@ -87,7 +93,18 @@ pub(super) fn piped<T>(
 /// # Errors
 /// As [`piped`].
 pub(super) fn output(command: Command, install: &str, control: &Control<'_>) -> Result<String> {
-    piped(command, install, control, |mut output| {
+    let name = command.get_program().to_string_lossy().into_owned();
+    output_of(command, &name, install, control)
+}
+
+/// The same of a program that another, `command`, starts.
+pub(super) fn output_of(
+    command: Command,
+    name: &str,
+    install: &str,
+    control: &Control<'_>,
+) -> Result<String> {
+    piped_of(command, name, install, control, |mut output| {
         let mut text = Vec::new();
         output
             .read_to_end(&mut text)
@@ -96,12 +113,18 @@ pub(super) fn output(command: Command, install: &str, control: &Control<'_>) -> 
     })
 }
 
-fn not_started(name: &str, install: &str, error: io::Error) -> Error {
+/// A program, of the package `install`, that is missing.
+pub(super) fn not_installed(name: &str, install: &str) -> Error {
+    Error::invalid(format!(
+        "{name} is not installed, and the recipe is built with it"
+    ))
+    .with_hint(format!("install it: apt install {install}"))
+}
+
+fn not_started(command: &Command, install: &str, error: io::Error) -> Error {
+    let name = command.get_program();
     if error.kind() == io::ErrorKind::NotFound {
-        let missing = Error::invalid(format!(
-            "{name} is not installed, and the recipe is built with it"
-        ));
-        return missing.with_hint(format!("install it: apt install {install}"));
+        return not_installed(&name.to_string_lossy(), install);
     }
     Error::io("start", error).with_path(name)
 }

@@ -16,6 +16,7 @@ mod apt;
 mod build;
 mod command;
 mod cpio;
+mod debootstrap;
 mod disk;
 mod initrd;
 mod parse;
@@ -34,10 +35,11 @@ use crate::Settings;
 use crate::store::{Fingerprint, InstanceName};
 
 pub use build::BuildOptions;
+pub use debootstrap::Debootstrap;
 pub use disk::DiskOptions;
 pub use initrd::Initrd;
 pub use services::Services;
-pub use shipped::{Shipped, shipped};
+pub use shipped::{Shipped, shipped, shipped_named};
 pub use source::{Debs, Mmdebstrap, Source};
 pub use users::User;
 

@@ -15,7 +15,7 @@ use super::Recipe;
 use super::disk::DiskOptions;
 use super::initrd::Initrd;
 use super::services::Services;
-use super::shipped::{Shipped, named, shipped};
+use super::shipped::{Shipped, meant, named, shipped};
 use super::source::{Source, SourceTable};
 use super::users::User;
 use crate::Settings;
@@ -101,14 +101,14 @@ fn find(name: &Path, from: Option<&Path>) -> Result<Found> {
                 return Ok(Found::of(shipped));
             }
             let error = Error::io("open the recipe", error).with_path(path);
-            return Err(error.with_hint(format!(
-                "name a file, or one of those that there are: {}",
-                shipped()
-                    .iter()
-                    .map(|one| one.name)
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            )));
+            let all = || {
+                let names: Vec<_> = shipped().iter().map(|one| one.name).collect();
+                format!(
+                    "name a file, or one of those that there are: {}",
+                    names.join(", ")
+                )
+            };
+            return Err(error.with_hint(meant(text).unwrap_or_else(all)));
         }
     };
     if !file.is_file() || file.len() > MAX_LEN {

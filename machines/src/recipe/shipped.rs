@@ -1,5 +1,9 @@
 //! Recipes that come with the program.
 
+use block::{Error, Result, escape};
+
+use crate::store::nearest;
+
 /// A recipe that comes with the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shipped {
@@ -32,9 +36,27 @@ pub fn shipped() -> &'static [Shipped] {
     SHIPPED
 }
 
-/// The one of a name.
+/// The recipe of a name that comes with the program.
+///
+/// # Errors
+/// `InvalidInput` where there is none, with names that may have been meant.
+pub fn shipped_named(name: &str) -> Result<Shipped> {
+    named(name).ok_or_else(|| {
+        let error = Error::invalid(format!("no recipe \"{}\" comes with the program", escape(name)));
+        error.with_hint(
+            meant(name).unwrap_or_else(|| "imgtool template recipes lists those that do".to_owned()),
+        )
+    })
+}
+
 pub(super) fn named(name: &str) -> Option<Shipped> {
     SHIPPED.iter().copied().find(|one| one.name == name)
+}
+
+/// Which there are that may have been meant.
+pub(super) fn meant(name: &str) -> Option<String> {
+    let near = nearest(name, SHIPPED.iter().map(|one| one.name));
+    (!near.is_empty()).then(|| format!("there is {}", near.join(", ")))
 }
 
 #[cfg(test)]

@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use block::{Error, Result};
 use serde::Deserialize;
 
+use super::debootstrap::Debootstrap;
+
 /// What a root filesystem is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// What `mmdebstrap` makes.
     Mmdebstrap(Box<Mmdebstrap>),
+    /// What `debootstrap` makes.
+    Debootstrap(Box<Debootstrap>),
     /// What is in Debian packages, as it is.
     Debs(Debs),
     /// An archive.
@@ -69,6 +73,7 @@ pub(super) struct SourceTable(Keys);
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct Keys {
     mmdebstrap: Option<Mmdebstrap>,
+    debootstrap: Option<Debootstrap>,
     debs: Option<Debs>,
     tar: Option<PathBuf>,
     directory: Option<PathBuf>,
@@ -82,6 +87,7 @@ impl Keys {
     fn named(&self) -> Vec<&'static str> {
         let keys = [
             (self.mmdebstrap.is_some(), "mmdebstrap"),
+            (self.debootstrap.is_some(), "debootstrap"),
             (self.debs.is_some(), "debs"),
             (self.tar.is_some(), "tar"),
             (self.directory.is_some(), "directory"),
@@ -142,6 +148,10 @@ impl SourceTable {
                 Some(before) => before.then(own),
                 None => own,
             }),
+            debootstrap: later.debootstrap.map(|own| match before.debootstrap {
+                Some(before) => before.then(own),
+                None => own,
+            }),
             debs: later.debs.map(|own| match before.debs {
                 Some(before) => before.then(own),
                 None => own,
@@ -155,6 +165,7 @@ impl SourceTable {
         let keys = self.0;
         let found = [
             keys.mmdebstrap.map(Box::new).map(Source::Mmdebstrap),
+            keys.debootstrap.map(Box::new).map(Source::Debootstrap),
             keys.debs.map(Source::Debs),
             keys.tar.map(Source::Tar),
             keys.directory.map(Source::Directory),
@@ -164,16 +175,19 @@ impl SourceTable {
         let source = found.into_iter().flatten().next();
         let source = source.ok_or_else(|| {
             Error::invalid("the recipe has no source").with_hint(
-                "say what the system is made of: [source] with tar, directory, oci or image, [source.mmdebstrap] or [source.debs]",
+                "say what the system is made of: [source] with tar, directory, oci or image, [source.mmdebstrap], [source.debootstrap] or [source.debs]",
             )
         })?;
-        match &source {
-            Source::Mmdebstrap(debian) if debian.suite.is_none() => {
-                Err(Error::invalid("[source.mmdebstrap] has no suite")
-                    .with_hint("such as suite = \"bookworm\""))
-            }
-            _ => Ok(source),
+        let (kind, suite) = match &source {
+            Source::Mmdebstrap(debian) => ("mmdebstrap", &debian.suite),
+            Source::Debootstrap(debian) => ("debootstrap", &debian.suite),
+            _ => return Ok(source),
+        };
+        if suite.is_none() {
+            return Err(Error::invalid(format!("[source.{kind}] has no suite"))
+                .with_hint("such as suite = \"bookworm\""));
         }
+        Ok(source)
     }
 }
 
@@ -182,6 +196,7 @@ impl Source {
     pub(super) fn packages(&self) -> Vec<String> {
         match self {
             Self::Mmdebstrap(debian) => debian.packages.clone(),
+            Self::Debootstrap(debian) => debian.packages.clone(),
             Self::Debs(Debs { packages, kernel }) => packages.iter().chain(kernel).cloned().collect(),
             _ => Vec::new(),
         }
@@ -197,6 +212,9 @@ impl Source {
         };
         match self {
             Self::Mmdebstrap(debian) => format!("mmdebstrap {}", debian.suite.as_deref().unwrap_or_default()),
+            Self::Debootstrap(debian) => {
+                format!("debootstrap {}", debian.suite.as_deref().unwrap_or_default())
+            }
             Self::Debs(_) => "debs".to_owned(),
             Self::Tar(path) | Self::Directory(path) | Self::Image(path) => base_name(path),
             Self::Oci(name) => base_name(Path::new(name)),

@@ -30,10 +30,10 @@ impl Store {
         self.aliases().unwrap_or_default()
     }
 
-    /// Fails for a name that another template has.
-    pub(super) fn check_alias(&self, alias: &Alias, fingerprint: Fingerprint) -> Result<()> {
+    /// Fails for a name that another template has than the one of a fingerprint, which may not be known yet.
+    pub(crate) fn check_alias(&self, alias: &Alias, fingerprint: Option<Fingerprint>) -> Result<()> {
         match self.aliases()?.get(alias) {
-            Some(other) if *other != fingerprint => {
+            Some(other) if Some(*other) != fingerprint => {
                 let message = format!("\"{alias}\" is the name of template {}", other.short());
                 Err(Error::invalid(message).with_hint("choose another, or have it moved: --move"))
             }

@@ -187,7 +187,7 @@ impl Store {
         control.check()?;
         let held = self.hold()?;
         if let (Some(alias), false) = (&new.alias, new.move_alias) {
-            self.check_alias(alias, fingerprint)?;
+            self.check_alias(alias, Some(fingerprint))?;
         }
         let directory = self.templates_directory();
         fs::create_dir_all(&directory)

@@ -254,7 +254,7 @@ impl Store {
         let held = self.hold()?;
         self.load_template(template.fingerprint)?;
         if !moved {
-            self.check_alias(alias, template.fingerprint)?;
+            self.check_alias(alias, Some(template.fingerprint))?;
         }
         self.add_alias(&held, alias, template.fingerprint)
     }

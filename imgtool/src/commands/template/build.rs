@@ -65,7 +65,10 @@ impl BuildArgs {
 
     fn build(&self) -> Result<Template> {
         let recipe = Recipe::load(&self.recipe)?;
-        let named = || self.recipe.file_stem()?.to_str()?.parse().ok();
+        let named = || {
+            let name = self.recipe.file_name()?.to_str()?;
+            name.strip_suffix(".toml").unwrap_or(name).parse().ok()
+        };
         let store = self.store.open()?;
         let options = BuildOptions {
             alias: match &self.alias {

@@ -2,9 +2,8 @@
 
 use std::io::Write;
 
-use block::{Error, escape};
 use clap::Args;
-use machines::recipe::{Recipe, shipped};
+use machines::recipe::{Recipe, shipped, shipped_named};
 use serde_json::json;
 
 use crate::commands::Outcome;
@@ -29,13 +28,7 @@ pub(super) struct RecipesArgs {
 impl RecipesArgs {
     pub(super) fn run(self, out: &mut dyn Write) -> Outcome {
         if let Some(name) = &self.show {
-            let Some(one) = shipped().iter().find(|one| one.name == name) else {
-                let error = Error::invalid(format!("no recipe \"{}\" comes with the program", escape(name)));
-                return Err(error
-                    .with_hint("imgtool template recipes lists those that do")
-                    .into());
-            };
-            out.write_all(one.text.as_bytes())?;
+            out.write_all(shipped_named(name)?.text.as_bytes())?;
             return Ok(0);
         }
         let mut listed = Vec::new();
