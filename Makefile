@@ -19,9 +19,9 @@ test: ## All tests, those against QEMU and the ext4 tools included (installs wha
 	scripts/setup.sh test
 	$(CARGO) test --workspace --all-features
 
-test-slow: ## What takes minutes and a network: Debian 12 built by its recipe, and booted
-	scripts/setup.sh test
-	$(CARGO) test --package machines --test debian
+test-slow: ## What takes minutes and a network: Debian 12 and Ubuntu built by their recipes, and booted
+	scripts/setup.sh test-slow
+	$(CARGO) test --package machines --test distributions -- --nocapture --test-threads=1
 
 demo: ## A template from a recipe, three clones, one of them booted, each step verified by other tools
 	scripts/setup.sh demo
@@ -37,6 +37,7 @@ check: ## Formatting, lints and documentation, with warnings as errors
 	scripts/setup.sh check
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --package machines --test distributions --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps
 
 deny: ## Licences, advisories and sources of all dependencies (needs cargo-deny)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs, with apt, what a task needs and this machine lacks; touches nothing else.
 #
-#   scripts/setup.sh build|check|test|demo
+#   scripts/setup.sh build|check|test|test-slow|demo
 #
 # Tests and demo compare with QEMU's tools, version 10 or later. Where the machine's own suite has an older one,
 # its backports suite is added, from the mirror the machine uses already.
@@ -123,7 +123,12 @@ fetch_guest_kernel() {
 }
 
 task=${1:-}
-case $task in build | check | test | demo) ;; *) fail "usage: scripts/setup.sh build|check|test|demo" ;; esac
+case $task in
+    build | check | test | demo) ;;
+    # All that tests need, and more at the end.
+    test-slow) slow=1 task=test ;;
+    *) fail "usage: scripts/setup.sh build|check|test|test-slow|demo" ;;
+esac
 
 check_cargo
 need cc gcc
@@ -189,3 +194,11 @@ fi
 install_packages
 case $task in test | demo) install_qemu ;; esac
 if [ "$task" = test ]; then fetch_guest_kernel; fi
+if [ -n "${slow:-}" ]; then
+    packages=()
+    need ssh openssh-client
+    need debootstrap debootstrap
+    # In Debian 12 it is in the suite that QEMU is from.
+    [ -e /usr/share/keyrings/ubuntu-archive-keyring.gpg ] || packages+=(ubuntu-keyring)
+    install_packages
+fi
