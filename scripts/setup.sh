@@ -178,6 +178,7 @@ if [ "$task" = test ]; then
     # Its daemon takes and gives images; it starts nothing.
     need lxd lxd
     python3 -c 'import jsonschema, yaml' 2>/dev/null || packages+=(python3-jsonschema python3-yaml)
+    need minisign minisign
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)
     [ -e /usr/share/AAVMF/AAVMF_CODE.fd ] || packages+=(qemu-efi-aarch64)
     [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || packages+=(systemd-boot-efi)

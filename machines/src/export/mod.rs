@@ -21,7 +21,7 @@ pub(crate) use oci::LABEL;
 
 use crate::Root;
 use crate::archive::write_tar;
-use crate::store::{Fingerprint, MAX_KERNEL, Template};
+use crate::store::{Fingerprint, MAX_KERNEL, SIGNATURE, Template};
 
 /// What a template becomes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,6 +108,14 @@ impl Template {
                 suffix: NOTES,
                 content,
             });
+        }
+        if form == Form::Qcow2
+            && let Some(signature) = self.signature()
+        {
+            let content =
+                fs::read(&signature).map_err(|error| Error::io("read", error).with_path(signature))?;
+            let suffix = SIGNATURE;
+            exported.beside.push(Beside { suffix, content });
         }
         exported.beside.extend(self.loose_boot_files(root.as_ref())?);
         Ok(exported)

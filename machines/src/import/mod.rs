@@ -11,6 +11,7 @@ mod metadata;
 mod notes;
 mod tree;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use block::chain::Chain;
@@ -29,6 +30,8 @@ pub struct Importing<'i> {
     pub disk: Option<PathBuf>,
     /// What it is; found out where that is not said.
     pub form: Option<Form>,
+    /// Who vouches for the file, where the store trusts keys: by default `FILE.minisig`.
+    pub signature: Option<PathBuf>,
     /// Opens a disk image, with what it may be based on.
     pub open: &'i dyn Fn(&Path, Form) -> Result<Chain>,
 }
@@ -54,14 +57,21 @@ impl Store {
             let message = "a second file is the disk of an Incus image whose metadata is a file of its own";
             return Err(Error::invalid(message).with_path(file));
         }
+        let signature = self.check_signed(importing, control)?;
         // Archives of Incus and container images have them inside.
         let noted = match notes::beside(file)? {
             Some(notes) => new.take_notes(notes),
             None => BootFiles::default(),
         };
-        match form {
+        let template = match form {
             Form::Qcow2 | Form::Raw => {
                 let chain = (importing.open)(file, form)?;
+                if signature.is_some() && !is_one_file(&chain) {
+                    let message = "the image is based on other files, which its signature says nothing of";
+                    return Err(Error::invalid(message).with_path(file).with_hint(
+                        "copy it into one that stands alone, and have that signed: imgtool convert",
+                    ));
+                }
                 notes::boot_files(file, noted, &mut new)?;
                 new.look_at(&chain.device())
                     .map_err(|error| error.with_path(file))?;
@@ -70,8 +80,37 @@ impl Store {
             Form::Tar => self.import_tar(file, noted, new, control),
             Form::Oci => self.import_oci(file, new, control),
             Form::Incus => self.import_incus(file, importing.disk.as_deref(), new, control),
+        }?;
+        if let (Some(signature), Form::Qcow2) = (signature, form) {
+            self.keep_signature(&template, &signature, control)?;
         }
+        Ok(template)
     }
+
+    /// Checks the signatures of all that is imported, where the store trusts keys; gives that of the file.
+    fn check_signed(&self, importing: &Importing<'_>, control: &Control<'_>) -> Result<Option<Vec<u8>>> {
+        let file = &importing.file;
+        if self.wants_signatures()? && !fs::metadata(file).is_ok_and(|found| found.is_file()) {
+            let message = "the store has keys, and only a file can be signed";
+            return Err(Error::invalid(message).with_path(file).with_hint(
+                "of an image layout, name an archive of it: skopeo copy oci:DIR:TAG oci-archive:FILE",
+            ));
+        }
+        let signature = self.check_signature(file, importing.signature.as_deref(), control)?;
+        if let (Some(_), Some(disk)) = (&signature, &importing.disk) {
+            self.check_signature(disk, None, control)?;
+        }
+        let notes = notes::path(file);
+        if signature.is_some() && notes.exists() {
+            // By its digests, this vouches for what else is beside the file.
+            self.check_signature(&notes, None, control)?;
+        }
+        Ok(signature)
+    }
+}
+
+fn is_one_file(chain: &Chain) -> bool {
+    matches!(chain.layers(), [layer] if layer.data_file.is_none())
 }
 
 impl std::fmt::Debug for Importing<'_> {

@@ -22,7 +22,7 @@ pub(super) struct BootFiles {
 
 /// What is beside a file: `FILE.toml`, or for the image of a template in a store, its document there.
 pub(super) fn beside(file: &Path) -> Result<Option<TemplateDocument>> {
-    let path = beside_of(file, NOTES);
+    let path = path(file);
     let Some(bytes) = read(&path, MAX_NOTES)? else {
         return Ok(None);
     };
@@ -31,6 +31,11 @@ pub(super) fn beside(file: &Path) -> Result<Option<TemplateDocument>> {
             .with_path(path)
             .with_hint("it was exported with the image; to import that alone, move it elsewhere")
     })
+}
+
+/// Where they are.
+pub(super) fn path(file: &Path) -> PathBuf {
+    beside_of(file, NOTES)
 }
 
 pub(super) fn parse_notes(bytes: &[u8]) -> Result<TemplateDocument> {

@@ -71,6 +71,7 @@ impl Store {
     ) -> Result<Vec<Instance>> {
         let instances = self.planned(template, new)?;
         template.check(control)?;
+        self.check_trusted(template, control)?;
         let job = Job {
             scratch: self.scratch()?,
             base: open_template(template)?,

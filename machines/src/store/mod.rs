@@ -12,6 +12,8 @@
 //! instances/NAME.qcow2           the disk, an overlay of a template's
 //! instances/NAME.toml            what it is: InstanceDocument
 //! profiles/NAME.toml             settings that instances can share: Settings
+//! templates/FINGERPRINT.qcow2.minisig   who vouches for the disk
+//! keys/NAME.pub                  whom the store trusts; with none, everybody
 //! aliases.toml                   names of templates
 //! .lock                          held while any of these are changed
 //! .work/                         what is not finished
@@ -36,6 +38,7 @@ mod instance;
 mod name;
 mod publish;
 mod scratch;
+mod signature;
 mod template;
 mod upkeep;
 
@@ -56,6 +59,7 @@ pub use instance::{Instance, InstanceDocument, Mac};
 pub(crate) use name::nearest;
 pub use name::{Alias, Hostname, InstanceName};
 pub use publish::Published;
+pub(crate) use signature::SUFFIX as SIGNATURE;
 pub use template::{Provenance, Template, TemplateDocument};
 pub use upkeep::Verified;
 

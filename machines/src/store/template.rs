@@ -114,6 +114,12 @@ impl Template {
         self.document.initrd.map(|_| path)
     }
 
+    /// Who vouches for the image, if that is known.
+    pub fn signature(&self) -> Option<PathBuf> {
+        let path = Store::file(&self.directory, self.fingerprint, "qcow2.minisig");
+        path.exists().then_some(path)
+    }
+
     /// The first of its aliases, or the start of its fingerprint.
     pub fn name(&self) -> String {
         match self.aliases.first() {
@@ -291,7 +297,7 @@ impl Store {
         let directory = self.templates_directory();
         document::remove(&Self::file(&directory, template.fingerprint, "qcow2"))?;
         document::sync(&directory)?;
-        for name in ["toml", "kernel", "initrd"] {
+        for name in ["toml", "kernel", "initrd", "qcow2.minisig", "trusted"] {
             document::remove(&Self::file(&directory, template.fingerprint, name))?;
         }
         // Those that cannot be read are left to who mends them.

@@ -21,7 +21,7 @@ pub struct Verified {
 }
 
 impl Store {
-    /// Reads all templates, and follows the disks of all instances.
+    /// Reads all templates, checks their signatures where keys are trusted, and follows the disks of all instances.
     ///
     /// # Errors
     /// `Io` where the store cannot be read; `Interrupted`. What is wrong with one of them is no error of this.
@@ -30,7 +30,8 @@ impl Store {
         let templates = self.templates()?;
         verified.faults.extend(templates.broken);
         for template in &templates.found {
-            match template.verify(control) {
+            let signed = |()| self.verify_signature(template, control);
+            match template.verify(control).and_then(signed) {
                 Ok(()) => verified.templates += 1,
                 Err(error) if error.kind() == block::ErrorKind::Interrupted => return Err(error),
                 Err(error) => verified.faults.push(error),
@@ -83,7 +84,15 @@ impl Store {
             (self.templates_directory(), &wanted as &dyn Fn(&str) -> bool),
             (self.instances_directory(), &|_| false),
         ] {
-            for extension in ["toml", "kernel", "initrd", "vars", "seed"] {
+            for extension in [
+                "toml",
+                "kernel",
+                "initrd",
+                "qcow2.minisig",
+                "trusted",
+                "vars",
+                "seed",
+            ] {
                 for stem in stems(&directory, extension)? {
                     // A link that leads nowhere is a disk that is elsewhere, for now.
                     let disk = Self::file(&directory, &stem, "qcow2");

@@ -32,6 +32,8 @@ use crate::watch::Watch;
 /// What `imgtool template export` has written beside FILE or into it is taken along, but nothing that would reach into this host; options win. What system is on the disk is found out else, and so is how it boots: where the disk has an EFI system
 /// partition, by UEFI; where it has none and there is a kernel in it, the kernel is copied beside the disk, for launchers to load. A disk that
 /// is built has an EFI system partition only if it is to boot so (--boot uefi). What template lint finds is told, on standard error.
+///
+/// Where the store has public keys of minisign (keys/NAME.pub), only what one of them has signed is imported: FILE, and FILE.toml if there is one.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool template import disk.qcow2 --alias debian-12
@@ -39,6 +41,7 @@ use crate::watch::Watch;
   imgtool template import debian-12-nocloud-amd64.qcow2 --alias cloud --user debian --notes 'from Debian'
   imgtool template import rootfs.tar.zst --alias web --boot uefi
   imgtool template import oci:layout:web --alias web
+  minisign -Sm disk.qcow2 && imgtool template import disk.qcow2 --alias signed
   imgtool template import incus.tar.xz disk.qcow2 --alias theirs")]
 pub(super) struct ImportArgs {
     /// What it is to be called
@@ -50,6 +53,9 @@ pub(super) struct ImportArgs {
     /// What the file is [default: found out]
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     format: Option<FormArg>,
+    /// The signature of FILE, where the store has keys [default: FILE.minisig]
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
     /// Compress what is copied, with zstd
     #[arg(short = 'c', long)]
     compress: bool,
@@ -132,6 +138,7 @@ impl ImportArgs {
             file: image_at(&self.file).into_owned(),
             disk: self.disk.clone(),
             form: self.format.map(Into::into),
+            signature: self.signature.clone(),
             open: &open,
         };
         let store = self.store.open()?;

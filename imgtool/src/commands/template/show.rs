@@ -1,6 +1,7 @@
 //! `imgtool template show`: what is known of a template.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use block::escape;
 use clap::Args;
@@ -15,11 +16,15 @@ use crate::stores::StoreArgs;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool template show debian-12
-  imgtool template show --output json 3f1a")]
+  imgtool template show --output json 3f1a
+  minisign -Sm \"$(imgtool template show debian-12 --path)\"")]
 pub(super) struct ShowArgs {
     /// How to print it
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
+    /// Print the name of its image alone
+    #[arg(long, conflicts_with = "output")]
+    path: bool,
     #[command(flatten)]
     store: StoreArgs,
     /// Its alias, or the first digits of its fingerprint
@@ -29,7 +34,12 @@ pub(super) struct ShowArgs {
 impl ShowArgs {
     pub(super) fn run(self, out: &mut dyn Write) -> Outcome {
         let template = self.store.open()?.template(&self.template)?;
-        print(out, &template, self.output)?;
+        if self.path {
+            out.write_all(template.image().as_os_str().as_bytes())?;
+            writeln!(out)?;
+        } else {
+            print(out, &template, self.output)?;
+        }
         Ok(0)
     }
 }
@@ -70,6 +80,12 @@ pub(super) fn print(out: &mut dyn Write, template: &Template, format: OutputForm
         (
             "initrd",
             template.initrd().map(|path| path.to_string_lossy().into_owned()),
+        ),
+        (
+            "signature",
+            template
+                .signature()
+                .map(|path| path.to_string_lossy().into_owned()),
         ),
         ("user", document.user.clone()),
         ("notes", document.notes.clone()),

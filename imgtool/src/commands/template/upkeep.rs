@@ -17,7 +17,7 @@ use crate::watch::Watch;
 
 /// See whether templates are what they were, and machines based on what they should be
 ///
-/// All templates are read and compared with their fingerprints.
+/// All templates are read and compared with their fingerprints, and with their signatures where the store has keys.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool template verify")]

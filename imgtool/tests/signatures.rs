@@ -1,0 +1,202 @@
+//! Stores that trust keys, with minisign as who signs and who checks.
+
+mod common;
+
+use std::fs;
+
+use common::{Done, Lab};
+
+fn shell(lab: &Lab, script: &str) -> String {
+    let done = lab.command("bash").args(["-ec", script]).output().unwrap();
+    assert!(done.status.success(), "{script}: {done:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// A lab with keys `ours` and `theirs`, and an image in qcow2 and raw format.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    shell(
+        &lab,
+        "for key in ours theirs; do minisign -G -W -p $key.pub -s $key.sec >/dev/null; done; mkdir -p root/etc store/keys; echo ID=tiny >root/etc/os-release",
+    );
+    lab.imgtool("mkfs -q --size 32M root disk.img");
+    // Not what the store would make of the other.
+    lab.qemu_img("convert -O qcow2 -o cluster_size=32k disk.img disk.qcow2");
+    lab
+}
+
+fn trust(lab: &Lab, key: &str) {
+    fs::copy(
+        lab.path(&format!("{key}.pub")),
+        lab.path(&format!("store/keys/{key}.pub")),
+    )
+    .unwrap();
+}
+
+fn sign(lab: &Lab, key: &str, file: &str) {
+    lab.run_words(&["minisign", "-S", "-s", &format!("{key}.sec"), "-m", file])
+        .ok();
+}
+
+fn import(lab: &Lab, what: &str) -> Done {
+    lab.run(&format!("imgtool template import --store store {what}"))
+}
+
+fn clone(lab: &Lab, template: &str, name: &str) -> Done {
+    lab.run(&format!("imgtool clone --store store --from {template} {name}"))
+}
+
+fn stored(lab: &Lab) -> String {
+    shell(lab, "find store -type f ! -name .lock ! -name '*.pub' | sort")
+}
+
+fn image(lab: &Lab, template: &str) -> String {
+    lab.imgtool(&format!("template show --store store --path {template}"))
+        .trim_end()
+        .to_owned()
+}
+
+#[test]
+fn only_what_a_trusted_key_has_signed_is_imported_and_cloned() {
+    let lab = lab();
+    import(&lab, "disk.img --alias early").ok();
+    trust(&lab, "ours");
+    let before = stored(&lab);
+    import(&lab, "disk.qcow2 --alias signed").fails(1, &["disk.qcow2", "no signature", "minisign -Sm"]);
+    clone(&lab, "early", "web").fails(1, &["no signature", &image(&lab, "early")]);
+    assert_eq!(stored(&lab), before);
+    sign(&lab, "ours", "disk.qcow2");
+    import(&lab, "disk.qcow2 --alias signed").ok();
+    let signed = image(&lab, "signed");
+    lab.run_words(&["minisign", "-V", "-p", "ours.pub", "-m", &signed])
+        .ok();
+    let shown = lab.imgtool("template show --store store signed");
+    assert!(shown.contains(&format!("{signed}.minisig")), "{shown}");
+    clone(&lab, "signed", "web-1").ok();
+    clone(&lab, "signed", "web-2").ok();
+    // What was made here is signed where it is.
+    let early = image(&lab, "early");
+    lab.run("imgtool template verify --store store")
+        .fails(1, &["no signature", &early]);
+    sign(&lab, "ours", &early);
+    clone(&lab, "early", "web-3").ok();
+    let verified = lab.imgtool("template verify --store store");
+    assert!(verified.starts_with("2 templates and 3 machines"), "{verified}");
+    // What leaves the store does so with its signature.
+    lab.imgtool("template export --store store signed -o out.qcow2");
+    lab.run("minisign -V -p ours.pub -m out.qcow2").ok();
+    sign(&lab, "ours", "out.qcow2.toml");
+    lab.imgtool("rm --store store web-1 web-2 web-3");
+    lab.imgtool("template rm --store store signed");
+    lab.imgtool("template rm --store store early");
+    assert_eq!(stored(&lab).trim(), "store/aliases.toml");
+    import(&lab, "out.qcow2 --alias again").ok();
+    clone(&lab, "again", "web").ok();
+}
+
+#[test]
+fn a_signature_says_what_is_wrong_with_it_and_nothing_is_imported() {
+    let lab = lab();
+    trust(&lab, "ours");
+    let before = stored(&lab);
+    let refused = |what: &str, says: &[&str]| {
+        import(&lab, what).fails(1, says);
+        assert_eq!(stored(&lab), before, "{what}");
+    };
+    sign(&lab, "theirs", "disk.qcow2");
+    refused("disk.qcow2", &["disk.qcow2.minisig", "not trusted", "store/keys"]);
+    sign(&lab, "ours", "disk.qcow2");
+    refused("disk.qcow2 --signature none.minisig", &["no signature"]);
+    refused("disk.qcow2 --signature disk.img", &["disk.img"]);
+    shell(&lab, "echo none >bad.minisig");
+    refused(
+        "disk.qcow2 --signature bad.minisig",
+        &["bad.minisig", "no signature of minisign"],
+    );
+    // The comment is signed, too.
+    shell(
+        &lab,
+        "sed 's/timestamp:/timestamp:1/' disk.qcow2.minisig >comment.minisig",
+    );
+    refused("disk.qcow2 --signature comment.minisig", &["has changed"]);
+    shell(
+        &lab,
+        "cp disk.qcow2 changed.qcow2; printf x | dd of=changed.qcow2 bs=1 seek=400000 conv=notrunc status=none",
+    );
+    refused(
+        "changed.qcow2 --signature disk.qcow2.minisig",
+        &["changed.qcow2", "has changed"],
+    );
+    lab.run_words(&[
+        "minisign",
+        "-S",
+        "-l",
+        "-s",
+        "ours.sec",
+        "-m",
+        "disk.qcow2",
+        "-x",
+        "old.minisig",
+    ])
+    .ok();
+    refused(
+        "disk.qcow2 --signature old.minisig",
+        &["old.minisig", "old kind", "minisign -SHm"],
+    );
+    // What is beside the image is taken along, and so is to be signed.
+    shell(&lab, "echo 'os = 1' >disk.qcow2.toml");
+    refused("disk.qcow2", &["disk.qcow2.toml", "no signature"]);
+    shell(&lab, "rm disk.qcow2.toml");
+    // What an image is based on is in other files.
+    lab.qemu_img("create -q -f qcow2 -b disk.qcow2 -F qcow2 overlay.qcow2");
+    sign(&lab, "ours", "overlay.qcow2");
+    refused("overlay.qcow2", &["other files", "imgtool convert"]);
+    fs::create_dir(lab.path("layout")).unwrap();
+    shell(&lab, "echo '{}' >layout/oci-layout");
+    refused("layout", &["only a file can be signed"]);
+    fs::write(lab.path("store/keys/bad.pub"), "none").unwrap();
+    refused("disk.qcow2", &["bad.pub", "no public key of minisign"]);
+    fs::remove_file(lab.path("store/keys/bad.pub")).unwrap();
+    fs::remove_file(lab.path("store/keys/ours.pub")).unwrap();
+    refused(
+        "disk.qcow2 --signature disk.qcow2.minisig",
+        &["no key", "NAME.pub"],
+    );
+}
+
+#[test]
+fn a_template_that_was_trusted_once_is_looked_at_again_when_anything_changes() {
+    let lab = lab();
+    trust(&lab, "ours");
+    sign(&lab, "ours", "disk.qcow2");
+    import(&lab, "disk.qcow2 --alias signed").ok();
+    clone(&lab, "signed", "one").ok();
+    let signed = image(&lab, "signed");
+    let signature = format!("{signed}.minisig");
+    let kept = fs::read(lab.path(&signature)).unwrap();
+    // Another key.
+    trust(&lab, "theirs");
+    fs::remove_file(lab.path("store/keys/ours.pub")).unwrap();
+    clone(&lab, "signed", "two").fails(1, &["not trusted"]);
+    // The first again, and another's signature.
+    trust(&lab, "ours");
+    fs::remove_file(lab.path("store/keys/theirs.pub")).unwrap();
+    sign(&lab, "theirs", &signed);
+    clone(&lab, "signed", "two").fails(1, &["not trusted"]);
+    fs::remove_file(lab.path(&signature)).unwrap();
+    clone(&lab, "signed", "two").fails(1, &["no signature"]);
+    fs::write(lab.path(&signature), kept).unwrap();
+    clone(&lab, "signed", "two").ok();
+    // A raw image is signed as it is, and what was made of it once more.
+    sign(&lab, "ours", "disk.img");
+    import(&lab, "disk.img --alias raw").ok();
+    clone(&lab, "raw", "three").fails(1, &["no signature"]);
+    sign(&lab, "ours", &image(&lab, "raw"));
+    clone(&lab, "raw", "three").ok();
+    // Other bytes.
+    shell(
+        &lab,
+        &format!("chmod u+w {signed}; printf x | dd of={signed} bs=1 seek=400000 conv=notrunc status=none"),
+    );
+    clone(&lab, "signed", "four").fails(1, &["has changed"]);
+}
