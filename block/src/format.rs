@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::gate::Permit;
-use crate::{BackingReference, BlockDevice, DataFileReference, Error, Overlay, Result, Storage, escape};
+use crate::{
+    BackingReference, BlockDevice, DataFileReference, Error, Keys, Overlay, Result, Storage, escape,
+};
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,13 +44,15 @@ pub enum Backing {
     Device(Arc<dyn BlockDevice>),
 }
 
-/// What other files an image names.
+/// What other files an image names, and what else it takes to open it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// The file below.
     pub backing: Option<BackingReference>,
     /// The file that holds the data, for a format that keeps only its tables in its own.
     pub data_file: Option<DataFileReference>,
+    /// Its data is encrypted: it is opened with [`Keys`].
+    pub encrypted: bool,
 }
 
 /// A disk-image format, as far as opening a chain needs it.
@@ -69,7 +73,7 @@ pub trait Format: Debug + Send + Sync {
     /// Opens a layer.
     ///
     /// # Errors
-    /// `Corrupt`, `Unsupported`, `Io`; `InvalidInput` for a backing that the image does not name, or
+    /// `Corrupt`, `Unsupported`, `Io`; `Key` for an encrypted image that `keys` do not open; `InvalidInput` for a backing that the image does not name, or
     /// [`Backing::None`] for one that it does.
     fn open(
         &self,
@@ -77,6 +81,7 @@ pub trait Format: Debug + Send + Sync {
         data_file: Option<Arc<dyn Storage>>,
         access: Access,
         backing: Backing,
+        keys: Keys,
     ) -> Result<Arc<dyn Overlay>>;
 
     /// Opens an internal snapshot as a layer, for reading. It lies on the same backing as the image itself.
@@ -89,8 +94,9 @@ pub trait Format: Debug + Send + Sync {
         storage: Arc<dyn Storage>,
         snapshot: &SnapshotSelector,
         backing: Backing,
+        keys: Keys,
     ) -> Result<Arc<dyn Overlay>> {
-        let _ = (snapshot, backing);
+        let _ = (snapshot, backing, keys);
         Err(
             Error::unsupported(format!("{} images have no internal snapshots", self.name()))
                 .with_path_of(storage.path()),

@@ -46,6 +46,19 @@ impl KeyRing for Vec<Passphrase> {
     }
 }
 
+/// What an image is opened with, should it be encrypted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Keys {
+    /// Nothing: an encrypted image is refused.
+    #[default]
+    None,
+    /// Nothing, and an encrypted image is opened all the same, for what it says of itself: reading and writing its data
+    /// fail.
+    Locked,
+    /// The first of these that opens it.
+    Passphrases(Vec<Passphrase>),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -110,7 +110,7 @@ pub use device_storage::DeviceStorage;
 pub use error::{Error, ErrorKind, Result, escape};
 pub use extent::{Extent, ExtentState};
 pub use format::{Access, Backing, FileOpener, Format, References, SnapshotSelector};
-pub use keys::{KeyRing, Passphrase};
+pub use keys::{KeyRing, Keys, Passphrase};
 pub use mem::MemStorage;
 pub use storage::{Alignment, FileId, HostCopy, HostExtent, Storage};
 pub use zero::is_zero;

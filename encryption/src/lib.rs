@@ -27,7 +27,7 @@
 //!
 //! Data is encrypted with a *master key* that was chosen at random once. Each of eight *key slots* holds it, encrypted with a
 //! key that is derived from a passphrase by many rounds of hashing ([`Hash::pbkdf2`]), and blown up to 4000 times its length
-//! ([`af`]) so that wiping any part of that wipes all of it. So passphrases come and go, and the data stays as it is. Whether
+//! (`af.rs`) so that wiping any part of that wipes all of it. So passphrases come and go, and the data stays as it is. Whether
 //! a key that comes out of a slot is the master key is told by its digest in the header.
 //!
 //! Sectors of 512 bytes are encrypted each by itself, with an initialisation vector that follows from its number. There is

@@ -283,13 +283,14 @@ impl Luks {
     /// Takes the key out of a slot: the [header](Self::encode) must be written, and then what is returned, which is noise.
     ///
     /// # Errors
-    /// `InvalidInput` for a slot that has no key, or the last that has one: without it, nobody would read the data again;
+    /// `InvalidInput` for a slot that has no key, and for the last that has one, unless `even_the_last`: without it nobody
+    /// ever reads the data again;
     /// `Io` without randomness.
-    pub fn remove_key(&mut self, slot: usize) -> Result<NewSlot> {
+    pub fn remove_key(&mut self, slot: usize, even_the_last: bool) -> Result<NewSlot> {
         if !self.slots.get(slot).ok_or_else(|| no_slot(slot))?.active {
             return Err(Error::invalid(format!("key slot {slot} holds no key")));
         }
-        if self.slots.iter().filter(|slot| slot.active).count() == 1 {
+        if !even_the_last && self.slots.iter().filter(|slot| slot.active).count() == 1 {
             let message = format!("key slot {slot} holds the last key: without it the data is lost");
             return Err(Error::invalid(message).with_hint("add another key first"));
         }

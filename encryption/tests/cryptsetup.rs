@@ -126,7 +126,7 @@ fn we_open_its_headers_and_add_and_remove_keys_as_it_does() {
             .add_key(&key, b"the second", Some(6), Iterations::Exactly(1234))
             .unwrap();
         area[luks.material(6)].copy_from_slice(&new.material);
-        let gone = luks.remove_key(0).unwrap();
+        let gone = luks.remove_key(0, false).unwrap();
         area[luks.material(0)].copy_from_slice(&gone.material);
         area[..encryption::HEADER_LEN].copy_from_slice(&luks.encode());
         fs::write(directory.join("disk"), &area).unwrap();

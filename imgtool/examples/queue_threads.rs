@@ -39,7 +39,7 @@ impl Queue<'_> {
             match mapped.place {
                 Place::Host(host) => self.pread(run, host.0)?,
                 Place::Zeros => run.fill(0),
-                Place::Backing | Place::Compressed => self.image.read_at(run, at)?,
+                Place::Backing | Place::Compressed | Place::Encrypted => self.image.read_at(run, at)?,
             }
             done += mapped.len as usize;
         }

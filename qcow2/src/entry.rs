@@ -292,9 +292,10 @@ impl L2Entry {
 
     /// The entry of a cluster that is given the host cluster `host`, full of zeros, for later: it reads as what that
     /// holds. With extended L2 entries nothing is allocated in it, as QEMU has it: subclusters go on reading as zeros
-    /// (those in `zero`), or as what lies below.
+    /// (those in `zero`), or as what lies below. So it is where `zero` says it of the whole cluster: on an encrypted disk
+    /// the zeros in it would not read as such.
     pub(crate) fn preallocated(host: HostOffset, zero: u32, geometry: Geometry) -> Self {
-        if !geometry.extended_l2 {
+        if !geometry.extended_l2 && zero == 0 {
             return Self::allocated(host, geometry);
         }
         Self::Standard {

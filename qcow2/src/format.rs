@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use block::{Access, Backing, Format, Overlay, References, Result, SnapshotSelector, Storage};
+use block::{Access, Backing, Format, Keys, Overlay, References, Result, SnapshotSelector, Storage};
 
-use crate::header::Header;
+use crate::header::{Encryption, Header};
 use crate::image::{Image, OpenOptions};
 
 /// The format, for [`Chain::open`](block::chain::Chain::open).
@@ -25,6 +25,7 @@ impl Format for Qcow2 {
         Ok(References {
             backing: header.backing(),
             data_file: header.data_file(),
+            encrypted: header.encryption != Encryption::None,
         })
     }
 
@@ -34,6 +35,7 @@ impl Format for Qcow2 {
         data_file: Option<Arc<dyn Storage>>,
         access: Access,
         backing: Backing,
+        keys: Keys,
     ) -> Result<Arc<dyn Overlay>> {
         Ok(Arc::new(Image::open(
             storage,
@@ -41,6 +43,7 @@ impl Format for Qcow2 {
                 access,
                 backing,
                 data_file,
+                keys,
                 ..OpenOptions::default()
             },
         )?))
@@ -51,9 +54,11 @@ impl Format for Qcow2 {
         storage: Arc<dyn Storage>,
         snapshot: &SnapshotSelector,
         backing: Backing,
+        keys: Keys,
     ) -> Result<Arc<dyn Overlay>> {
         let options = OpenOptions {
             backing,
+            keys,
             ..OpenOptions::default()
         };
         Ok(Arc::new(Image::open_snapshot(storage, snapshot, options)?))

@@ -34,9 +34,10 @@
 //!
 //! A VMM whose queue threads do their own I/O asks [`Image::map`] where to read, and [`Image::plan_write`] where to write.
 //!
-//! # What is not there yet
+//! # Encryption
 //!
-//! Encrypted images are refused by name.
+//! Images are encrypted with LUKS or, for old ones, AES. [`OpenOptions::keys`] has what opens one; what an image says of its
+//! encryption needs none ([`read_luks`]).
 
 mod address;
 mod allocator;
@@ -70,7 +71,7 @@ pub use check::{
     RepairProgress, RepairReport, RestoreReport, Severity, TableKind, check, recover, repair, restore,
 };
 pub use compression::CompressionType;
-pub use create::{CreateOptions, Streamed, create};
+pub use create::{CreateOptions, EncryptionMethod, NewEncryption, Streamed, create};
 pub use entry::{CompressedCluster, L1Entry, L2Entry, L2Mapping, Subclusters};
 pub use extension::{BitmapsExtension, EncryptionHeader, Extensions, UnknownExtension};
 pub use feature::{AutoclearFeatures, CompatibleFeatures, FeatureKind, FeatureNames, IncompatibleFeatures};
@@ -79,7 +80,7 @@ pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
 pub use image::{
     AmendProgress, Amendment, BitmapEdit, Image, Mapped, NewBacking, OpenOptions, Place, PlannedRun,
-    SnapshotProgress, WritePlan,
+    SnapshotProgress, WritePlan, read_luks,
 };
 pub use measure::{Measure, measure, measure_bitmaps};
 pub use snapshot::{Snapshot, SnapshotTable};

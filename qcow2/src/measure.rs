@@ -34,7 +34,8 @@ pub fn measure(options: &CreateOptions, data_clusters: Option<u64>) -> Result<Me
     .validate()?;
     let geometry = options.geometry();
     let disk = geometry.clusters(options.size);
-    let metadata = metadata_clusters(geometry, options.size, disk);
+    let encryption = geometry.clusters(options.encryption_header_len());
+    let metadata = metadata_clusters(geometry, options.size, disk, encryption);
     let everything = matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full)
         || options.backing.is_some() && data_clusters.is_some();
     let data = match data_clusters {
@@ -63,10 +64,11 @@ pub fn measure_bitmaps(bitmaps: &[Bitmap], size: u64, cluster_bits: u32) -> u64 
     (contents.sum::<u64>() + clusters(directory)) << cluster_bits
 }
 
-/// Clusters of header, L1 table, L2 tables, refcount table and refcount blocks for a disk that is fully written.
-fn metadata_clusters(geometry: Geometry, size: u64, disk: u64) -> u64 {
+/// Clusters of header, L1 table, L2 tables, refcount table and refcount blocks for a disk that is fully written, and of an
+/// encryption header.
+fn metadata_clusters(geometry: Geometry, size: u64, disk: u64, encryption: u64) -> u64 {
     let l2 = geometry.l1_entries(size);
-    let fixed = 1 + geometry.clusters(l2 * ENTRY) + l2;
+    let fixed = 1 + encryption + geometry.clusters(l2 * ENTRY) + l2;
     let refcounts = refcount_clusters(geometry, fixed + disk);
     fixed + refcounts.table + refcounts.blocks
 }
@@ -75,9 +77,11 @@ fn metadata_clusters(geometry: Geometry, size: u64, disk: u64) -> u64 {
 mod tests {
     use std::process::Command;
 
-    use block::BackingReference;
+    use block::{BackingReference, Passphrase};
+    use encryption::LuksOptions;
 
     use super::*;
+    use crate::create::{EncryptionMethod, NewEncryption};
     use crate::header::Version;
 
     /// What `qemu-img measure -O qcow2` says.
@@ -85,6 +89,8 @@ mod tests {
         let output = Command::new("qemu-img")
             .args([
                 "measure",
+                "--object",
+                "secret,id=key,data=key",
                 "-O",
                 "qcow2",
                 "--size",
@@ -155,6 +161,33 @@ mod tests {
                     ..CreateOptions::default()
                 };
                 let text = format!("cluster_size={},extended_l2=on", 1 << cluster_bits);
+                assert_eq!(
+                    measure(&options, None).unwrap(),
+                    qemu_measure(size, &text),
+                    "{size} {text}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn agrees_with_qemu_img_on_encryption() {
+        let luks = NewEncryption {
+            method: EncryptionMethod::Luks(LuksOptions::default()),
+            passphrase: Passphrase::new("key"),
+        };
+        for cluster_bits in [12, 16, 21] {
+            for size in [512, 1 << 30] {
+                let options = CreateOptions {
+                    size,
+                    cluster_bits,
+                    encryption: Some(luks.clone()),
+                    ..CreateOptions::default()
+                };
+                let text = format!(
+                    "cluster_size={},encrypt.format=luks,encrypt.key-secret=key",
+                    1 << cluster_bits
+                );
                 assert_eq!(
                     measure(&options, None).unwrap(),
                     qemu_measure(size, &text),

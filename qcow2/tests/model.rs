@@ -5,10 +5,12 @@ mod common;
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{BlockDevice, ExtentState, MemStorage, Overlay, Resize, ZeroMode};
+use block::{BackingReference, BlockDevice, ExtentState, MemStorage, Overlay, Resize, ZeroMode};
 use common::Bytes;
+use encryption::CipherSpec;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use qcow2::{CreateOptions, NewEncryption, Version};
 
 /// What an image is like.
 #[derive(Clone, Debug)]
@@ -18,6 +20,7 @@ struct Shape {
     v2: bool,
     zstd: bool,
     extended_l2: bool,
+    encryption: Option<NewEncryption>,
     /// Length of the disk, in sectors.
     sectors: u64,
     /// Length of the backing file, in bytes.
@@ -67,6 +70,7 @@ fn shape(extended_l2: bool) -> impl Strategy<Value = Shape> {
                     v2,
                     zstd: zstd && !v2,
                     extended_l2,
+                    encryption: None,
                     sectors: sectors.index(most as usize) as u64 + 1,
                     backing: backing.map(|index| index.index(most as usize * 512 * 5 / 4) as u64 + 1),
                 }
@@ -120,7 +124,22 @@ impl Run {
             if shape.extended_l2 { "on" } else { "off" },
         );
         let size = shape.sectors * 512;
-        let storage = Arc::new(common::create(&options, size, shape.backing));
+        let storage = Arc::new(match &shape.encryption {
+            None => common::create(&options, size, shape.backing),
+            Some(encryption) => common::created(&CreateOptions {
+                size,
+                version: if shape.v2 { Version::V2 } else { Version::V3 },
+                cluster_bits: shape.cluster_bits,
+                refcount_order: shape.refcount_order,
+                extended_l2: shape.extended_l2,
+                encryption: Some(encryption.clone()),
+                backing: shape.backing.map(|_| BackingReference {
+                    name: "base.raw".into(),
+                    format: Some("raw".into()),
+                }),
+                ..CreateOptions::default()
+            }),
+        });
         let backing_bytes = shape.backing.map(|len| Bytes::pattern(len, 1).0);
         let backing = backing_bytes
             .clone()
@@ -229,9 +248,19 @@ impl Run {
         let end = self.model.len().min(start + cluster);
         let mut data: Vec<u8> = (0..cluster).map(|i| byte.wrapping_add((i / 100) as u8)).collect();
         data[end - start..].fill(0);
-        let writer = self.image().compressed().expect("qcow2 compresses");
-        match writer.compress(&data).expect("compress") {
-            Some(compressed) => writer
+        let compressed = match self.image().compressed() {
+            Some(writer) => writer
+                .compress(&data)
+                .expect("compress")
+                .map(|data| (writer, data)),
+            None => None,
+        };
+        assert_eq!(
+            self.image().compressed().is_none(),
+            self.shape.encryption.is_some()
+        );
+        match compressed {
+            Some((writer, compressed)) => writer
                 .write_compressed_at(&compressed, start as u64)
                 .expect("write compressed"),
             None => self
@@ -294,5 +323,19 @@ proptest! {
         ops in prop::collection::vec(op(), 1..40),
     ) {
         run(shape, &ops);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn so_does_any_sequence_of_requests_on_an_encrypted_image(
+        shape in any::<bool>().prop_flat_map(shape),
+        luks in any::<bool>(),
+        ops in prop::collection::vec(op(), 1..40),
+    ) {
+        let encryption = if luks { common::luks(CipherSpec::default()) } else { common::aes() };
+        run(Shape { encryption: Some(encryption), ..shape }, &ops);
     }
 }

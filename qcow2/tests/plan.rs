@@ -24,7 +24,7 @@ fn read(image: &Image, buf: &mut [u8], offset: u64) {
         match mapped.place {
             Place::Host(host) => image.data_storage().read_exact_at(run, host.0).expect("read"),
             Place::Zeros => run.fill(0),
-            Place::Backing | Place::Compressed => image.read_at(run, at).expect("read"),
+            Place::Backing | Place::Compressed | Place::Encrypted => image.read_at(run, at).expect("read"),
         }
         done += mapped.len as usize;
     }

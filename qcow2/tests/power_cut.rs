@@ -9,7 +9,10 @@ use std::sync::Arc;
 use block::test_utils::{Recorder, Rng};
 use block::{Access, Backing, BackingReference, BlockDevice, MemStorage, Overlay, Resize, Storage, ZeroMode};
 use common::Bytes;
-use qcow2::{CompatibleFeatures, CreateOptions, Header, Image, IncompatibleFeatures, OpenOptions};
+use encryption::{Cipher, CipherSpec, IvGenerator, Mode};
+use qcow2::{
+    CompatibleFeatures, CreateOptions, Header, Image, IncompatibleFeatures, NewEncryption, OpenOptions,
+};
 
 /// Bytes that each unit of the disk may hold after a cut: those of the last flush, or of any write since.
 struct Allowed {
@@ -266,6 +269,7 @@ fn verify(
     let backing = device.map_or(Backing::None, |device| Backing::Device(Arc::clone(device)));
     let options = OpenOptions {
         access: Access::READ,
+        keys: common::keys(),
         backing,
         data_file: data_file.clone().map(|data| Arc::new(data) as Arc<dyn Storage>),
         ..OpenOptions::default()
@@ -361,6 +365,38 @@ fn subclusters() {
     }
     (0..3).for_each(|seed| torture_with_data_file(14, false, Some(30 << 10), seed));
     (0..3).for_each(|seed| torture_with_data_file(14, true, None, seed));
+}
+
+/// A sector is the old or the new one, encrypted as in the clear.
+#[test]
+fn encrypted() {
+    let torture_encrypted = |encryption: &NewEncryption, cluster_bits, backing: Option<u64>, seed| {
+        let options = CreateOptions {
+            size: DISK,
+            cluster_bits,
+            extended_l2: cluster_bits >= 14,
+            lazy_refcounts: seed % 2 == 1,
+            encryption: Some(encryption.clone()),
+            backing: backing.map(|_| BackingReference {
+                name: "base.raw".into(),
+                format: Some("raw".into()),
+            }),
+            ..CreateOptions::default()
+        };
+        let name = format!("{encryption:?}, clusters of 2^{cluster_bits}");
+        torture_image(&name, common::created(&options), None, backing, seed);
+    };
+    for seed in SEEDS {
+        torture_encrypted(&common::aes(), 9, None, seed);
+        torture_encrypted(&common::aes(), 14, Some(30 << 10), seed);
+    }
+    let short = CipherSpec {
+        cipher: Cipher::Aes128,
+        mode: Mode::Cbc,
+        iv: IvGenerator::Essiv,
+    };
+    torture_encrypted(&common::luks(short), 12, Some(30 << 10), 1);
+    torture_encrypted(&common::luks(short), 14, None, 2);
 }
 
 /// Sizes that need more or less of the L1 and refcount tables, with data on either side of the change.

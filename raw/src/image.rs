@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use block::{
     Access, Backing, BackingReference, BlockDevice, DeviceInfo, Error, ErrorKind, Extent, ExtentState,
-    Format, HostCopy, OffloadedWrite, Overlay, Preallocation, References, Resize, Result, Storage, ZeroMode,
+    Format, HostCopy, Keys, OffloadedWrite, Overlay, Preallocation, References, Resize, Result, Storage,
+    ZeroMode,
 };
 
 /// The unit of a disk's size, in bytes.
@@ -44,6 +45,7 @@ impl Format for Raw {
         data_file: Option<Arc<dyn Storage>>,
         access: Access,
         backing: Backing,
+        _: Keys,
     ) -> Result<Arc<dyn Overlay>> {
         let refused = match (data_file, backing) {
             (Some(_), _) => "a raw image has no data file",

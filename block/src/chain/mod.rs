@@ -30,7 +30,7 @@ pub use base::ChainBase;
 pub use open::{format_named, probe};
 
 use crate::gate::OpenGate;
-use crate::{Access, BlockDevice, FileOpener, Format, Overlay, Result, SnapshotSelector, Storage};
+use crate::{Access, BlockDevice, FileOpener, Format, KeyRing, Overlay, Result, SnapshotSelector, Storage};
 
 /// Layers in a chain at most, the active one included.
 pub const MAX_LAYERS: usize = 200;
@@ -59,7 +59,7 @@ pub enum Below<'a> {
 }
 
 /// How a chain is to be opened; the default reads what is stored, and finds out the first file's format itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ChainOptions<'a> {
     /// The format of the first file. `None` looks at its first bytes, and takes it for raw if no format knows them.
     pub format: Option<&'a str>,
@@ -69,6 +69,9 @@ pub struct ChainOptions<'a> {
     pub below: Below<'a>,
     /// An internal snapshot of the first file, to be read instead of its disk.
     pub snapshot: Option<&'a SnapshotSelector>,
+    /// Who has the passphrases of the images that are encrypted. Without anybody an encrypted image is refused, but with
+    /// [`Below::Nothing`], where it may be looked at.
+    pub keys: Option<&'a dyn KeyRing>,
 }
 
 /// One image of a [`Chain`].
@@ -132,7 +135,8 @@ impl Chain {
     /// Opens the image at `path` as `options` say.
     ///
     /// # Errors
-    /// As [`open`](Self::open); `ReadOnly` for a snapshot that is to be written to.
+    /// As [`open`](Self::open); `ReadOnly` for a snapshot that is to be written to; `Key` for an encrypted image that
+    /// nobody has a passphrase of.
     pub fn open_with(
         opener: &dyn FileOpener,
         formats: &[&dyn Format],
@@ -144,6 +148,7 @@ impl Chain {
             opener,
             formats,
             gate,
+            keys: options.keys,
         };
         Ok(Self {
             layers: opening.open(path, options)?,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::{Below, ChainBase, ChainOptions, Layer, MAX_LAYERS};
 use crate::gate::{OpenGate, OpenRequest, Permit, Purpose};
 use crate::{
-    Access, Backing, Error, ErrorKind, FileId, FileOpener, Format, References, Result, SnapshotSelector,
-    Storage, escape,
+    Access, Backing, Error, ErrorKind, FileId, FileOpener, Format, KeyRing, Keys, References, Result,
+    SnapshotSelector, Storage, escape,
 };
 
 /// Bytes of a file that a probe sees.
@@ -44,6 +44,7 @@ pub(super) struct Opening<'a> {
     pub(super) opener: &'a dyn FileOpener,
     pub(super) formats: &'a [&'a dyn Format],
     pub(super) gate: &'a dyn OpenGate,
+    pub(super) keys: Option<&'a dyn KeyRing>,
 }
 
 /// A file of the chain, before it is a device.
@@ -73,7 +74,8 @@ impl<'a> Opening<'a> {
         let mut top = Found::new(path.to_owned(), storage, format, options.access)?;
         top.snapshot = options.snapshot.cloned();
         if options.below == Below::Nothing {
-            return Ok(vec![top.into_layer(Backing::Detached)?]);
+            let keys = self.keys_for(&top, Keys::Locked)?;
+            return Ok(vec![top.into_layer(Backing::Detached, keys)?]);
         }
         let mut chain = Vec::new();
         self.add(&mut chain, top)?;
@@ -94,7 +96,7 @@ impl<'a> Opening<'a> {
         {
             self.add(&mut chain, next)?;
         }
-        layers(chain)
+        self.layers(chain)
     }
 
     /// What the last file of the chain is based on.
@@ -163,6 +165,36 @@ impl<'a> Opening<'a> {
         chain.push(image);
         Ok(())
     }
+
+    /// Makes devices of the files, from the last one up; each but the first stands alone.
+    fn layers(&self, mut chain: Vec<Found<'_>>) -> Result<Vec<Layer>> {
+        let mut layers = Vec::new();
+        while let Some(image) = chain.pop() {
+            let backing = if chain.is_empty() && !layers.is_empty() {
+                joined(&layers)
+            } else if image.references.backing.is_some() {
+                Backing::Detached
+            } else {
+                Backing::None
+            };
+            let keys = self.keys_for(&image, Keys::None)?;
+            layers.push(image.into_layer(backing, keys)?);
+        }
+        layers.reverse();
+        Ok(layers)
+    }
+
+    /// What a file is opened with; `without` if it is encrypted and nobody has a key.
+    fn keys_for(&self, image: &Found<'_>, without: Keys) -> Result<Keys> {
+        if !image.references.encrypted {
+            return Ok(Keys::None);
+        }
+        let passphrases = self.keys.map(|keys| keys.passphrases(&image.path)).transpose()?;
+        Ok(match passphrases {
+            Some(passphrases) if !passphrases.is_empty() => Keys::Passphrases(passphrases),
+            _ => without,
+        })
+    }
 }
 
 impl<'a> Found<'a> {
@@ -183,13 +215,13 @@ impl<'a> Found<'a> {
     }
 
     /// Opens the file, or a snapshot in it, as a device.
-    fn into_layer(self, backing: Backing) -> Result<Layer> {
+    fn into_layer(self, backing: Backing, keys: Keys) -> Result<Layer> {
         let storage = self.storage.clone();
         let opened = match &self.snapshot {
             None => self
                 .format
-                .open(storage, self.data_file.clone(), self.access, backing),
-            Some(snapshot) => self.format.open_snapshot(storage, snapshot, backing),
+                .open(storage, self.data_file.clone(), self.access, backing, keys),
+            Some(snapshot) => self.format.open_snapshot(storage, snapshot, backing, keys),
         };
         Ok(Layer {
             device: opened.map_err(|error| error.with_path(&self.path))?,
@@ -211,23 +243,6 @@ impl<'a> Found<'a> {
         let files = [Some(&self.storage), self.data_file.as_ref()];
         files.into_iter().flatten().filter_map(|file| file.file_id())
     }
-}
-
-/// Makes devices of the files, from the last one up; each but the first stands alone.
-fn layers(mut chain: Vec<Found<'_>>) -> Result<Vec<Layer>> {
-    let mut layers = Vec::new();
-    while let Some(image) = chain.pop() {
-        let backing = if chain.is_empty() && !layers.is_empty() {
-            joined(&layers)
-        } else if image.references.backing.is_some() {
-            Backing::Detached
-        } else {
-            Backing::None
-        };
-        layers.push(image.into_layer(backing)?);
-    }
-    layers.reverse();
-    Ok(layers)
 }
 
 /// What the active layer lies on, given the layers below it, the last one first.

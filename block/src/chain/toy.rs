@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use crate::gate::Permit;
 use crate::{
     Access, Backing, BackingReference, BlockDevice, DataFileReference, DeviceInfo, Error, Extent,
-    ExtentState, FileOpener, Format, MemStorage, Overlay, References, Result, Storage, ZeroMode,
+    ExtentState, FileOpener, Format, Keys, MemStorage, Overlay, References, Result, Storage, ZeroMode,
 };
 
 /// What a data cluster with this `fill` holds at a guest offset: never zero, and never the same for long.
@@ -231,6 +231,7 @@ impl Format for ToyFormat {
         _: Option<Arc<dyn Storage>>,
         _: Access,
         backing: Backing,
+        _: Keys,
     ) -> Result<Arc<dyn Overlay>> {
         let reference = self.references(&*storage)?.backing;
         let (mut size, mut clusters) = (0, Vec::new());
@@ -279,6 +280,7 @@ impl Format for RawFormat {
         _: Option<Arc<dyn Storage>>,
         _: Access,
         _: Backing,
+        _: Keys,
     ) -> Result<Arc<dyn Overlay>> {
         let size = storage.len()?;
         Ok(Arc::new(ToyImage {

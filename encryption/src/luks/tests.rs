@@ -49,12 +49,13 @@ fn keys_come_and_go_and_the_last_one_stays() {
     assert!(luks.add_key(&key, b"x", Some(1), Iterations::Exactly(1)).is_err());
     assert!(luks.add_key(&key, b"x", Some(8), Iterations::Exactly(1)).is_err());
 
-    let gone = luks.remove_key(0).unwrap();
+    let gone = luks.remove_key(0, false).unwrap();
     area[luks.material(0)].copy_from_slice(&gone.material);
     assert!(!opens(&luks, &area, "first") && opens(&luks, &area, "second"));
-    assert!(luks.remove_key(0).is_err() && luks.remove_key(9).is_err());
-    let error = luks.remove_key(1).unwrap_err();
+    assert!(luks.remove_key(0, false).is_err() && luks.remove_key(9, true).is_err());
+    let error = luks.remove_key(1, false).unwrap_err();
     assert!(error.to_string().contains("last key"), "{error}");
+    assert!(luks.clone().remove_key(1, true).is_ok());
     let other = fresh();
     let material = |slot| Ok(other.1[other.0.material(slot)].to_vec());
     let foreign = other.0.unlock(b"first", material).unwrap().unwrap();

@@ -1,10 +1,10 @@
 //! Where the parts of a new image go.
 //!
 //! ```text
-//! | header | refcount table | refcount block 0 | L1 table | further refcount blocks | L2 tables | data |
+//! | header | refcount table | refcount block 0 | L1 table | further refcount blocks | encryption header | further refcount blocks | L2 tables | data |
 //! ```
 //!
-//! L2 tables and data are there only if they are preallocated, and data not where an external file holds it. Up to
+//! An encryption header is there with LUKS. L2 tables and data are there only if they are preallocated, and data not where an external file holds it. Up to
 //! there it is the layout that `qemu-img create` arrives at, down to the order of the further refcount blocks: a
 //! block is taken when the first cluster that it counts is, and lies in the next free cluster, which may need
 //! another block first. Where QEMU has to move a refcount table that has become too small for the image's own
@@ -58,6 +58,7 @@ pub(super) struct Layout {
     pub(super) refcount_blocks: Vec<ClusterIndex>,
     pub(super) l1: Run,
     pub(super) l1_entries: u64,
+    pub(super) encryption: Run,
     pub(super) l2: Run,
     pub(super) data: Run,
     /// What the L2 tables map: `data`, or the same clusters of a data file.
@@ -77,6 +78,7 @@ impl Layout {
         let parts = Parts {
             geometry,
             l1: geometry.clusters(l1_bytes),
+            encryption: geometry.clusters(options.encryption_header_len()),
             l2: mapped.l2_tables,
             data: if geometry.data_file { 0 } else { mapped.clusters },
         };
@@ -158,6 +160,7 @@ pub(crate) fn refcount_clusters(geometry: Geometry, others: u64) -> RefcountClus
 struct Parts {
     geometry: Geometry,
     l1: u64,
+    encryption: u64,
     l2: u64,
     data: u64,
 }
@@ -167,13 +170,15 @@ impl Parts {
     fn place(&self, l1_entries: u64) -> Option<Layout> {
         let entries_per_cluster = self.geometry.cluster_size() / ENTRY;
         let max_table = (MAX_REFCOUNT_TABLE_BYTES >> self.geometry.cluster_bits).max(1);
-        let counted = 1 + self.l1 + self.l2 + self.data;
+        let counted = 1 + self.l1 + self.encryption + self.l2 + self.data;
         let mut table = refcount_clusters(self.geometry, counted).table.max(1);
         loop {
             if table > max_table {
                 return None;
             }
-            if let Ok((refcount_blocks, end)) = self.place_blocks(table, table * entries_per_cluster) {
+            if let Ok((refcount_blocks, encryption, end)) =
+                self.place_blocks(table, table * entries_per_cluster)
+            {
                 let run = |start, count| Run { start, count };
                 let l1 = run(ClusterIndex(table + 2), self.l1);
                 let l2 = run(ClusterIndex(end), self.l2);
@@ -184,6 +189,7 @@ impl Parts {
                     refcount_blocks,
                     l1,
                     l1_entries,
+                    encryption: run(encryption, self.encryption),
                     l2,
                     data,
                     mapped: data,
@@ -194,8 +200,13 @@ impl Parts {
     }
 
     /// Places the refcount blocks of an image whose refcount table has `table` clusters and room for `limit` of
-    /// them. Returns them with the first cluster behind the last; `Err` if they are too many.
-    fn place_blocks(&self, table: u64, limit: u64) -> Result<(Vec<ClusterIndex>, u64), TooMany> {
+    /// them. Returns them with where the encryption header goes, and the first cluster behind the last; `Err` if they
+    /// are too many.
+    fn place_blocks(
+        &self,
+        table: u64,
+        limit: u64,
+    ) -> Result<(Vec<ClusterIndex>, ClusterIndex, u64), TooMany> {
         let per_block = 1 << self.geometry.refcount_block_bits();
         let mut blocks = Blocks {
             places: vec![ClusterIndex(table + 1)],
@@ -206,10 +217,15 @@ impl Parts {
         for number in 0..blocks.next.div_ceil(per_block) {
             blocks.ensure(number)?;
         }
+        let encryption = blocks.next;
+        blocks.next += self.encryption;
+        for number in encryption / per_block..blocks.next.div_ceil(per_block) {
+            blocks.ensure(number)?;
+        }
         while (blocks.places.len() as u64) * per_block < blocks.next + self.l2 + self.data {
             blocks.ensure(blocks.places.len() as u64)?;
         }
-        Ok((blocks.places, blocks.next))
+        Ok((blocks.places, ClusterIndex(encryption), blocks.next))
     }
 }
 

@@ -9,9 +9,11 @@ mod stream;
 mod tests;
 
 use block::{
-    BackingReference, DataFileReference, Error, ErrorKind, Preallocation, Result, Storage, ZeroMode,
+    BackingReference, DataFileReference, Error, ErrorKind, Passphrase, Preallocation, Result, Storage,
+    ZeroMode,
 };
 use byteorder::{BE, ByteOrder};
+use encryption::{Luks, LuksOptions};
 
 pub(crate) use self::layout::{ENTRY, refcount_clusters};
 use self::layout::{Layout, Mapped, Run};
@@ -19,7 +21,7 @@ pub use self::stream::Streamed;
 use crate::address::{ClusterIndex, HostOffset};
 use crate::compression::CompressionType;
 use crate::entry::{L1Entry, L2Entry};
-use crate::extension::Extensions;
+use crate::extension::{EncryptionHeader, Extensions};
 use crate::feature::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures};
 use crate::geometry::{
     Geometry, MAX_CLUSTER_BITS, MAX_REFCOUNT_ORDER, MIN_CLUSTER_BITS, MIN_CLUSTER_BITS_EXTENDED_L2,
@@ -56,6 +58,26 @@ pub struct CreateOptions {
     /// What is laid out in advance; in an image with a backing file only with extended L2 entries, where a cluster
     /// can have its place and read from the backing file all the same. The tables of a raw data file always are.
     pub preallocation: Preallocation,
+    /// How the data is encrypted; not with a raw data file, and in version 2 not preallocated.
+    pub encryption: Option<NewEncryption>,
+}
+
+/// How the data of a new image is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewEncryption {
+    /// The method.
+    pub method: EncryptionMethod,
+    /// What opens the image.
+    pub passphrase: Passphrase,
+}
+
+/// A method of encryption ("Data encryption").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncryptionMethod {
+    /// AES-CBC with the passphrase for a key. It protects badly, and is for who must have it.
+    Aes,
+    /// LUKS version 1.
+    Luks(LuksOptions),
 }
 
 impl Default for CreateOptions {
@@ -71,6 +93,7 @@ impl Default for CreateOptions {
             backing: None,
             data_file: None,
             preallocation: Preallocation::Off,
+            encryption: None,
         }
     }
 }
@@ -160,6 +183,7 @@ impl CreateOptions {
             )));
         }
         self.check_data_file()?;
+        self.check_encryption()?;
         self.check_backing()
     }
 
@@ -181,6 +205,34 @@ impl CreateOptions {
             return Err(Error::invalid(message).with_hint("leave out data_file_raw"));
         }
         Ok(())
+    }
+
+    /// Bytes of the header of LUKS and its key material.
+    pub(crate) fn encryption_header_len(&self) -> u64 {
+        match &self.encryption {
+            Some(NewEncryption {
+                method: EncryptionMethod::Luks(luks),
+                ..
+            }) => luks.area_len(),
+            _ => 0,
+        }
+    }
+
+    fn check_encryption(&self) -> Result<()> {
+        let raw = self.data_file.as_ref().is_some_and(|file| file.raw);
+        let no_zeros = self.version == Version::V2 && self.preallocation != Preallocation::Off;
+        let (message, hint) = match &self.encryption {
+            Some(_) if raw => (
+                "a raw data file is the disk as it is: it cannot be encrypted",
+                "leave out data_file_raw",
+            ),
+            Some(_) if no_zeros => (
+                "an encrypted image of version 2 (compat=0.10) cannot be preallocated: it has no zero clusters",
+                "use version 3 (compat=1.1)",
+            ),
+            _ => return Ok(()),
+        };
+        Err(Error::invalid(message).with_hint(hint))
     }
 
     fn check_backing(&self) -> Result<()> {
@@ -218,7 +270,11 @@ impl CreateOptions {
             version: self.version,
             geometry: layout.geometry,
             size: self.size,
-            encryption: Encryption::None,
+            encryption: match self.encryption.as_ref().map(|encryption| encryption.method) {
+                None => Encryption::None,
+                Some(EncryptionMethod::Aes) => Encryption::Aes,
+                Some(EncryptionMethod::Luks(_)) => Encryption::Luks,
+            },
             l1_entries: layout.l1_entries as u32,
             l1_offset: match layout.l1.count {
                 0 => HostOffset(0),
@@ -234,6 +290,10 @@ impl CreateOptions {
             compression: self.compression,
             later_fields: if v3 { new_later_fields() } else { Vec::new() },
             extensions: Extensions {
+                encryption_header: (layout.encryption.count > 0).then(|| EncryptionHeader {
+                    offset: layout.host(layout.encryption.start),
+                    len: self.encryption_header_len(),
+                }),
                 data_file: self.data_file.as_ref().and_then(|file| file.name.clone()),
                 feature_names: v3.then(|| new_feature_names(self.cluster_bits)).flatten(),
                 ..Extensions::default()
@@ -255,6 +315,7 @@ pub fn create(storage: &dyn Storage, options: &CreateOptions) -> Result<()> {
     let (layout, header) = options.plan().map_err(named)?;
     clear(storage)?;
     write_refcounts(storage, &layout)?;
+    write_encryption_header(storage, &layout, options)?;
     if layout.l2.count > 0 {
         write_l1(storage, &layout)?;
         write_l2(storage, &layout, options)?;
@@ -310,6 +371,23 @@ fn write_refcounts(storage: &dyn Storage, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
+/// Writes the header of LUKS with one key, and zeros behind it.
+fn write_encryption_header(storage: &dyn Storage, layout: &Layout, options: &CreateOptions) -> Result<()> {
+    let Some(NewEncryption {
+        method: EncryptionMethod::Luks(luks),
+        passphrase,
+    }) = &options.encryption
+    else {
+        return Ok(());
+    };
+    let (_, mut area) = Luks::format(luks, passphrase.as_bytes())?;
+    area.resize(
+        (layout.encryption.count << layout.geometry.cluster_bits) as usize,
+        0,
+    );
+    storage.write_all_at(&area, layout.host(layout.encryption.start).0)
+}
+
 fn write_l1(storage: &dyn Storage, layout: &Layout) -> Result<()> {
     let tables = (layout.l2.start.0..layout.l2.end().0).map(|table| {
         let host = layout.host(ClusterIndex(table));
@@ -321,13 +399,18 @@ fn write_l1(storage: &dyn Storage, layout: &Layout) -> Result<()> {
 /// The L2 tables lie one after the other, and so do the clusters that they map: here, or in the data file.
 fn write_l2(storage: &dyn Storage, layout: &Layout, options: &CreateOptions) -> Result<()> {
     let raw = options.data_file.as_ref().is_some_and(|file| file.raw);
+    // On an encrypted disk the zeros in the file would not read as such.
+    let zero = match options.encryption {
+        Some(_) if !layout.geometry.extended_l2 => layout.geometry.all_subclusters(),
+        _ => 0,
+    };
     let clusters = layout.mapped.start.0..layout.mapped.end().0;
     let clusters = clusters.flat_map(|cluster| {
         let host = layout.host(ClusterIndex(cluster));
         let entry = if raw {
             L2Entry::allocated(host, layout.geometry)
         } else {
-            L2Entry::preallocated(host, 0, layout.geometry)
+            L2Entry::preallocated(host, zero, layout.geometry)
         };
         entry.stored(layout.geometry)
     });

@@ -44,12 +44,18 @@ impl Streamed {
     /// whole disk.
     ///
     /// # Errors
-    /// `InvalidInput` as [`CreateOptions::validate`], and for ranges that are not in order or not on the disk.
+    /// `InvalidInput` as [`CreateOptions::validate`], and for ranges that are not in order or not on the disk;
+    /// `Unsupported` for an encrypted image.
     pub fn new(options: &CreateOptions, data: impl IntoIterator<Item = Range<u64>>) -> Result<Self> {
         options.validate()?;
         if options.data_file.is_some() {
             let message = "an image with a data file is two files, and cannot be written in one pass";
             return Err(Error::invalid(message));
+        }
+        if options.encryption.is_some() {
+            let message =
+                "an encrypted image is encrypted while it is written, and cannot be written in one pass";
+            return Err(Error::unsupported(message).with_hint("write it to a file"));
         }
         let geometry = options.geometry();
         let mut clusters: Vec<Range<u64>> = Vec::new();

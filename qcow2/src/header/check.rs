@@ -188,6 +188,14 @@ fn tables(header: &Header) -> Vec<Table> {
             len: bitmaps.directory_size,
         });
     }
+    if let Some(encryption) = header.extensions.encryption_header {
+        tables.push(Table {
+            what: "the encryption header",
+            field: "of the encryption header",
+            start: encryption.offset,
+            len: encryption.len,
+        });
+    }
     tables.retain(|table| table.len > 0);
     tables
 }

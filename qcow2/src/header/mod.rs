@@ -231,14 +231,8 @@ impl Header {
 
     /// Why this crate cannot read the image, or, with `write`, write to it.
     pub fn unsupported(&self, write: bool) -> Option<Error> {
-        let cannot = match self.encryption {
-            Encryption::Aes => Some("the image is encrypted with AES; encrypted images cannot be opened"),
-            Encryption::Luks => Some("the image is encrypted with LUKS; encrypted images cannot be opened"),
-            Encryption::None => None,
-        };
-        if let Some(cannot) = cannot {
-            let hint = "`qemu-img convert -O qcow2` makes an image without it";
-            return Some(Error::unsupported(cannot).with_hint(hint));
+        if let Some(cannot) = self.unsupported_encryption() {
+            return Some(cannot);
         }
         if write && self.geometry.data_file && self.snapshot_count > 0 {
             let message =
@@ -250,6 +244,22 @@ impl Header {
             let message = "the image is marked corrupt: it can be read, and not written to";
             Error::new(ErrorKind::Corrupt, message).with_hint("`imgtool check -r all` repairs it")
         })
+    }
+
+    /// What encryption excludes. Nobody makes such images.
+    fn unsupported_encryption(&self) -> Option<Error> {
+        let raw = self.autoclear.contains(AutoclearFeatures::RAW_EXTERNAL_DATA);
+        let message = match self.encryption {
+            Encryption::None => return None,
+            _ if raw => {
+                "the image is encrypted, and says that its data file is a raw disk, which exclude each other"
+            }
+            _ if !self.size.is_multiple_of(encryption::SECTOR as u64) => {
+                "the image is encrypted, and does not end with a whole sector"
+            }
+            _ => return None,
+        };
+        Some(Error::unsupported(message))
     }
 
     fn has(&self, feature: IncompatibleFeatures) -> bool {

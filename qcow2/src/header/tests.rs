@@ -276,8 +276,10 @@ fn refuses_by_name_what_it_cannot_do() {
     BE::write_u32(&mut encryption[32..], 3);
     refuse(&encryption, ErrorKind::Unsupported, "method 3");
     BE::write_u32(&mut encryption[32..], 1);
+    assert!(parse(&encryption).unwrap().unsupported(true).is_none());
+    BE::write_u64(&mut encryption[24..], 513);
     let error = parse(&encryption).unwrap().unsupported(false).unwrap();
-    assert!(error.to_string().contains("AES"), "{error}");
+    assert!(error.to_string().contains("whole sector"), "{error}");
 
     let mut corrupt = image();
     BE::write_u64(&mut corrupt[72..], 1 << 1);

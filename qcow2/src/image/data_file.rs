@@ -83,10 +83,13 @@ impl Image {
     }
 
     pub(super) fn refuse_compressed(&self) -> Result<()> {
-        if !self.geometry.data_file {
+        let message = if self.encryption.is_some() {
+            "an encrypted image cannot have compressed clusters"
+        } else if self.geometry.data_file {
+            "an image with an external data file cannot have compressed clusters"
+        } else {
             return Ok(());
-        }
-        let message = "an image with an external data file cannot have compressed clusters";
+        };
         Err(Error::unsupported(message).with_path_of(self.storage.path()))
     }
 
@@ -164,8 +167,13 @@ impl Image {
             _ if len > 0 => self.data.zero(guest.0, len, ZeroMode::Unmap)?,
             _ => {}
         }
-        let entries =
-            (0..count).map(|i| L2Entry::allocated(HostOffset(guest.0) + (i << bits), self.geometry));
+        let entries = (0..count).map(|i| {
+            let host = HostOffset(guest.0) + (i << bits);
+            match self.encryption {
+                None => L2Entry::allocated(host, self.geometry),
+                Some(_) => L2Entry::preallocated(host, self.geometry.all_subclusters(), self.geometry),
+            }
+        });
         self.set_entries(writer, guest, entries)
     }
 }

@@ -138,12 +138,17 @@ impl BlockDevice for Image {
     }
 
     fn compressed(&self) -> Option<&dyn CompressedWrite> {
-        let writer = self.writer.as_ref().filter(|_| !self.geometry.data_file);
+        let writer = self
+            .writer
+            .as_ref()
+            .filter(|_| !self.geometry.data_file && self.encryption.is_none());
         writer.map(|_| self as _)
     }
 
     fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
-        self.writer.as_ref().map(|_| self as _)
+        // What the host copies is not what an encrypted disk holds.
+        let writer = self.writer.as_ref().filter(|_| self.encryption.is_none());
+        writer.map(|_| self as _)
     }
 }
 

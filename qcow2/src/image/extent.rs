@@ -71,6 +71,8 @@ impl Image {
             }
             L2Entry::Compressed(_) => None,
         };
+        // What lies there is not what the guest reads.
+        let place = place.filter(|_| self.encryption.is_none());
         let (state, host) = match mapping {
             L2Mapping::Unallocated if place.is_some() && !self.raw_data => (ExtentState::Hole, place),
             L2Mapping::Unallocated => self.unallocated(guest),

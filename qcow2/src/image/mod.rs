@@ -11,7 +11,8 @@
 //! 4. `header`;
 //! 5. `meta`*: the allocator, and what of the cache waits to be written back;
 //! 6. `metadata`*: which host clusters hold metadata;
-//! 7. a cache set*.
+//! 7. a cache set*;
+//! 8. in an encrypted image, `partial`, held while data is moved: see [`encryption`].
 //!
 //! Reads and writes in place take none of these exclusively. They count themselves in ([`crate::epoch`]), look up
 //! where the data lies, and move it.
@@ -26,9 +27,11 @@ mod cow;
 mod cut;
 mod data_file;
 mod device;
+mod encryption;
 mod extent;
 mod flush;
 mod header;
+mod keys;
 mod mapping;
 mod offload;
 mod plan;
@@ -47,7 +50,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use block::slice_cache::SliceCache;
-use block::{Access, Backing, BlockDevice, Error, Result, SnapshotSelector, Storage};
+use block::{Access, Backing, BlockDevice, Error, Keys, Result, SnapshotSelector, Storage};
 
 use crate::address::HostOffset;
 use crate::allocator::Allocator;
@@ -67,6 +70,8 @@ use crate::snapshot::{SnapshotTable, find};
 
 pub use bitmap::BitmapEdit;
 use bitmap::Bitmaps;
+use encryption::Encryption;
+pub use encryption::read_luks;
 pub use plan::{Mapped, Place, PlannedRun, WritePlan};
 
 /// Bytes of L2 entries cached where none is asked for: the whole map of 32 GiB in clusters of 64 KiB.
@@ -85,6 +90,8 @@ pub struct OpenOptions {
     pub l2_cache: usize,
     /// Level for clusters written compressed; see [`CompressionType::levels`].
     pub compression_level: Option<i32>,
+    /// What an encrypted image is opened with.
+    pub keys: Keys,
 }
 
 impl Default for OpenOptions {
@@ -95,6 +102,7 @@ impl Default for OpenOptions {
             data_file: None,
             l2_cache: DEFAULT_L2_CACHE,
             compression_level: None,
+            keys: Keys::None,
         }
     }
 }
@@ -117,6 +125,7 @@ pub struct Image {
     zero_flag: bool,
     compression: CompressionType,
     compression_level: Option<i32>,
+    encryption: Option<Encryption>,
     size: AtomicU64,
     header: Mutex<Header>,
     l1: L1Table,
@@ -163,7 +172,8 @@ impl Image {
     ///
     /// # Errors
     /// `InvalidInput` for what is no qcow2 image, and for a backing that the image does not name or one missing
-    /// that it does; `Unsupported` for what this version does not do, by name; `Corrupt`, `Io`.
+    /// that it does; `Key` for an encrypted image that its keys do not open; `Unsupported` for what this version does
+    /// not do, by name; `Corrupt`, `Io`.
     pub fn open(storage: Arc<dyn Storage>, options: OpenOptions) -> Result<Self> {
         let path = storage.path().map(std::path::Path::to_owned);
         Self::open_in(storage, options, None).map_err(|error| error.with_path_of(path.as_deref()))
@@ -183,6 +193,7 @@ impl Image {
             let index = find(&snapshots, which)?;
             header.show(&snapshots.swap_remove(index));
         }
+        let encryption = Encryption::open(&*storage, &header, &options.keys)?;
         let backing = Self::backing_for(&header, options.backing)?;
         let data = data_file::open(&storage, &header, options.data_file)?;
         if options.access.write && header.incompatible.contains(IncompatibleFeatures::DIRTY) {
@@ -203,6 +214,7 @@ impl Image {
             zero_flag: header.has_zero_flag(),
             compression: header.compression,
             compression_level: options.compression_level,
+            encryption,
             size: AtomicU64::new(header.size),
             l1: L1Table::new(header.l1_entries as usize),
             cache: SliceCache::new(geometry.slice_words(), slices, options.l2_cache),
@@ -321,6 +333,9 @@ impl Image {
         };
         let l1_len = |entries: u32| u64::from(entries) * 8;
         insert("the header", 0..1)?;
+        if let Some(header) = header.extensions.encryption_header {
+            insert("the encryption header", clusters(header.offset, header.len))?;
+        }
         insert(
             "the L1 table",
             clusters(header.l1_offset, l1_len(header.l1_entries)),

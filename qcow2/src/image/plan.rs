@@ -5,8 +5,8 @@
 //! them [`Image::map`] and [`Image::plan_write`] give host offsets in [`Image::data_storage`], which is the image's
 //! file or its data file; the bytes never pass through here.
 //!
-//! **Reading**: a [`Mapped`] run says where its bytes are, or that they are zeros, the backing's, or compressed (the
-//! last two are what [`read_at`](block::BlockDevice::read_at) is for). While it is held, the clusters that it names are
+//! **Reading**: a [`Mapped`] run says where its bytes are, or that they are zeros, the backing's, compressed, or encrypted (the
+//! last three are what [`read_at`](block::BlockDevice::read_at) is for). While it is held, the clusters that it names are
 //! given to nobody else, whatever is discarded or rewritten meanwhile: it counts its holder in as a request
 //! ([`crate::epoch`]). It costs a look-up and takes no lock. Drop it when the I/O has ended.
 //!
@@ -28,7 +28,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use block::{Result, Storage};
+use block::{Error, Result, Storage};
 
 use super::cow::{Edges, Run, Target};
 use super::{Image, Writer};
@@ -48,6 +48,8 @@ pub enum Place {
     Backing,
     /// In a compressed cluster.
     Compressed,
+    /// In the file, encrypted.
+    Encrypted,
 }
 
 /// Where a run of the disk is, for as long as this is held.
@@ -155,7 +157,10 @@ impl Image {
             L2Mapping::Standard { host, .. } => {
                 let host = host + self.geometry.in_subcluster(guest);
                 self.check_present(host, len, guest)?;
-                (Place::Host(host), len)
+                match self.encryption {
+                    None => (Place::Host(host), len),
+                    Some(_) => (Place::Encrypted, len),
+                }
             }
             L2Mapping::Zero { .. } => (Place::Zeros, len),
             L2Mapping::Compressed(_) => (Place::Compressed, len),
@@ -190,7 +195,7 @@ impl Image {
     /// plan. Dirty bitmaps count the range as written from here on.
     ///
     /// # Errors
-    /// As [`write_at`](block::BlockDevice::write_at); `OutOfBounds` for no bytes.
+    /// As [`write_at`](block::BlockDevice::write_at); `OutOfBounds` for no bytes; `Unsupported` for an encrypted image.
     pub fn plan_write(&self, guest: GuestOffset, len: u64) -> Result<WritePlan<'_>> {
         let (writer, live) = self.begin_plan(guest, len)?;
         let pin = writer.epoch.pin();
@@ -252,6 +257,10 @@ impl Image {
     }
 
     fn check_plan(&self, guest: GuestOffset, len: u64) -> Result<()> {
+        if self.encryption.is_some() {
+            let message = "the image is encrypted: what lies in its file is written by itself alone";
+            return Err(Error::unsupported(message).with_path_of(self.storage.path()));
+        }
         if len == 0 {
             return self.extent_bounds(guest.0, len).map(|_| ());
         }

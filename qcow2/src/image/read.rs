@@ -11,6 +11,9 @@ use crate::scratch::Scratch;
 impl Image {
     /// Fills `buf` from `guest` on. The range lies on the disk.
     pub(super) fn read(&self, mut buf: &mut [u8], mut guest: GuestOffset) -> Result<()> {
+        if let Some(encryption) = &self.encryption {
+            return self.read_encrypted(encryption, buf, guest);
+        }
         // Runs of data that lie apart in the file; one by itself needs no list.
         let mut apart: Vec<(u64, &mut [u8])> = Vec::new();
         while !buf.is_empty() {
@@ -69,6 +72,7 @@ impl Image {
     }
 
     fn read_compressed(&self, data: CompressedCluster, buf: &mut [u8], guest: GuestOffset) -> Result<()> {
+        self.refuse_compressed()?;
         let size = self.geometry.cluster_size() as usize;
         let start = self.geometry.in_cluster(guest) as usize;
         if buf.len() == size {

@@ -78,6 +78,7 @@ impl Image {
     ) -> Result<()> {
         let old = self.size();
         self.check_mappable(size)?;
+        self.check_preallocation(preallocation)?;
         let entries = self.geometry.l1_entries(size);
         if entries as usize > self.l1.entries() {
             self.move_l1(writer, entries as usize)?;
@@ -101,6 +102,17 @@ impl Image {
             self.geometry.cluster_size()
         ))
         .with_hint("convert to an image with larger clusters"))
+    }
+
+    /// Refuses to lay out clusters that would not read as zeros.
+    fn check_preallocation(&self, how: Preallocation) -> Result<()> {
+        if how == Preallocation::Off || self.encryption.is_none() || self.can_say_zero() {
+            return Ok(());
+        }
+        let message =
+            "an encrypted image of version 2 (compat=0.10) cannot be preallocated: it has no zero clusters";
+        Err(Error::unsupported(message)
+            .with_hint("make it one of version 3 first: `imgtool amend -o compat=1.1`"))
     }
 
     /// Makes what is added read as zeros: the rest of the last cluster, which may hold anything; clusters past the
@@ -244,6 +256,10 @@ impl Image {
         let mapped = laid_out.and_then(|()| {
             let entries = (0..).zip(&old).map(|(i, old)| {
                 let zero = match old {
+                    _ if self.encryption.is_some() && !self.geometry.extended_l2 => {
+                        self.geometry.all_subclusters()
+                    }
+                    _ if !self.geometry.extended_l2 => 0,
                     L2Entry::Standard { subclusters, .. } => subclusters.zero,
                     L2Entry::Compressed(_) => 0,
                 };

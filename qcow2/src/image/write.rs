@@ -42,7 +42,7 @@ impl Image {
         };
         let host = host + self.geometry.in_subcluster(guest);
         self.refuse_metadata(writer, guest, host, len)?;
-        self.data.write_all_at(&data[..len as usize], host.0)?;
+        self.put(&[IoSlice::new(&data[..len as usize])], guest, host)?;
         Ok(len as usize)
     }
 
@@ -171,7 +171,8 @@ impl Image {
             host,
             count: run.count,
             new: true,
-            fresh: allocation.fresh,
+            // Zeros in the file are no zeros on an encrypted disk.
+            fresh: allocation.fresh && self.encryption.is_none(),
         })
     }
 
@@ -192,13 +193,23 @@ impl Image {
             } else {
                 edges.head.start
             };
+        let guest = GuestOffset(start + (at - target.host));
         if skip_head && skip_tail {
-            return self.data.write_all_at(data, at.0);
+            return self.put(&[IoSlice::new(data)], guest, at);
         }
         let head = if skip_head { &[][..] } else { &head[..] };
         let tail = if skip_tail { &[][..] } else { &tail[..] };
-        let parts = [head, data, tail].map(IoSlice::new);
-        self.data.write_vectored_at(&parts, at.0)
+        self.put(&[head, data, tail].map(IoSlice::new), guest, at)
+    }
+
+    /// Writes guest data, from `guest` on, to `host`.
+    #[inline]
+    fn put(&self, parts: &[IoSlice<'_>], guest: GuestOffset, host: HostOffset) -> Result<()> {
+        match (&self.encryption, parts) {
+            (Some(encryption), _) => self.put_encrypted(encryption, parts, guest, host),
+            (None, [one]) => self.data.write_all_at(one, host.0),
+            (None, _) => self.data.write_vectored_at(parts, host.0),
+        }
     }
 
     /// What the guest sees now in part of a cluster, from `guest` on, where its subclusters are in `copy`; zeros in
@@ -235,7 +246,8 @@ impl Image {
             self.read_old(&mut old, GuestOffset(start + part.start), cow.copy)?;
             let there_already = old.is_empty() || target.fresh && is_zero(&old);
             if !there_already {
-                self.data.write_all_at(&old, (target.host + part.start).0)?;
+                let guest = GuestOffset(start + part.start);
+                self.put(&[IoSlice::new(&old)], guest, target.host + part.start)?;
             }
         }
         Ok(())

@@ -7,8 +7,9 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use block::test_utils::Rng;
-use block::{Access, Backing, BlockDevice, MemStorage, Storage};
-use qcow2::{Image, OpenOptions};
+use block::{Access, Backing, BlockDevice, Keys, MemStorage, Passphrase, Storage};
+use encryption::{CipherSpec, Hash, Iterations, LuksOptions};
+use qcow2::{CreateOptions, EncryptionMethod, Image, NewEncryption, OpenOptions};
 
 /// The methods of a [`Storage`] around another, but for reading and syncing.
 #[allow(unused_macros, reason = "each test binary uses its own part")]
@@ -84,9 +85,65 @@ pub(crate) fn create(options: &str, size: u64, backing: Option<u64>) -> MemStora
     load(&image)
 }
 
+/// What opens all encrypted images of the tests.
+pub(crate) const KEY: &str = "correct horse";
+
+pub(crate) fn keys() -> Keys {
+    Keys::Passphrases(vec![Passphrase::new(KEY)])
+}
+
+/// Encryption that costs little to open.
+pub(crate) fn luks(spec: CipherSpec) -> NewEncryption {
+    let iterations = Iterations::Exactly(1);
+    let options = LuksOptions {
+        spec,
+        hash: Hash::Sha256,
+        iterations,
+    };
+    NewEncryption {
+        method: EncryptionMethod::Luks(options),
+        passphrase: Passphrase::new(KEY),
+    }
+}
+
+/// The encryption of old images.
+pub(crate) fn aes() -> NewEncryption {
+    NewEncryption {
+        method: EncryptionMethod::Aes,
+        passphrase: Passphrase::new(KEY),
+    }
+}
+
+/// An image of ours, in memory.
+pub(crate) fn created(options: &CreateOptions) -> MemStorage {
+    let storage = MemStorage::new();
+    qcow2::create(&storage, options).expect("the options are valid");
+    storage
+}
+
+/// What names the image at `path` to QEMU.
+fn qemu_name_of(image: &[u8], path: &Path) -> Vec<String> {
+    let encrypted = image[32..36] != [0; 4];
+    if encrypted {
+        qemu_name(path).to_vec()
+    } else {
+        ["-f", "qcow2", text(path)].map(String::from).to_vec()
+    }
+}
+
+/// What names the encrypted image at `path` to QEMU, with its key.
+pub(crate) fn qemu_name(path: &Path) -> [String; 4] {
+    [
+        "--object".into(),
+        format!("secret,id=key,data={KEY}"),
+        "--image-opts".into(),
+        format!("driver=qcow2,encrypt.key-secret=key,file.filename={}", text(path)),
+    ]
+}
+
 /// An image with a data file called `data.raw`, and that file, in memory.
-pub(crate) fn create_with_data_file(options: &qcow2::CreateOptions, raw: bool) -> (MemStorage, MemStorage) {
-    let options = qcow2::CreateOptions {
+pub(crate) fn create_with_data_file(options: &CreateOptions, raw: bool) -> (MemStorage, MemStorage) {
+    let options = CreateOptions {
         data_file: Some(block::DataFileReference {
             name: Some("data.raw".into()),
             raw,
@@ -117,6 +174,7 @@ pub(crate) fn open_with_data_file(
         backing,
         data_file,
         l2_cache: 1,
+        keys: keys(),
         ..OpenOptions::default()
     };
     Image::open(storage, options).expect("the image opens")
@@ -131,7 +189,10 @@ pub(crate) fn qemu_check(image: &[u8]) -> (i32, String) {
     for name in ["base.raw", "data.raw"] {
         std::fs::write(dir.path().join(name), []).expect("room for the file");
     }
-    let output = run_in(dir.path(), "qemu-img", &["check", "-f", "qcow2", text(&path)]);
+    let name = qemu_name_of(image, &path);
+    let mut args = vec!["check"];
+    args.extend(name.iter().map(String::as_str));
+    let output = run_in(dir.path(), "qemu-img", &args);
     let words = [output.stdout, output.stderr].concat();
     (
         output.status.code().unwrap_or(-1),
@@ -147,7 +208,9 @@ pub(crate) fn qemu_repair(image: &[u8]) -> MemStorage {
     for name in ["base.raw", "data.raw"] {
         std::fs::write(dir.path().join(name), []).expect("room for the file");
     }
-    let args = ["check", "-q", "-r", "all", "-f", "qcow2", text(&path)];
+    let name = qemu_name_of(image, &path);
+    let mut args = vec!["check", "-q", "-r", "all"];
+    args.extend(name.iter().map(String::as_str));
     let output = run_in(dir.path(), "qemu-img", &args);
     assert!(output.status.success(), "{output:?}");
     load(&path)
@@ -173,11 +236,11 @@ pub(crate) fn qemu_read_with_data_file(
     if let Some(data_file) = data_file {
         std::fs::write(dir.path().join("data.raw"), data_file).expect("room for the data file");
     }
-    let output = run_in(
-        dir.path(),
-        "qemu-img",
-        &["convert", "-f", "qcow2", "-O", "raw", text(&path), text(&raw)],
-    );
+    let name = qemu_name_of(image, &path);
+    let mut args = vec!["convert", "-O", "raw"];
+    args.extend(name.iter().map(String::as_str));
+    args.push(text(&raw));
+    let output = run_in(dir.path(), "qemu-img", &args);
     assert!(output.status.success(), "{output:?}");
     std::fs::read(&raw).expect("the output")
 }

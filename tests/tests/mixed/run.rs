@@ -558,7 +558,9 @@ fn disk(image: &Image) -> Vec<u8> {
         match mapped.place {
             Place::Host(host) => image.data_storage().read_exact_at(run, host.0).expect("read"),
             Place::Zeros => run.fill(0),
-            Place::Backing | Place::Compressed => image.read_at(run, at as u64).expect("read"),
+            Place::Backing | Place::Compressed | Place::Encrypted => {
+                image.read_at(run, at as u64).expect("read");
+            }
         }
         at += mapped.len as usize;
     }

@@ -7,7 +7,7 @@ use super::{Amendment, NewBacking};
 use crate::compression::CompressionType;
 use crate::feature::{AutoclearFeatures, CompatibleFeatures, IncompatibleFeatures};
 use crate::geometry::MAX_REFCOUNT_ORDER;
-use crate::header::{Header, MAX_BACKING_NAME, Version};
+use crate::header::{Encryption, Header, MAX_BACKING_NAME, Version};
 use crate::image::Image;
 use crate::snapshot::Snapshot;
 
@@ -149,6 +149,13 @@ impl<'a> Target<'a> {
         if self.compression != CompressionType::Zlib {
             let hint = "if no cluster is compressed, change that too: compression_type=zlib";
             return Err(not_in_v2("compression with zstd", self.hint_v2(hint)));
+        }
+        if self.downgrades() && self.old.encryption != Encryption::None {
+            let hint = "copy it: imgtool convert -O qcow2 -o compat=0.10,encrypt.format=luks";
+            return Err(not_in_v2(
+                "zero clusters, which an encrypted image may have",
+                hint,
+            ));
         }
         self.check_features()
     }
