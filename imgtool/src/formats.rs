@@ -82,6 +82,30 @@ enum NewFormat {
 }
 
 impl NewImage {
+    /// A raw image.
+    pub(crate) fn raw(size: u64, preallocation: Preallocation) -> Self {
+        Self {
+            size: Some(size),
+            backing: None,
+            preallocation: Some(preallocation),
+            format: NewFormat::Raw,
+        }
+    }
+
+    /// A qcow2 image with these options.
+    pub(crate) fn of_qcow2(options: CreateOptions) -> Self {
+        Self {
+            size: Some(options.size),
+            backing: options.backing.clone(),
+            preallocation: Some(options.preallocation),
+            format: NewFormat::Qcow2 {
+                options,
+                compat: None,
+                data_file_raw: None,
+            },
+        }
+    }
+
     /// What `options` say about an image in `format`. `backing` and its format come from arguments of their own;
     /// options may name them too.
     pub(crate) fn parse(

@@ -20,6 +20,7 @@ mod opener;
 mod option_list;
 mod output;
 mod picture;
+mod qemu_img;
 mod snapshots;
 mod stores;
 mod table;
@@ -39,7 +40,14 @@ use failure::Failure;
 
 /// Runs `imgtool` with the arguments of a process, the program's name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = keep_sizes_apart(arguments.into_iter().collect());
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.first().is_some_and(qemu_img::is_called) {
+        return qemu_img::run(&arguments);
+    }
+    if arguments.get(1).is_some_and(|command| command == "qemu-img") {
+        return qemu_img::run(&arguments[1..]);
+    }
+    let arguments = keep_sizes_apart(arguments);
     let parsed = command()
         .try_get_matches_from(&arguments)
         .and_then(|matches| Cli::from_arg_matches(&matches));

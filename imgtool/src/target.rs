@@ -43,6 +43,8 @@ pub(crate) struct Making {
     pub(crate) durable: bool,
     /// For its owner only, where it is new: it has passwords and keys in it.
     pub(crate) private: bool,
+    /// A data file may replace one that holds something.
+    pub(crate) replace_data: bool,
 }
 
 /// A file in the making. Dropped before it is [finished](Self::finish), it leaves things as they were, unless it

@@ -1,7 +1,7 @@
 //! The files of a new image: its own, and the one that holds its data where `data_file` asks for that.
 //!
 //! Both are made as [`TargetFile`]s. The data file gets its name first, so that no image names one that is not whole.
-//! It is never one that holds anything: an existing disk would be lost to whoever meant to wrap it.
+//! It is never one that holds anything, unless [`Making::replace_data`] allows it: an existing disk would be lost to whoever meant to wrap it.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -29,7 +29,7 @@ impl Targets {
         let data = match image.data_file() {
             None => None,
             Some(name) => {
-                let file = data_path(path, &name)?;
+                let file = data_path(path, &name, making.replace_data)?;
                 Some((file.clone(), TargetFile::new(&file, making)?))
             }
         };
@@ -78,7 +78,7 @@ impl Targets {
 }
 
 /// The file that the image at `path` means by a data file called `name`, if it may be made.
-pub(crate) fn data_path(path: &Path, name: &str) -> Result<PathBuf> {
+pub(crate) fn data_path(path: &Path, name: &str, replace: bool) -> Result<PathBuf> {
     let file = gate::resolve(&OpenRequest {
         from: path,
         name,
@@ -93,7 +93,7 @@ pub(crate) fn data_path(path: &Path, name: &str) -> Result<PathBuf> {
         return Err(Error::invalid(message).with_path(path));
     }
     match fs::metadata(&file) {
-        Ok(found) if found.len() > 0 && !found.file_type().is_block_device() => {
+        Ok(found) if !replace && found.len() > 0 && !found.file_type().is_block_device() => {
             let message = "the data file exists, and making the image would erase what it holds";
             Err(Error::invalid(message)
                 .with_path(&file)

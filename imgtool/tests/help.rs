@@ -34,6 +34,7 @@ fn every_command_helps() {
         "diff",
         "rename",
         "rm",
+        "install-links",
         "completions",
         "man",
     ] {

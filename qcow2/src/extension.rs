@@ -99,7 +99,7 @@ impl Extensions {
                     len: BE::read_u64(&data[8..]),
                 });
             }
-            FEATURE_NAMES => self.feature_names = Some(FeatureNames::decode(raw.data)),
+            FEATURE_NAMES => self.feature_names = Some(FeatureNames::of_table(raw.data)),
             BITMAPS => {
                 let data: &[u8; 24] = raw.fixed("it should be 24 bytes long")?;
                 if data[4..8] != [0; 4] {
@@ -157,7 +157,7 @@ pub(crate) fn find_feature_names(bytes: &[u8], start: usize, end: usize) -> Opti
     RawExtensions::new(bytes, start, end)
         .map_while(Result::ok)
         .find(|raw| raw.kind == FEATURE_NAMES)
-        .map(|raw| FeatureNames::decode(raw.data))
+        .map(|raw| FeatureNames::of_table(raw.data))
 }
 
 /// Where the extensions of `bytes[start..end]` end, their end marker included.

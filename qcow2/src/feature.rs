@@ -92,7 +92,8 @@ impl FeatureNames {
         Self(table)
     }
 
-    pub(crate) fn decode(data: &[u8]) -> Self {
+    /// The table in an extension's data.
+    pub fn of_table(data: &[u8]) -> Self {
         Self(data.to_vec())
     }
 
@@ -102,12 +103,16 @@ impl FeatureNames {
 
     /// The name of a feature, if the table has one. It comes from the file: escape it before it is printed.
     pub fn name(&self, kind: FeatureKind, bit: u32) -> Option<Cow<'_, str>> {
-        let entry = self
-            .0
-            .chunks_exact(ENTRY)
-            .find(|entry| entry[0] == kind.encode() && u32::from(entry[1]) == bit)?;
+        let entry = self.0.chunks_exact(ENTRY).nth(self.position(kind, bit)?)?;
         let name = entry[2..].split(|byte| *byte == 0).next()?;
         (!name.is_empty()).then(|| String::from_utf8_lossy(name))
+    }
+
+    /// The number of a feature's entry in the table.
+    pub fn position(&self, kind: FeatureKind, bit: u32) -> Option<usize> {
+        self.0
+            .chunks_exact(ENTRY)
+            .position(|entry| entry[0] == kind.encode() && u32::from(entry[1]) == bit)
     }
 }
 
@@ -131,7 +136,7 @@ mod tests {
     fn a_name_may_fill_its_entry_and_the_table_may_end_anywhere() {
         let mut table = vec![b'x'; ENTRY + 7];
         table[..2].copy_from_slice(&[0, 9]);
-        let names = FeatureNames::decode(&table);
+        let names = FeatureNames::of_table(&table);
         assert_eq!(names.name(FeatureKind::Incompatible, 9).unwrap(), "x".repeat(46));
         assert_eq!(names.encode(), table);
     }

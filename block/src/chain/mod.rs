@@ -30,7 +30,9 @@ pub use base::ChainBase;
 pub use open::{format_named, probe};
 
 use crate::gate::OpenGate;
-use crate::{Access, BlockDevice, FileOpener, Format, KeyRing, Overlay, Result, SnapshotSelector, Storage};
+use crate::{
+    Access, Backing, BlockDevice, FileOpener, Format, KeyRing, Overlay, Result, SnapshotSelector, Storage,
+};
 
 /// Layers in a chain at most, the active one included.
 pub const MAX_LAYERS: usize = 200;
@@ -153,6 +155,20 @@ impl Chain {
         Ok(Self {
             layers: opening.open(path, options)?,
         })
+    }
+
+    /// A chain of layers that the caller has opened, the active one first, each as [`Layer::device`] says.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn of(layers: Vec<Layer>) -> Self {
+        assert!(!layers.is_empty(), "a chain has a layer");
+        Self { layers }
+    }
+
+    /// What the active layer is to be opened over, given the layers below it, the upper ones first, each opened by itself.
+    pub fn base(below: &[Layer]) -> Backing {
+        open::joined(below)
     }
 
     /// The layer that is written to, over all others.

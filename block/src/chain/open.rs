@@ -171,7 +171,10 @@ impl<'a> Opening<'a> {
         let mut layers = Vec::new();
         while let Some(image) = chain.pop() {
             let backing = if chain.is_empty() && !layers.is_empty() {
-                joined(&layers)
+                layers.reverse();
+                let backing = joined(&layers);
+                layers.reverse();
+                backing
             } else if image.references.backing.is_some() {
                 Backing::Detached
             } else {
@@ -245,13 +248,13 @@ impl<'a> Found<'a> {
     }
 }
 
-/// What the active layer lies on, given the layers below it, the last one first.
-fn joined(layers: &[Layer]) -> Backing {
+/// What the active layer lies on, given the layers below it, the upper ones first.
+pub(super) fn joined(layers: &[Layer]) -> Backing {
     match layers {
         [] => Backing::None,
         [only] => Backing::Device(only.device.clone()),
         several => {
-            let devices = several.iter().rev().map(|layer| layer.device.clone());
+            let devices = several.iter().map(|layer| layer.device.clone());
             Backing::Device(Arc::new(ChainBase::new(devices.collect())))
         }
     }

@@ -271,7 +271,7 @@ fn bitmaps_of(image: &Chain) -> Result<&Image> {
 }
 
 /// The flags as `qemu-img info` names them.
-pub(super) fn flags(bitmap: &Bitmap) -> Vec<&'static str> {
+pub(crate) fn flags(bitmap: &Bitmap) -> Vec<&'static str> {
     let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
     flags
         .into_iter()

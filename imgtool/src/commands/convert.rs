@@ -227,7 +227,7 @@ impl ConvertArgs {
         }
         let mut source = self.source(sources)?;
         self.read_bitmaps(&mut source)?;
-        let data_file = image.data_file().map(|name| data_path(target, &name));
+        let data_file = image.data_file().map(|name| data_path(target, &name, false));
         let targets = [Some(name.path.clone()), data_file.transpose()?];
         if targets
             .iter()
@@ -462,6 +462,7 @@ impl ConvertArgs {
             io: self.open.io.into(),
             durable: self.cache != CacheMode::Unsafe,
             private: false,
+            ..Making::default()
         };
         let targets = Targets::new(path, &image, making)?;
         let target = targets.image();

@@ -18,7 +18,7 @@ use crate::interrupt::{self, Unfinished};
 use crate::stores::{MachineArgs, StoreArgs};
 use crate::watch::Watch;
 
-/// Describe a machine to libvirt, QEMU, Firecracker, Cloud Hypervisor, crosvm or kvmtool
+/// Describe a machine to libvirt, QEMU, Firecracker, Cloud Hypervisor, crosvm, kvmtool
 ///
 /// The launcher takes the description as it is. Where it wants a disk or the kernel in another form (Firecracker: a raw disk and
 /// an uncompressed kernel), that is made beside the description; such a copy of a disk goes its own way from then on. What the

@@ -15,6 +15,7 @@ mod diff;
 mod doctor;
 mod fs;
 mod info;
+mod install_links;
 mod instances;
 mod launch;
 mod man;
@@ -36,6 +37,8 @@ use std::io::{self, BufWriter, Write};
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
+
+pub(crate) use bitmap::flags as bitmap_flags;
 
 /// What a command gives: an exit code.
 pub(crate) type Outcome = Result<u8, Failure>;
@@ -103,6 +106,7 @@ enum Command {
     Diff(diff::DiffArgs),
     Rename(instances::RenameArgs),
     Rm(instances::RemoveArgs),
+    InstallLinks(install_links::InstallLinksArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -174,6 +178,7 @@ impl Cli {
                 return arguments.run();
             }
             Command::Doctor(arguments) => arguments.run(&mut out),
+            Command::InstallLinks(arguments) => arguments.run(&mut out),
             Command::Completions(arguments) => arguments.run(&mut out),
             Command::Man(arguments) => arguments.run(),
         };

@@ -263,11 +263,14 @@ impl Checker<'_> {
                 refcount,
                 references,
             },
-            Ordering::Less => Finding::RefcountTooLow {
-                cluster,
-                refcount,
-                references,
-            },
+            Ordering::Less => {
+                self.for_repair.uncounted |= refcount == 0;
+                Finding::RefcountTooLow {
+                    cluster,
+                    refcount,
+                    references,
+                }
+            }
         };
         self.recorder.record(1, finding);
     }

@@ -178,6 +178,8 @@ struct ForRepair {
     beyond_end: bool,
     /// Refcount blocks lie where none can be, or where something else lies.
     distrusted: bool,
+    /// A cluster that something references is counted as free.
+    uncounted: bool,
     /// Entries of L1 tables that name nothing which can be an L2 table, and an active L1 table that something else lies
     /// over, or that is empty while clusters leak: these may be what there once was named.
     lost_tables: u64,

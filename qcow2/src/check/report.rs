@@ -228,6 +228,15 @@ impl Finding {
             _ => Severity::Corruption,
         }
     }
+
+    /// For a COPIED flag that is not what it should be, whether it is set.
+    pub(super) fn copied_flag(&self) -> Option<bool> {
+        match self {
+            Self::CopiedL2Table { entry, .. } | Self::CopiedData { entry, .. } => Some(entry >> 63 == 1),
+            Self::CopiedCompressed { .. } => Some(true),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Finding {

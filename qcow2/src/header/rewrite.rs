@@ -334,7 +334,7 @@ mod tests {
             backing_format: rng.coin().then(|| "qcow2".into()),
             data_file: (rng.below(4) == 0).then(|| text(rng, 200)),
             encryption_header: None,
-            feature_names: rng.coin().then(|| FeatureNames::decode(&[7; 48 * 8])),
+            feature_names: rng.coin().then(|| FeatureNames::of_table(&[7; 48 * 8])),
             bitmaps: (rng.below(3) == 0).then_some(BitmapsExtension {
                 count: 1,
                 directory_size: 32,

@@ -45,7 +45,7 @@ use self::refcounts::Direction;
 use self::room::{Room, in_best_room, is_no_space};
 use self::staged::Staged;
 use self::tables::Mend;
-use super::{CheckOptions, CheckProgress, CheckReport, Checker};
+use super::{CheckOptions, CheckProgress, CheckReport, Checker, Finding};
 use crate::address::{ClusterIndex, HostOffset};
 use crate::feature::IncompatibleFeatures;
 
@@ -86,6 +86,8 @@ pub struct RepairOptions<'a> {
     pub backup: Option<&'a dyn Storage>,
     /// How many findings to keep of each check. All are counted.
     pub max_findings: usize,
+    /// Make a new refcount structure where a cluster that is in use is counted as free, as QEMU does, instead of counting it.
+    pub rebuild_uncounted: bool,
 }
 
 impl Default for RepairOptions<'_> {
@@ -96,6 +98,7 @@ impl Default for RepairOptions<'_> {
             dry_run: false,
             backup: None,
             max_findings: CheckOptions::default().max_findings,
+            rebuild_uncounted: false,
         }
     }
 }
@@ -168,9 +171,12 @@ fn repair_storage(
         staged: &staged,
         what: options.what,
         max_findings: options.max_findings,
+        rebuild_uncounted: options.rebuild_uncounted,
         progress: &RefCell::new(progress),
         changes: Vec::new(),
         spared_tables: BTreeSet::new(),
+        mended_flags: Vec::new(),
+        retired: Vec::new(),
     };
     let (before, last) = engine.run()?;
     let (lost_tables, l1_is_cut) = (last.for_repair.lost_tables, last.for_repair.l1_is_cut);
@@ -180,6 +186,8 @@ fn repair_storage(
         lost_tables,
         l1_is_cut,
         spared_tables: engine.spared_tables.len() as u64,
+        mended_flags: engine.mended_flags,
+        retired: engine.retired,
         ..report
     })
 }
@@ -214,9 +222,12 @@ struct Engine<'a> {
     staged: &'a Staged<'a>,
     what: RepairKind,
     max_findings: usize,
+    rebuild_uncounted: bool,
     progress: &'a Progress<'a>,
     changes: Vec<Change>,
     spared_tables: BTreeSet<HostOffset>,
+    mended_flags: Vec<Finding>,
+    retired: Vec<Finding>,
 }
 
 impl<'a> Engine<'a> {
@@ -269,13 +280,14 @@ impl<'a> Engine<'a> {
         let (distrusted, unread) = (known.distrusted, known.incomplete);
         let incomplete = unread || known.l1_is_cut;
         let lost = known.lost_tables > 0 && self.what == RepairKind::All;
+        let anew = distrusted || checker.lacks_blocks() || (self.rebuild_uncounted && known.uncounted);
         match step {
             Step::L1Size => self.cut_l1(checker),
             Step::Preallocated => {
                 let entries = self.mend_tables(checker, Mend::Preallocated)?;
                 self.finish(Change::Preallocated { entries }, entries)
             }
-            Step::Refcounts if distrusted || checker.lacks_blocks() => {
+            Step::Refcounts if anew => {
                 if unread {
                     return Ok(false);
                 }
@@ -314,6 +326,16 @@ impl<'a> Engine<'a> {
 
     fn mend_tables(&mut self, checker: &mut Checker<'_>, mend: Mend) -> Result<u64> {
         let changed = checker.mend_tables(self.staged, mend)?;
+        let flag = match mend {
+            Mend::ClearCopied { .. } => Some(true),
+            Mend::SetCopied => Some(false),
+            Mend::Preallocated => None,
+        };
+        if let Some(set) = flag.filter(|_| changed > 0) {
+            let findings = checker.recorder.report.findings.iter();
+            let mended = findings.filter(|finding| finding.copied_flag() == Some(set));
+            self.mended_flags.extend(mended.cloned());
+        }
         self.spared_tables.append(&mut checker.for_repair.spared_tables);
         Ok(changed)
     }
@@ -342,7 +364,7 @@ impl<'a> Engine<'a> {
     /// references too.
     fn rebuild(&mut self, checker: &mut Checker<'a>) -> Result<bool> {
         let geometry = checker.geometry;
-        let old = checker.uncount_refcount_structure();
+        let old = self.retire_refcount_structure(checker);
         let known = &checker.for_repair;
         if known.incomplete || known.l1_is_cut || known.lost_tables > 0 {
             checker.keep_unreferenced()?;
@@ -374,6 +396,26 @@ impl<'a> Engine<'a> {
             bytes: new.bytes,
         });
         Ok(true)
+    }
+
+    /// Takes back the references to the refcount table and its blocks, and gives their clusters.
+    fn retire_refcount_structure(&mut self, checker: &mut Checker<'_>) -> BTreeSet<u64> {
+        let clusters: BTreeSet<u64> = checker.for_repair.refcount_structure.iter().copied().collect();
+        let counts = |checker: &Checker<'_>| -> Vec<u64> {
+            let count = |cluster: &u64| checker.references.get(ClusterIndex(*cluster));
+            clusters.iter().map(count).collect()
+        };
+        let before = counts(checker);
+        let old = checker.uncount_refcount_structure();
+        let after = counts(checker);
+        let leaks = clusters.into_iter().zip(before.into_iter().zip(after));
+        self.retired
+            .extend(leaks.map(|(cluster, (refcount, references))| Finding::Leak {
+                cluster: ClusterIndex(cluster),
+                refcount,
+                references,
+            }));
+        old
     }
 
     /// Clears the dirty and corrupt bits of an image that is neither any more.

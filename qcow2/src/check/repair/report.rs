@@ -113,6 +113,10 @@ pub struct RepairReport {
     pub spared_tables: u64,
     /// What was changed, in this order.
     pub changes: Vec<RepairChange>,
+    /// COPIED flags that were wrong once refcounts were right, and are not any more; the first of them.
+    pub mended_flags: Vec<Finding>,
+    /// Clusters that an old refcount structure had until a new one was made, as the leaks that they would be.
+    pub retired: Vec<Finding>,
     /// Bytes written, in whole sectors.
     pub bytes_written: u64,
 }

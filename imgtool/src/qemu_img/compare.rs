@@ -1,0 +1,128 @@
+//! `qemu-img compare`.
+
+use std::io::{self, Write};
+
+use ops::{CompareError, CompareOptions, Comparison, Control, SparseChain};
+
+use super::console::Console;
+use super::getopt::{Options, Table};
+use super::image::{self, Image};
+use super::node::Flags;
+use super::progress::Progress;
+use super::refusal::{Refusal, reason};
+use super::secret::Secrets;
+use super::{Outcome, cache_mode};
+
+const TABLE: Table = Table {
+    short: "hf:F:T:pqsU",
+    long: &[
+        ("help", "h"),
+        ("object=", ""),
+        ("image-opts", ""),
+        ("force-share", "U"),
+    ],
+};
+
+const DIFFERENT: u8 = 1;
+const CANNOT_OPEN: u8 = 2;
+const CANNOT_MAP: u8 = 3;
+const CANNOT_READ: u8 = 4;
+
+pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
+    compare(console, arguments).map_err(|refusal| match refusal.code() {
+        // 1 means that the images differ.
+        1 => refusal.with_code(CANNOT_OPEN),
+        _ => refusal,
+    })
+}
+
+fn compare(console: &Console, arguments: &[String]) -> Outcome {
+    let (mut formats, mut image_opts, mut flags) = ([None, None], false, Flags::default());
+    let (mut strict, mut quiet, mut show) = (false, false, false);
+    let mut secrets = Secrets::default();
+    let mut options = Options::new(TABLE, arguments);
+    while let Some((name, value)) = options.next()? {
+        match name {
+            "h" => return super::help(console),
+            "f" => formats[0] = Some(value),
+            "F" => formats[1] = Some(value),
+            "T" => flags.direct = cache_mode("source", &value)?.direct,
+            "p" => show = true,
+            "q" => quiet = true,
+            "s" => strict = true,
+            "U" => flags.force_share = true,
+            "image-opts" => image_opts = true,
+            _ => secrets.add(&value)?,
+        }
+    }
+    let operands = options.operands();
+    let [first, second] = &*operands else {
+        return Err(Refusal::usage("Expecting two image file names"));
+    };
+    let progress = Progress::new(show && !quiet, 2.0);
+    let result = (|| {
+        let first = open(first, formats[0].as_deref(), image_opts, flags)?;
+        let second = open(second, formats[1].as_deref(), image_opts, flags)?;
+        differences(&first, &second, strict, quiet, &progress)
+    })();
+    let printed = match &result {
+        Ok((text, _)) if !quiet => console.print(text).and_then(|()| console.flush()),
+        _ => Ok(()),
+    };
+    progress.end();
+    printed?;
+    let (_, code): (String, u8) = result?;
+    Ok(code)
+}
+
+fn open(name: &str, format: Option<&str>, image_opts: bool, flags: Flags) -> Result<Image, Refusal> {
+    image::open(&super::spec(name, format, image_opts)?, flags)
+}
+
+/// What is to be said about the two, with the exit code.
+fn differences(
+    first: &Image,
+    second: &Image,
+    strict: bool,
+    quiet: bool,
+    progress: &Progress,
+) -> Result<(String, u8), Refusal> {
+    let mut options = CompareOptions::new();
+    options.strict = strict;
+    let sizes_differ = first.device().size() != second.device().size();
+    if sizes_differ && !strict && !quiet {
+        let mut out = io::stdout();
+        writeln!(out, "Warning: Image size mismatch!").and_then(|()| out.flush())?;
+    }
+    let report = |at: ops::Progress| progress.bytes(at.done, at.total);
+    let control = Control::new(ops::Cancel::new(), &report);
+    let result = match (
+        SparseChain::device(&first.chain),
+        SparseChain::device(&second.chain),
+    ) {
+        (Ok(left), Ok(right)) => ops::compare(&*left, &*right, &options, &control),
+        (Err(error), _) | (_, Err(error)) => Err(CompareError::Extents(error)),
+    };
+    Ok(match result {
+        Ok(Comparison::Identical) => ("Images are identical.\n".to_owned(), 0),
+        Ok(Comparison::Size) => ("Strict mode: Image size mismatch!\n".to_owned(), DIFFERENT),
+        Ok(Comparison::Content(offset)) => (format!("Content mismatch at offset {offset}!\n"), DIFFERENT),
+        Ok(Comparison::State(offset)) => (
+            format!("Strict mode: Offset {offset} block status mismatch!\n"),
+            DIFFERENT,
+        ),
+        Err(CompareError::Extents(error)) => {
+            let text = format!("Failed to read block status: {}", reason(&error));
+            return Err(Refusal::new(text).with_code(CANNOT_MAP));
+        }
+        Err(CompareError::Read(error)) => {
+            let offset = error.offset().unwrap_or_default();
+            let text = format!(
+                "Error while reading offset {offset} of {}: {}",
+                first.filename(),
+                reason(&error)
+            );
+            return Err(Refusal::new(text).with_code(CANNOT_READ));
+        }
+    })
+}

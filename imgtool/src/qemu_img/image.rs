@@ -1,0 +1,427 @@
+//! Images as QEMU opens them: a format over a node, over what the image names below it.
+//!
+//! # How it works
+//!
+//! [`Spec`] is what the user wrote: a name, a `json:{}` name or, with `--image-opts`, a list of options. [`find`] opens the node, knows the
+//! format (which is probed where nobody says it, in backing files too: that is what QEMU does, and what the native commands never
+//! do), and sees to it that it can be opened. [`open`] makes devices of a whole chain.
+
+use std::sync::Arc;
+
+use block::chain::{Chain, Layer};
+use block::{Access, Backing, Format, Keys, Overlay, Storage};
+use qcow2::Header;
+
+use super::json::{Json, Object};
+use super::node::{self, Flags, Node, NodeOptions, name};
+use super::qcow2_words;
+use super::refusal::{Refusal, reason};
+
+/// Layers in a chain at most.
+const MAX_LAYERS: usize = block::chain::MAX_LAYERS;
+
+/// An image as the user names it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Spec {
+    pub(super) text: String,
+    /// The text is a list of options.
+    pub(super) image_opts: bool,
+    pub(super) format: Option<String>,
+}
+
+/// A file whose format is known.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) node: Node,
+    /// As shown: the format's name, or the node driver's where there is no format.
+    pub(super) format: &'static str,
+    pub(super) filename: String,
+    /// The header of a qcow2 image that the engine can read.
+    pub(super) header: Option<Header>,
+    /// What the user wants below it instead.
+    below: Below,
+    data_file: Option<NodeOptions>,
+}
+
+/// What is below an image.
+#[derive(Debug)]
+enum Below {
+    /// What the image names.
+    AsStored,
+    Nothing,
+    /// What these options say.
+    Stated(NodeOptions),
+}
+
+/// An image with all that it is based on.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) chain: Chain,
+    /// What is known of each layer, the active one first.
+    pub(super) layers: Vec<Found>,
+}
+
+impl Image {
+    pub(super) fn device(&self) -> &Arc<dyn Overlay> {
+        self.chain.active()
+    }
+
+    /// The name of the active image.
+    pub(super) fn filename(&self) -> &str {
+        &self.layers[0].filename
+    }
+}
+
+impl Spec {
+    pub(super) fn new(text: &str, format: Option<&str>, image_opts: bool) -> Self {
+        Self {
+            text: text.to_owned(),
+            image_opts,
+            format: format.map(ToOwned::to_owned),
+        }
+    }
+
+    /// Options, and the name of the file below the format.
+    fn options(&self) -> Result<(NodeOptions, Option<String>), Refusal> {
+        let mut options = NodeOptions::default();
+        let mut file = None;
+        if self.image_opts {
+            options = NodeOptions::of_list(&self.text);
+        } else if let Some(text) = self.text.strip_prefix("json:") {
+            options = NodeOptions::of_json(text)?;
+        } else {
+            file = Some(self.text.clone());
+        }
+        if let Some(format) = &self.format {
+            options.set_default("driver", format);
+        }
+        Ok((options, file))
+    }
+}
+
+/// `Could not open 'F': REASON`.
+pub(super) fn could_not_open(spec: &Spec) -> impl Fn(Refusal) -> Refusal {
+    let text = spec.text.clone();
+    move |refusal| refusal.after(format!("Could not open '{text}': "))
+}
+
+/// Opens the file of an image and nothing below it.
+pub(super) fn find(spec: &Spec, flags: Flags) -> Result<Found, Refusal> {
+    find_for(spec, flags, false).map_err(could_not_open(spec))
+}
+
+/// The same for a check, which opens what is damaged.
+pub(super) fn find_to_check(spec: &Spec, flags: Flags) -> Result<Found, Refusal> {
+    let found = find_for(spec, flags, true).map_err(could_not_open(spec))?;
+    if !flags.no_backing {
+        chain_below(&found, flags).map_err(could_not_open(spec))?;
+    }
+    Ok(found)
+}
+
+/// Opens an image and what it is based on.
+pub(super) fn open(spec: &Spec, flags: Flags) -> Result<Image, Refusal> {
+    open_spec(spec, flags).map_err(could_not_open(spec))
+}
+
+/// The same without `Could not open 'F'` in front of what is wrong.
+pub(super) fn open_spec(spec: &Spec, flags: Flags) -> Result<Image, Refusal> {
+    let top = find_for(spec, flags, false)?;
+    let below = if flags.no_backing {
+        Vec::new()
+    } else {
+        chain_below(&top, flags)?
+    };
+    let detached = flags.no_backing;
+    let mut layers = vec![top];
+    layers.extend(below);
+    devices(layers, flags, detached)
+}
+
+fn find_for(spec: &Spec, flags: Flags, check: bool) -> Result<Found, Refusal> {
+    let (options, file) = spec.options()?;
+    find_options(options, file.as_deref(), flags, check)
+}
+
+fn find_options(
+    mut options: NodeOptions,
+    file: Option<&str>,
+    flags: Flags,
+    check: bool,
+) -> Result<Found, Refusal> {
+    let driver = options.get("driver");
+    if file.is_none() && driver.as_deref().is_some_and(node::is_node_driver) {
+        return Ok(Found::bare(node::open(None, options, flags)?));
+    }
+    if let Some(driver) = driver
+        .as_deref()
+        .filter(|driver| !matches!(*driver, "raw" | "qcow2" | ""))
+    {
+        if !node::is_node_driver(driver) {
+            return Err(Refusal::new(format!("Unknown driver '{driver}'")));
+        }
+        return Ok(Found::bare(node::open(file, options, flags)?));
+    }
+    options.take("driver");
+    let mut file_options = options.take_node("file");
+    if let Some(reference) = options.take("file") {
+        return Err(Refusal::new(format!(
+            "Cannot find device='' nor node-name='{reference}'"
+        )));
+    }
+    if file.is_none() && file_options.is_empty() {
+        let text = match (&driver, options.take("filename")) {
+            (None, Some(name)) => return find_options(options, Some(&name), flags, check),
+            (None, None) => "Must specify either driver or file",
+            (Some(_), _) => "A block device must be specified for \"file\"",
+        };
+        return Err(Refusal::new(text));
+    }
+    if file_options.get("driver").is_none() && file_options.get("filename").is_some() {
+        file_options.set_default("driver", "file");
+    }
+    let node = node::open(file, file_options, flags)?;
+    let format = match driver.as_deref() {
+        Some("qcow2") => "qcow2",
+        Some(_) => "raw",
+        None => probe(&*node.storage)?,
+    };
+    for ignored in [
+        "read-only",
+        "auto-read-only",
+        "node-name",
+        "discard",
+        "detect-zeroes",
+        "cache.direct",
+        "cache.no-flush",
+        "force-share",
+    ] {
+        options.take(ignored);
+    }
+    let below = match (options.take("backing"), options.take_node("backing")) {
+        (Some(_), _) => Below::Nothing,
+        (None, stated) if !stated.is_empty() => Below::Stated(stated),
+        _ => Below::AsStored,
+    };
+    let data = options.take_node("data-file");
+    for engine_only in [
+        "lazy-refcounts",
+        "l2-cache-size",
+        "cache-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+        "overlap-check",
+        "l2-cache-entry-size",
+    ] {
+        options.take(engine_only);
+    }
+    options.take_node("encrypt");
+    if let Some(left) = options.first() {
+        return Err(Refusal::new(format!(
+            "Block format '{format}' does not support the option '{left}'"
+        )));
+    }
+    let mut header = None;
+    if format == "qcow2" {
+        qcow2_words::refuse(&*node.storage, flags.write, check)?;
+        header = Header::read(&*node.storage).ok();
+    }
+    let filename = if let Some(exact) = node.exact() {
+        exact.to_owned()
+    } else {
+        let mut shown = Object::default();
+        shown.insert("driver", format);
+        shown.insert("file", node.to_json());
+        format!("json:{}", Json::from(shown).compact())
+    };
+    Ok(Found {
+        node,
+        format,
+        filename,
+        header,
+        below,
+        data_file: Some(data).filter(|data| !data.is_empty()),
+    })
+}
+
+/// The format of a file by its first bytes.
+fn probe(storage: &dyn Storage) -> Result<&'static str, Refusal> {
+    let mut head = [0; 4];
+    storage.read_exact_at(&mut head, 0).map_err(|error| {
+        Refusal::new(format!(
+            "Could not read image for determining its format: {}",
+            reason(&error)
+        ))
+    })?;
+    Ok(if Header::probe(&head) { "qcow2" } else { "raw" })
+}
+
+impl Found {
+    /// A node that is used as it is.
+    fn bare(node: Node) -> Self {
+        Self {
+            format: node.driver,
+            filename: node.filename(),
+            node,
+            header: None,
+            below: Below::Nothing,
+            data_file: None,
+        }
+    }
+
+    /// The name of the backing file as the image has it.
+    pub(super) fn backing_name(&self) -> Option<String> {
+        Some(self.header.as_ref()?.backing()?.name)
+    }
+
+    /// Its format, as the image has it.
+    pub(super) fn backing_format(&self) -> Option<String> {
+        self.header.as_ref()?.backing()?.format
+    }
+
+    /// The file that this name means.
+    pub(super) fn full_backing(&self, name: &str) -> Option<String> {
+        if name.starts_with("json:") {
+            return Some(name.to_owned());
+        }
+        name::combine(self.node.directory.as_deref(), name)
+    }
+
+    /// The image below, as a name and a format.
+    pub(super) fn backing(&self) -> Option<Result<(NodeOptions, Option<String>), Refusal>> {
+        if let Below::Stated(options) = &self.below {
+            return Some(Ok((options.clone(), None)));
+        }
+        let name = self
+            .backing_name()
+            .filter(|_| !matches!(self.below, Below::Nothing))?;
+        let Some(full) = self.full_backing(&name) else {
+            let text = format!(
+                "Cannot generate a base directory with the exact filename for '{}'",
+                self.filename
+            );
+            return Some(Err(Refusal::new(text)));
+        };
+        let spec = Spec {
+            text: full,
+            image_opts: false,
+            format: self.backing_format().filter(|format| !format.is_empty()),
+        };
+        Some(spec.options())
+    }
+
+    fn open_data(&self, flags: Flags) -> Result<Option<Node>, Refusal> {
+        let stored = self.header.as_ref().and_then(Header::data_file);
+        let Some(stored) = stored else {
+            return match &self.data_file {
+                None => Ok(None),
+                Some(_) => Err(Refusal::new(
+                    "'data-file' can only be set for images with an external data file",
+                )),
+            };
+        };
+        if let Some(options) = &self.data_file {
+            let mut options = options.clone();
+            options.set_default("driver", "file");
+            return node::open(None, options, flags).map(Some);
+        }
+        let name = stored.name.and_then(|name| self.full_backing(&name));
+        let Some(name) = name else {
+            return Err(Refusal::new("'data-file' is required for this image"));
+        };
+        node::open(Some(&name), NodeOptions::default(), flags).map(Some)
+    }
+}
+
+/// All images below one, with the files that they lie in.
+fn chain_below(top: &Found, flags: Flags) -> Result<Vec<Found>, Refusal> {
+    let flags = Flags {
+        write: false,
+        ..flags
+    };
+    let mut chain: Vec<Found> = Vec::new();
+    loop {
+        let above = chain.last().unwrap_or(top);
+        let Some(next) = above.backing() else {
+            return Ok(chain);
+        };
+        // QEMU says it once for every layer.
+        let prefixes = "Could not open backing file: ".repeat(chain.len() + 1);
+        let found = next.and_then(|(options, file)| find_options(options, file.as_deref(), flags, false));
+        let found = found.map_err(|refusal| refusal.after(&prefixes))?;
+        let id = found.node.file().file_id();
+        let looped = id.is_some()
+            && std::iter::once(top)
+                .chain(&chain)
+                .any(|layer| layer.node.file().file_id() == id);
+        if looped || chain.len() == MAX_LAYERS {
+            let text = format!("Backing file '{}' creates an infinite loop.", found.filename);
+            return Err(Refusal::new(text));
+        }
+        chain.push(found);
+    }
+}
+
+/// Makes devices of files, from the last one up.
+fn devices(found: Vec<Found>, flags: Flags, detached: bool) -> Result<Image, Refusal> {
+    let mut layers: Vec<Layer> = Vec::new();
+    for (depth, image) in found.iter().enumerate().rev() {
+        let write = flags.write && depth == 0;
+        let data = image.open_data(Flags { write, ..flags })?;
+        let named = image.backing_name().is_some();
+        let backing = if depth == 0 && !layers.is_empty() {
+            Chain::base(&layers)
+        } else if named || detached {
+            Backing::Detached
+        } else {
+            Backing::None
+        };
+        let access = Access {
+            write,
+            force_share: flags.force_share,
+        };
+        let format: &dyn Format = match image.format {
+            "qcow2" => &qcow2::Qcow2,
+            _ => &raw::Raw,
+        };
+        let data = data.map(|node| node.storage);
+        let device = format
+            .open(
+                image.node.storage.clone(),
+                data.clone(),
+                access,
+                backing,
+                Keys::None,
+            )
+            .map_err(|error| engine_words(&error))?;
+        layers.insert(
+            0,
+            Layer {
+                path: image.filename.clone().into(),
+                format: image.format,
+                storage: image.node.storage.clone(),
+                data_file: data,
+                device,
+            },
+        );
+    }
+    Ok(Image {
+        chain: Chain::of(layers),
+        layers: found,
+    })
+}
+
+/// What the engine says, where QEMU has no words for it.
+pub(super) fn engine_words(error: &block::Error) -> Refusal {
+    use block::ErrorKind;
+    match error.kind() {
+        ErrorKind::Io | ErrorKind::NoSpace => Refusal::new(reason(error)),
+        _ => Refusal::new(error.message().to_owned()),
+    }
+}
+
+/// Whether a file is one of those that an image lies in.
+pub(super) fn is_same_file(image: &Image, path: &str) -> bool {
+    let files = image.layers.iter().map(|layer| layer.node.file());
+    crate::target::is_one_of(path.as_ref(), files)
+}

@@ -1,0 +1,184 @@
+//! `qemu-img`: the program that scripts and fingers know, over the same library as the native commands.
+//!
+//! # How it works
+//!
+//! [`run`] is called instead of the native command line when the program is called by a name that starts with `qemu-img` (see
+//! `imgtool install-links`), or as `imgtool qemu-img`. Commands are one file each and thin: they read their options ([`getopt`]), open what
+//! the user names ([`image`], [`node`]), call the library, and print. Texts, exit codes and the order of things are those of QEMU 10.0.2
+//! as its own tests expect them.
+//!
+//! What differs from QEMU, and where this is laxer than the native commands, is in docs/qemu-img.md.
+
+#![allow(
+    clippy::format_push_string,
+    reason = "texts are short, and are read best where they are put together"
+)]
+
+mod check;
+mod compare;
+mod console;
+mod create;
+mod format_options;
+mod getopt;
+mod image;
+mod info;
+mod json;
+mod map;
+mod new_image;
+mod node;
+mod number;
+mod option_list;
+mod progress;
+mod qcow2_words;
+mod refusal;
+mod secret;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use console::Console;
+use refusal::Refusal;
+
+/// What a command gives: an exit code.
+type Outcome = Result<u8, Refusal>;
+
+/// A command: what it is called, what it does, and the function that does it.
+type Command = (&'static str, &'static str, fn(&Console, &[String]) -> Outcome);
+
+const COMMANDS: &[Command] = &[
+    ("check", "Check basic image integrity", check::run),
+    ("compare", "Compare two images", compare::run),
+    ("create", "Create and format a new image file", create::run),
+    ("info", "Display information about an image", info::run),
+    ("map", "Dump image metadata", map::run),
+];
+
+/// The name that the program is called by, if that makes it `qemu-img`.
+pub(crate) fn is_called(program: &OsString) -> bool {
+    let name = Path::new(program).file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b"qemu-img")
+}
+
+/// Runs `qemu-img` with the arguments of a process, the program's name first.
+pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
+    let program = arguments.first().map(Path::new).and_then(Path::file_name);
+    let console = Console::new(program.unwrap_or_default().to_string_lossy().into_owned());
+    let text: Option<Vec<String>> = arguments
+        .iter()
+        .skip(1)
+        .map(|text| text.to_str().map(ToOwned::to_owned))
+        .collect();
+    let outcome = match text {
+        Some(text) => dispatch(&console, &text),
+        None => Err(Refusal::new(
+            "an argument is not UTF-8, and such names are not supported",
+        )),
+    };
+    let outcome = outcome.and_then(|code| {
+        console.flush()?;
+        Ok(code)
+    });
+    outcome.map_or_else(
+        |refusal| {
+            console.refuse(&refusal);
+            refusal.code().into()
+        },
+        ExitCode::from,
+    )
+}
+
+fn dispatch(console: &Console, arguments: &[String]) -> Outcome {
+    let mut rest = arguments;
+    while let Some((option, after)) = rest.split_first().filter(|(first, _)| first.starts_with('-')) {
+        rest = after;
+        match &**option {
+            "-h" | "--help" => return help(console),
+            "-V" | "--version" => {
+                console.print(format!(
+                    "qemu-img version 10.0.2 (imgtool {})\n",
+                    env!("CARGO_PKG_VERSION")
+                ))?;
+                return Ok(0);
+            }
+            // Tracing is for QEMU's developers; there is nothing to trace here.
+            "-T" | "--trace" => match rest.split_first() {
+                Some((_, after)) => rest = after,
+                None => return Err(Refusal::usage(format!("missing argument for option '{option}'"))),
+            },
+            trace if trace.starts_with("--trace=") || trace.starts_with("-T") => {}
+            other => return Err(Refusal::usage(format!("unrecognized option '{other}'"))),
+        }
+    }
+    let Some((name, arguments)) = rest.split_first() else {
+        return Err(Refusal::usage("Not enough arguments"));
+    };
+    match COMMANDS.iter().find(|command| command.0 == name) {
+        Some((_, _, run)) => run(console, arguments),
+        None => Err(Refusal::usage(format!("Command not found: {name}"))),
+    }
+}
+
+/// Prints what there is to know, for every command's `--help` too.
+fn help(console: &Console) -> Outcome {
+    let commands = COMMANDS
+        .iter()
+        .map(|(name, what, _)| format!("  {name} - {what}\n"));
+    console.print(format!(
+        "qemu-img version 10.0.2 (imgtool {})\n\
+         usage: qemu-img [standard options] command [command options]\n\
+         QEMU disk image utility\n\n    \
+         '-h', '--help'       display this help and exit\n    \
+         '-V', '--version'    output version information and exit\n    \
+         '-T', '--trace'      accepted and ignored\n\n\
+         Command syntax:\n\n{}\n\
+         Supported formats: blkdebug file host_device null-aio null-co qcow2 raw\n",
+        env!("CARGO_PKG_VERSION"),
+        commands.collect::<String>(),
+    ))?;
+    Ok(0)
+}
+
+/// The image that is the only operand.
+fn one_image(operands: &[String], format: Option<&str>, image_opts: bool) -> Result<image::Spec, Refusal> {
+    let [file] = operands else {
+        return Err(Refusal::usage("Expecting one image file name"));
+    };
+    spec(file, format, image_opts)
+}
+
+/// An image by its name or, with `--image-opts`, its options.
+fn spec(text: &str, format: Option<&str>, image_opts: bool) -> Result<image::Spec, Refusal> {
+    if image_opts && format.is_some() {
+        return Err(Refusal::new("--image-opts and --format are mutually exclusive"));
+    }
+    Ok(image::Spec::new(text, format, image_opts))
+}
+
+/// Whether `--output` asks for JSON.
+fn output_format(value: &str) -> Result<bool, Refusal> {
+    match value {
+        "json" => Ok(true),
+        "human" => Ok(false),
+        _ => Err(Refusal::usage(
+            "--output must be used with human or json as argument.",
+        )),
+    }
+}
+
+/// What `-t` and `-T` say.
+#[derive(Clone, Copy, Debug, Default)]
+struct CacheMode {
+    /// Past the host's page cache.
+    direct: bool,
+}
+
+/// A cache mode by its name, for the `source` or nothing else.
+fn cache_mode(which: &str, name: &str) -> Result<CacheMode, Refusal> {
+    let direct = match name {
+        "none" | "off" | "directsync" => true,
+        "writeback" | "writethrough" | "unsafe" => false,
+        _ => return Err(Refusal::new(format!("Invalid {which} cache option: {name}"))),
+    };
+    Ok(CacheMode { direct })
+}

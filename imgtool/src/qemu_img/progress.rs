@@ -1,0 +1,74 @@
+//! How far a command has come: `-p` prints it over and over in one line on standard output, and without it SIGUSR1 asks for it on
+//! standard error.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use signal_hook::consts::SIGUSR1;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Progress {
+    shown: bool,
+    /// Points that have to be gained between two lines.
+    step: f64,
+    asked: Arc<AtomicBool>,
+    /// What was told last.
+    last: Mutex<f64>,
+}
+
+impl Progress {
+    /// With `-p` it is `shown`, whenever `step` points were gained.
+    pub(super) fn new(shown: bool, step: f64) -> Self {
+        let asked = Arc::new(AtomicBool::new(false));
+        // Without the signal there is nothing to tell; with it unhandled the process would end.
+        let _ = signal_hook::flag::register(SIGUSR1, asked.clone());
+        let progress = Self {
+            shown,
+            step,
+            asked,
+            last: Mutex::new(0.0),
+        };
+        progress.print(0.0);
+        progress
+    }
+
+    /// So much is done, in percent.
+    pub(super) fn report(&self, percent: f64) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if percent <= *last {
+            return;
+        }
+        if self.asked.swap(false, Ordering::Relaxed) && !self.shown {
+            let _ = writeln!(io::stderr(), "    ({percent:.2}/100%)");
+        }
+        if percent - *last > self.step || percent >= 100.0 {
+            *last = percent;
+            self.print(percent);
+        }
+    }
+
+    /// So many of so many bytes are done.
+    pub(super) fn bytes(&self, done: u64, total: u64) {
+        if total > 0 {
+            self.report(done as f64 * 100.0 / total as f64);
+        }
+    }
+
+    /// The command is at its end, done or not.
+    pub(super) fn end(&self) {
+        if self.shown {
+            let mut out = io::stdout();
+            let _ = writeln!(out).and_then(|()| out.flush());
+        }
+    }
+
+    fn print(&self, percent: f64) {
+        if self.shown {
+            let mut out = io::stdout();
+            // With nobody left to read it there is nothing to be done about that.
+            let _ = write!(out, "    ({percent:.2}/100%)\r").and_then(|()| out.flush());
+        }
+    }
+}

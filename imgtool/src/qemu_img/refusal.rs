@@ -1,0 +1,149 @@
+//! Why a command ends without having done what it was asked, in the words that scripts know.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+
+use block::{Error, ErrorKind};
+
+/// What is printed after the program's name, lines that follow as they are, and the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// Each line of it is printed after the program's name.
+    text: String,
+    hint: String,
+    code: u8,
+}
+
+impl Refusal {
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            hint: String::new(),
+            code: 1,
+        }
+    }
+
+    /// The command line is wrong.
+    pub(super) fn usage(text: impl Into<String>) -> Self {
+        Self::new(text).with_hint("Try 'qemu-img --help' for more information")
+    }
+
+    /// The same, with another line.
+    pub(super) fn with_hint(mut self, line: &str) -> Self {
+        self.hint.push_str(line);
+        self.hint.push('\n');
+        self
+    }
+
+    pub(super) fn with_code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// The same, with something in front of its text.
+    pub(super) fn after(mut self, prefix: impl fmt::Display) -> Self {
+        self.text.insert_str(0, &prefix.to_string());
+        self
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Lines for after the text, each with its end.
+    pub(super) fn hint(&self) -> &str {
+        &self.hint
+    }
+
+    pub(super) fn code(&self) -> u8 {
+        self.code
+    }
+}
+
+/// Writing to standard output fails when nobody reads it.
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self::new(format!("write to standard output: {}", host_text(&error)))
+    }
+}
+
+/// The words of the C library for what went wrong: its own number where the host refused, the number that QEMU would have had
+/// where it was not the host.
+pub(super) fn reason(error: &Error) -> String {
+    match host_error(error) {
+        Some(cause) => host_text(cause),
+        None => host_text(&io::Error::from_raw_os_error(number(error))),
+    }
+}
+
+/// Whether the host has refused, with this number.
+pub(super) fn is_errno(error: &Error, number: i32) -> bool {
+    host_error(error).and_then(io::Error::raw_os_error) == Some(number)
+}
+
+fn host_error(error: &Error) -> Option<&io::Error> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// `strerror`.
+pub(super) fn host_text(error: &io::Error) -> String {
+    let text = match error.raw_os_error() {
+        Some(number) => io::Error::from_raw_os_error(number).to_string(),
+        None => error.to_string(),
+    };
+    match text.split_once(" (os error ") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
+    }
+}
+
+pub(super) const EIO: i32 = 5;
+const EAGAIN: i32 = 11;
+const EINVAL: i32 = 22;
+pub(super) const EFBIG: i32 = 27;
+const ENOSPC: i32 = 28;
+const EPERM: i32 = 1;
+const ENOTSUP: i32 = 95;
+
+fn number(error: &Error) -> i32 {
+    match error.kind() {
+        ErrorKind::NoSpace => ENOSPC,
+        ErrorKind::Unsupported => ENOTSUP,
+        ErrorKind::InvalidInput => EINVAL,
+        ErrorKind::ReadOnly | ErrorKind::Denied => EPERM,
+        ErrorKind::Locked => EAGAIN,
+        _ => EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_speaks_as_the_c_library_does() {
+        let error = Error::io("open", io::Error::from_raw_os_error(2)).with_path("a");
+        assert_eq!(reason(&error), "No such file or directory");
+        assert_eq!(reason(&Error::invalid("no")), "Invalid argument");
+        let nested = Error::new(ErrorKind::Io, "outer").with_source(error);
+        assert_eq!(reason(&nested), "No such file or directory");
+        assert!(is_errno(&nested, 2));
+    }
+
+    #[test]
+    fn a_prefix_comes_first_and_hints_last() {
+        let refusal = Refusal::new("b").after("a: ").with_hint("c").with_code(3);
+        assert_eq!(
+            (refusal.text(), refusal.hint(), refusal.code()),
+            ("a: b", "c\n", 3)
+        );
+    }
+}

@@ -1,0 +1,317 @@
+//! `qemu-img` by our link and by QEMU's own program: the same arguments, output, exit codes and images.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A directory for each of the two programs, in which the same is done.
+struct Twins {
+    theirs: tempfile::TempDir,
+    ours: tempfile::TempDir,
+    links: tempfile::TempDir,
+}
+
+/// What a program wrote and how it ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Twins {
+    fn new() -> Self {
+        let directory = || tempfile::tempdir().unwrap();
+        let twins = Self {
+            theirs: directory(),
+            ours: directory(),
+            links: directory(),
+        };
+        symlink(env!("CARGO_BIN_EXE_imgtool"), twins.link()).unwrap();
+        twins
+    }
+
+    fn link(&self) -> PathBuf {
+        self.links.path().join("qemu-img")
+    }
+
+    /// Runs both with the words of a line; `''` is an empty one.
+    fn both(&self, line: &str) -> Outcome {
+        let run = |program: &Path, directory: &Path| {
+            let words = line
+                .split_whitespace()
+                .map(|word| if word == "''" { "" } else { word });
+            let output = Command::new(program)
+                .args(words)
+                .current_dir(directory)
+                .output()
+                .unwrap_or_else(|error| {
+                    panic!("{} is needed (Debian: qemu-utils): {error}", program.display())
+                });
+            Outcome {
+                code: output.status.code(),
+                out: without_host_sizes(&String::from_utf8(output.stdout).unwrap()),
+                err: String::from_utf8(output.stderr).unwrap(),
+            }
+        };
+        let theirs = run(Path::new("qemu-img"), self.theirs.path());
+        let ours = run(&self.link(), self.ours.path());
+        assert_eq!(ours, theirs, "qemu-img {line}");
+        ours
+    }
+
+    /// Both succeed, in silence on standard error.
+    fn ok(&self, line: &str) -> String {
+        let outcome = self.both(line);
+        assert_eq!((outcome.code, &*outcome.err), (Some(0), ""), "qemu-img {line}");
+        outcome.out
+    }
+
+    /// Does something to both directories.
+    fn in_both(&self, change: impl Fn(&Path)) {
+        change(self.theirs.path());
+        change(self.ours.path());
+    }
+
+    fn qemu_io(&self, image: &str, commands: &[&str]) {
+        self.in_both(|directory| {
+            let mut qemu_io = Command::new("qemu-io");
+            for command in commands {
+                qemu_io.args(["-c", command]);
+            }
+            let output = qemu_io.arg(image).current_dir(directory).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        });
+    }
+
+    /// Both directories have the same file, byte for byte.
+    fn assert_same_file(&self, name: &str) {
+        let read = |directory: &Path| fs::read(directory.join(name)).unwrap();
+        assert!(
+            read(self.ours.path()) == read(self.theirs.path()),
+            "{name} is not the same"
+        );
+    }
+}
+
+/// What a file takes on its host is less where we leave holes.
+fn without_host_sizes(text: &str) -> String {
+    let is_host_size =
+        |line: &&str| line.trim().starts_with("disk size:") || line.contains("\"actual-size\":");
+    text.split_inclusive('\n')
+        .filter(|line| !is_host_size(line))
+        .collect()
+}
+
+#[test]
+fn new_images_are_the_same_byte_for_byte() {
+    let twins = Twins::new();
+    twins.ok("create -f raw base 3M");
+    for (name, options) in [
+        ("plain", "64M"),
+        ("odd", "1000"),
+        ("v2", "-o compat=0.10 10G"),
+        ("small", "-o cluster_size=512 1M"),
+        ("wide", "-o refcount_bits=64,cluster_size=2M,lazy_refcounts=on 1T"),
+        ("narrow", "-o refcount_bits=1,extended_l2=on,cluster_size=16k 1G"),
+        ("zstd", "-o compression_type=zstd 1G"),
+        ("metadata", "-o preallocation=metadata 100M"),
+        ("over", "-b base -F raw"),
+        ("larger", "-o backing_file=base,backing_fmt=raw 1G"),
+        ("nowhere", "-u -b none -F qcow2 1M"),
+        ("external", "-o data_file=disk,data_file_raw=on 10M"),
+    ] {
+        let (options, size) = options.rsplit_once(' ').unwrap_or(("", options));
+        let line = if name == "over" {
+            format!("create -f qcow2 -b base -F raw {name}")
+        } else {
+            format!("create -f qcow2 {options} {name} {size}")
+        };
+        assert!(
+            twins
+                .ok(&line)
+                .starts_with(&format!("Formatting '{name}', fmt=qcow2 "))
+        );
+        twins.assert_same_file(name);
+    }
+    for line in [
+        "create a 1G",
+        "create -q -f raw -o preallocation=full b 1M",
+        "create -f raw -o nocow=on c 1000",
+    ] {
+        twins.ok(line);
+    }
+}
+
+#[test]
+fn what_cannot_be_made_is_refused_in_the_same_words() {
+    let twins = Twins::new();
+    twins.ok("create -q -f raw base 1M");
+    for line in [
+        "-f qcow2 -b base x",
+        "-f qcow2 -u -b base x 1M",
+        "-f qcow2 -b base -F foo x",
+        "-f qcow2 -b gone -F raw x",
+        "-f raw -b base -F raw x",
+        "-f foo x 1M",
+        "foo:bar 1M",
+        "-f qcow2 x",
+        "-f qcow2 -b base -F raw base",
+        "-f qcow2 -b '' x 1M",
+        "-f qcow2 -o foo x 1M",
+        "-f qcow2 -o lazy_refcounts=maybe x 1M",
+        "-f qcow2 -o refcount_bits=a x 1M",
+        "-f qcow2 -o size=-1k x",
+        "-f qcow2 -o size=-1024 x",
+        "-f qcow2 -o size=1M x 1M",
+        "-f qcow2 -o , x 1M",
+        "-f qcow2 -o '' x 1M",
+        "-f qcow2 gone/x 1M",
+        "-f qcow2 /tmp 1M",
+        "-f qcow2 x 1E",
+        "-f raw x 7E",
+        "-f qcow2 -o cluster_size=1000 x 1G",
+        "-f qcow2 -o cluster_size=4M x 1G",
+        "-f qcow2 -o refcount_bits=3 x 1G",
+        "-f qcow2 -o extended_l2=on,cluster_size=4k x 1G",
+        "-f qcow2 -o compat=0.10,extended_l2=on x 1G",
+        "-f qcow2 -o compat=0.10,compression_type=zstd x 1G",
+        "-f qcow2 -o compat=0.10,refcount_bits=8 x 1G",
+        "-f qcow2 -o compat=0.10,lazy_refcounts=on x 1G",
+        "-f qcow2 -o compat=0.10,data_file=y x 1G",
+        "-f qcow2 -o compat=0.42 x 1G",
+        "-f qcow2 -o data_file_raw=on x 1G",
+        "-f qcow2 -o compression_type=lz x 1G",
+        "-f qcow2 -o preallocation=foo x 1G",
+        "-f qcow2 -o data_file=y,data_file_raw=on -b base -F raw x 1G",
+        "-f qcow2 -o preallocation=full -b base -F raw x 1G",
+        "-f raw -o preallocation=metadata x 1G",
+        "-f raw -o preallocation=foo x 1G",
+        "-f qcow2 -o encryption=on x 1M",
+        "-f bochs x 1M",
+        "--object foo,id=x x 1M",
+        "--object secret,data=x x 1M",
+        "--object secret,id=x x 1M",
+    ] {
+        assert_eq!(twins.both(&format!("create {line}")).code, Some(1), "{line}");
+    }
+    twins.in_both(|directory| assert!(!directory.join("x").exists()));
+}
+
+#[test]
+fn help_for_options_is_the_same() {
+    let twins = Twins::new();
+    for line in [
+        "-f raw -o help",
+        "-f qcow2 -o ?",
+        "-f qcow2 -o size=1,help x",
+        "-o help x 1M",
+    ] {
+        assert!(twins.ok(&format!("create {line}")).starts_with("Supported "));
+    }
+}
+
+#[test]
+fn images_are_described_in_the_same_words() {
+    let twins = Twins::new();
+    for line in [
+        "-f raw raw 3M",
+        "-f qcow2 plain 64M",
+        "-f qcow2 -o data_file=disk,extended_l2=on,lazy_refcounts=on external 10M",
+        "-f qcow2 -o compat=0.10 v2 1G",
+        "-f qcow2 -b plain -F qcow2 middle",
+        "-f qcow2 -b middle -F qcow2 top 1G",
+    ] {
+        twins.ok(&format!("create -q {line}"));
+    }
+    twins.qemu_io("middle", &["write -P 1 1M 3M", "write -z 8M 1M"]);
+    twins.qemu_io("top", &["write -P 2 2M 64k", "write -P 3 100M 1k"]);
+    for image in [
+        "raw",
+        "plain",
+        "external",
+        "v2",
+        "top",
+        "file:top",
+        "blkdebug::top",
+        "null-co://",
+        r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"top"}}"#,
+        "json:{'file':{'driver':'file','filename':'top'}}",
+        r#"json:{"driver":"raw","file":{"driver":"null-co","size":"1M"}}"#,
+        r#"json:{"driver":"null-co","size":1048576}"#,
+        "--image-opts driver=qcow2,file.filename=top",
+        "--image-opts driver=file,filename=top",
+        "--image-opts driver=qcow2,file.driver=blkdebug,file.align=4096,file.image.filename=top",
+    ] {
+        twins.ok(&format!("info {image}"));
+        twins.ok(&format!("info --output=json {image}"));
+        // Of such a node QEMU says that it is neither data nor zeros.
+        if image.contains("null-co") {
+            continue;
+        }
+        twins.ok(&format!("map {image}"));
+        twins.ok(&format!("map --output json {image}"));
+    }
+    twins.ok("info --backing-chain top");
+    twins.ok("info --backing-chain --output json top");
+    twins.ok("map -s 3M -l 2M --output json top");
+    twins.ok("check top");
+    twins.ok("check --output json top");
+    assert_eq!(twins.both("check raw").code, Some(63));
+}
+
+#[test]
+fn what_cannot_be_opened_is_refused_in_the_same_words() {
+    let twins = Twins::new();
+    twins.ok("create -q -f raw raw 1M");
+    twins.ok("create -q -f qcow2 top 1M");
+    twins.ok("create -q -u -f qcow2 -b gone -F qcow2 alone 1M");
+    for image in [
+        "gone",
+        "''",
+        "/tmp",
+        "foo:bar",
+        "-f foo top",
+        "-f qcow2 raw",
+        "json:{}",
+        r#"json:{"driver":"qcow2"}"#,
+        r#"json:{"driver":"qcow2""#,
+        r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"top"},"foo":1}"#,
+    ] {
+        for command in ["info", "map", "check"] {
+            assert_eq!(twins.both(&format!("{command} {image}")).code, Some(1));
+        }
+        if !image.starts_with('-') {
+            assert_eq!(twins.both(&format!("compare top {image}")).code, Some(2));
+        }
+    }
+    for line in ["map alone", "check alone", "create -f qcow2 -b alone -F qcow2 x"] {
+        assert_eq!(twins.both(line).code, Some(1));
+    }
+    twins.ok("info alone");
+}
+
+#[test]
+fn comparisons_come_to_the_same_result() {
+    let twins = Twins::new();
+    for (name, size) in [("a", "1M"), ("b", "1M"), ("longer", "2M"), ("c", "1M")] {
+        twins.ok(&format!("create -q -f qcow2 {name} {size}"));
+    }
+    twins.qemu_io("a", &["write -P 1 0 64k"]);
+    twins.qemu_io("b", &["write -P 1 0 64k"]);
+    twins.qemu_io("c", &["write -P 1 0 64k", "write -P 2 4608 512"]);
+    twins.qemu_io("longer", &["write -P 1 0 64k"]);
+    for (line, code) in [
+        ("a b", 0),
+        ("-p a b", 0),
+        ("-s a b", 0),
+        ("a longer", 0),
+        ("-q a longer", 0),
+        ("-s a longer", 1),
+        ("a c", 1),
+        ("-f raw -F raw a c", 1),
+    ] {
+        assert_eq!(twins.both(&format!("compare {line}")).code, Some(code), "{line}");
+    }
+}
