@@ -118,6 +118,10 @@ fn images_are_the_same_disk_and_what_is_there_stays_until_they_are_whole() {
     let lab = &mounted.0;
     lab.imgtool("template export tiny --store store -o out.qcow2");
     lab.imgtool("template export tiny --store store --format raw -o out.raw");
+    shell(
+        lab,
+        "cmp out.qcow2 store/templates/*.qcow2; test $(stat -c %b out.qcow2) -le $(stat -c %b store/templates/*.qcow2)",
+    );
     let sum = lab.run("sha256sum out.qcow2").ok();
     let shown = lab.imgtool("template show --store store tiny");
     assert!(shown.contains(&sum[..64]), "{shown}");

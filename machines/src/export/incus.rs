@@ -40,7 +40,7 @@ pub(super) fn write(
 }
 
 /// Copies a file to an offset of storage, as it is; gives the end of it there.
-pub(super) fn copy(from: &Path, to: &Arc<dyn Storage>, mut at: u64, control: &Control<'_>) -> Result<u64> {
+fn copy(from: &Path, to: &Arc<dyn Storage>, mut at: u64, control: &Control<'_>) -> Result<u64> {
     let failed = |error| Error::io("read", error).with_path(from);
     let mut file = File::open(from).map_err(failed)?;
     let total = file.metadata().map_err(failed)?.len();

@@ -21,7 +21,7 @@ pub(crate) use oci::LABEL;
 
 use crate::Root;
 use crate::archive::write_tar;
-use crate::store::{Fingerprint, MAX_KERNEL, SIGNATURE, Template};
+use crate::store::{Fingerprint, MAX_KERNEL, SIGNATURE, Template, copy_file};
 
 /// What a template becomes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Template {
         };
         let mut exported = Exported::default();
         match form {
-            Form::Qcow2 => incus::copy(&self.image(), to, 0, control).map(drop)?,
+            Form::Qcow2 => copy_file(&self.image(), to, control)?,
             Form::Raw => {
                 to.set_len(chain.size())?;
                 let target = raw::Image::open(to.clone(), Access::WRITE)?;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use block::chain::{Below, Chain, ChainOptions, Layer};
+use block::chain::{Below, Chain, ChainOptions};
 use block::gate::Deny;
 use block::{Access, Backing, BlockDevice, Error, HostCopy, Result, Storage};
 use disk_builder::System;
@@ -242,7 +242,7 @@ pub(crate) fn copy_image_file(from: &Path, to: &Path, control: &Control<'_>) -> 
 pub(crate) fn copy_image(source: &Chain, path: &Path, compress: bool, control: &Control<'_>) -> Result<()> {
     let storage = new_file(path)?;
     let copied = if stands_alone(source)? {
-        copy_file(&source.layers()[0], &storage, control)
+        copy_file(&source.layers()[0].path, &storage, control)
     } else {
         copy_disk(source, &storage, compress, control)
     };
@@ -266,14 +266,14 @@ pub(crate) fn stands_alone(source: &Chain) -> Result<bool> {
 }
 
 /// Copies a file as it is: as if it were a raw image, so that holes stay holes, and the host shares what it can.
-fn copy_file(from: &Layer, to: &Arc<dyn Storage>, control: &Control<'_>) -> Result<()> {
+pub(crate) fn copy_file(from: &Path, to: &Arc<dyn Storage>, control: &Control<'_>) -> Result<()> {
     let options = ChainOptions {
         format: Some("raw"),
         below: Below::Nothing,
         ..ChainOptions::default()
     };
-    let source = Chain::open_with(&HostOpener::new(), &[&raw::Raw], &Deny, &from.path, &options)?;
-    to.set_len(from.storage.len()?)?;
+    let source = Chain::open_with(&HostOpener::new(), &[&raw::Raw], &Deny, from, &options)?;
+    to.set_len(source.layers()[0].storage.len()?)?;
     let target = raw::Image::open(to.clone(), Access::WRITE)?;
     let options = ConvertOptions {
         offload: Some(Offload::new(&source, HostCopy::Any)),

@@ -54,7 +54,7 @@ pub use clones::{NewInstances, Personalise};
 pub use document::parse;
 pub use fingerprint::Fingerprint;
 pub use import::NewTemplate;
-pub(crate) use import::{MAX_KERNEL, copy_image, copy_image_file, has_esp, stands_alone};
+pub(crate) use import::{MAX_KERNEL, copy_file, copy_image, copy_image_file, has_esp, stands_alone};
 pub use instance::{Instance, InstanceDocument, Mac};
 pub(crate) use name::nearest;
 pub use name::{Alias, Hostname, InstanceName};
