@@ -199,6 +199,9 @@ fn a_container_image_is_one_to_skopeo_and_umoci_and_comes_back_from_them() {
         &lab,
         "cp -r layout other; umoci config --image other:uefi --architecture arm64 --clear config.labels",
     );
+    // A layer that ends with the last byte of its last file.
+    lab.run("umoci insert --image other:uefi root/etc/file /etc/more")
+        .ok();
     import(&lab, "other --alias arm", &[]).ok();
     assert_eq!(known(&lab, "arm")["machine"]["architecture"], "aarch64");
     assert_eq!(known(&lab, "arm")["os"], "Tiny Linux 7");

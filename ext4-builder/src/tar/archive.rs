@@ -142,8 +142,14 @@ impl<R: Read> Archive<R> {
     }
 
     fn read_entry(&mut self) -> Result<Option<Entry>> {
-        self.blocks.skip(self.stored_left, truncated(&self.name))?;
+        self.blocks.skip(self.left, truncated(&self.name))?;
+        let rest = self.stored_left - self.left;
         (self.left, self.stored_left) = (0, 0);
+        // Programs that do not end an archive do not fill up its last block either.
+        if self.options.end_mark_optional && (1..BLOCK as u64).contains(&rest) && self.blocks.is_at_end()? {
+            return Ok(None);
+        }
+        self.blocks.skip(rest, truncated(&self.name))?;
         let Some(headers) = self.read_headers()? else {
             return Ok(None);
         };

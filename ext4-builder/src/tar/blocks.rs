@@ -100,6 +100,11 @@ impl<R: Read> Blocks<R> {
         Ok(())
     }
 
+    /// Whether there is nothing more.
+    pub(super) fn is_at_end(&mut self) -> Result<bool> {
+        Ok(self.peeked.is_none() && self.available()?.is_empty())
+    }
+
     /// Reads all that is left, and says whether it is nothing but zeros.
     pub(super) fn drain_zeros(&mut self) -> Result<bool> {
         loop {

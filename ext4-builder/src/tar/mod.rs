@@ -53,7 +53,7 @@ pub(crate) use pax::decode_base64;
 pub struct Options {
     /// Takes absolute names and hard links as if they had no slash at their start.
     pub absolute_names: bool,
-    /// Takes the input's end between two entries for the archive's. Only right where something else shows that
+    /// Takes the input's end between two entries, or where only what fills up the last block is missing, for the archive's. Only right where something else shows that
     /// nothing is missing, such as the digest of an image's layer.
     pub end_mark_optional: bool,
     /// Numbers for access control lists that name users or groups without any, as those of GNU tar do. A name that is not

@@ -198,7 +198,15 @@ fn a_missing_end_mark_may_be_allowed() {
     let file = entry(b'0', "file", b"some data");
     assert_eq!(read_with(&file, options.clone()).unwrap().len(), 1);
     read_with(&[file.clone(), vec![0; BLOCK]].concat(), options.clone()).unwrap();
-    read_with(&file[..file.len() - 1], options.clone()).unwrap_err();
+    // All data is there, and nothing of what fills up its block.
+    let data_end = BLOCK + b"some data".len();
+    assert_eq!(
+        read_with(&file[..data_end], options.clone()).unwrap()[0].1,
+        b"some data"
+    );
+    for len in [data_end - 1, data_end + 1, file.len() - 1] {
+        read_with(&file[..len], options.clone()).unwrap_err();
+    }
     read_with(&[file, extended(&[("mtime", "1")])].concat(), options).unwrap_err();
 }
 
