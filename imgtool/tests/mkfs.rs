@@ -650,11 +650,11 @@ fn manifests_and_labels_are_laid_over_any_source() {
         ("--manifest missing.toml", "missing.toml: read: No such file"),
         (
             "--manifest bad.toml",
-            "bad.toml: line 2: there is no type \"pipe\"",
+            "bad.toml: line 4, column 8: there is no type \"pipe\"",
         ),
         (
             "--manifest nothing.toml",
-            "nothing.toml: line 1: there is nothing at \"/none\"",
+            "nothing.toml: line 2, column 8: there is nothing at \"/none\"",
         ),
         ("--file-contexts bad-contexts", "bad-contexts: line 1: "),
     ] {

@@ -136,6 +136,14 @@ fn what_is_wrong_in_a_recipe_is_one_line_with_its_position() {
         ("[machine]\nmemory = \"256M\"\nram = 2\n", "line 3, column 1: "),
         ("[machine.credentials]\n\"a b\" = \"\"\n", "line 2, column 1: "),
         ("[[users]]\nname = \"A b\"\n", "line 2, column 8: "),
+        (
+            "[[files]]\npath = \"/a\"\nmode = 0o77777\n",
+            "line 3, column 8: \"mode\" is not",
+        ),
+        (
+            "[[files]]\npath = \"/a\"\n  colour = 1\n",
+            "line 3, column 3: an entry without a type has no key",
+        ),
         ("[source.debootstrap]\nhooks = []\n", "line 2, column 1: "),
         (
             "[source.debootstrap]\npackages = []\n",
@@ -149,8 +157,19 @@ fn what_is_wrong_in_a_recipe_is_one_line_with_its_position() {
     }
     fs::write(lab.path("wrong.toml"), b"\xff").unwrap();
     build(&lab, "wrong.toml").fails(1, &["wrong.toml: "]);
+    // As is what is only found while it is built.
+    let files = "[[files]]\npath = \"/none\"\nmode = 0\n";
+    fs::write(
+        lab.path("wrong.toml"),
+        format!("[source]\ndirectory = \"tree\"\n{files}"),
+    )
+    .unwrap();
+    build(&lab, "wrong.toml").fails(
+        1,
+        &["wrong.toml: line 4, column 8: there is nothing at \"/none\""],
+    );
     build(&lab, "tree").fails(1, &["tree: a recipe is a file"]);
-    assert!(!lab.path("store/templates").exists());
+    assert_nothing_is_made(&lab);
 }
 
 #[test]

@@ -260,7 +260,7 @@ fn what_is_wrong_in_a_recipe_is_told_with_file_line_and_column() {
         ("hostname = \"_\"\n", "line 1, column 12: "),
         (
             "[[files]]\npath = \"/a\"\ntype = \"pipe\"\n",
-            "line 1: there is no type \"pipe\"",
+            "line 3, column 8: there is no type \"pipe\"",
         ),
         ("[source.mmdebstrap]\nsuites = \"x\"\n", "line 2, column 1: "),
         ("[source.mmdebstrap]\npackages = []\n", "has no suite"),

@@ -60,7 +60,7 @@ pub struct Manifest {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    line: usize,
+    at: Position,
     place: Place,
     what: What,
     changes: Changes,
@@ -96,11 +96,26 @@ struct Changes {
     xattrs: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
+/// A place in a manifest, from 1 on.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    line: usize,
+    column: usize,
+}
+
+/// What is wrong with an entry, and where, in bytes from the start of the manifest; nothing for all of it.
+struct Fault {
+    error: Error,
+    at: Option<usize>,
+}
+
+type Parsed<T> = std::result::Result<T, Fault>;
+
 impl Manifest {
     /// Reads a manifest; the files that it names are looked up from `directory`.
     ///
     /// # Errors
-    /// `InvalidInput` with the line, for what is no TOML and no entry.
+    /// `InvalidInput` with line and column, for what is no TOML and no entry.
     pub fn parse(text: &str, directory: &Path) -> Result<Self> {
         let document = parse(text)?;
         let mut manifest = Self::default();
@@ -139,14 +154,15 @@ impl Manifest {
             .filter(|_| key == wanted)
             .and_then(Item::as_array_of_tables);
         let Some(tables) = tables else {
-            let line = item.span().map_or(1, |span| line_of(text, span.start));
-            let message = format!("line {line}: \"{}\" is no list of entries", escape(key));
-            return Err(Error::invalid(message).with_hint(format!("each entry starts with [[{wanted}]]")));
+            let error = Error::invalid(format!("\"{}\" is no list of entries", escape(key)))
+                .with_hint(format!("each entry starts with [[{wanted}]]"));
+            return Err(Position::of(text, start(item).unwrap_or(0)).told(&error));
         };
         for table in tables {
-            let line = table.span().map_or(1, |span| line_of(text, span.start));
-            let entry = Entry::parse(table, line, directory);
-            self.entries.push(entry.map_err(|error| at_line(&error, line))?);
+            let start = table.span().map_or(0, |span| span.start);
+            let entry = Entry::parse(table, text, directory)
+                .map_err(|fault| Position::of(text, fault.at.unwrap_or(start)).told(&fault.error))?;
+            self.entries.push(entry);
         }
         Ok(())
     }
@@ -154,14 +170,14 @@ impl Manifest {
     /// Lays it over what a filesystem has so far.
     ///
     /// # Errors
-    /// `InvalidInput` with the line, for paths with nothing there to change, and for what ext4 cannot hold; `Io`, `NoSpace`.
+    /// `InvalidInput` with line and column, for paths with nothing there to change, and for what ext4 cannot hold; `Io`, `NoSpace`.
     pub fn apply(&self, builder: &mut Builder<'_>, control: &Control<'_>) -> Result<()> {
         copying::run(builder.storage(), control, |copier| {
             for entry in &self.entries {
                 copier.check()?;
                 entry
                     .apply(builder, copier)
-                    .map_err(|error| at_line(&error, entry.line))?;
+                    .map_err(|error| entry.at.told(&error))?;
             }
             Ok(())
         })
@@ -170,13 +186,13 @@ impl Manifest {
 
 fn parse(text: &str) -> Result<Document<&str>> {
     Document::parse(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| line_of(text, span.start));
-        Error::invalid(format!("line {line}: {}", escape(error.message().trim())))
+        let start = error.span().map_or(0, |span| span.start);
+        Position::of(text, start).told(&Error::invalid(escape(error.message().trim()).into_owned()))
     })
 }
 
 impl Entry {
-    fn parse(table: &Table, line: usize, directory: &Path) -> Result<Self> {
+    fn parse(table: &Table, text: &str, directory: &Path) -> Parsed<Self> {
         let has_contents = ["contents", "source"].iter().any(|key| table.contains_key(key));
         let kind = string(table, "type")?.or(has_contents.then_some("file"));
         let allowed = match kind {
@@ -185,8 +201,9 @@ impl Entry {
                 let known = TYPES.iter().find(|(name, _)| *name == kind);
                 known.map(|(_, keys)| *keys).ok_or_else(|| {
                     let names: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
-                    Error::invalid(format!("there is no type \"{}\"", escape(kind)))
-                        .with_hint(format!("there are {}", names.join(", ")))
+                    let error = Error::invalid(format!("there is no type \"{}\"", escape(kind)))
+                        .with_hint(format!("there are {}", names.join(", ")));
+                    fault(table, "type", error)
                 })?
             }
         };
@@ -196,19 +213,30 @@ impl Entry {
                 Some(kind) => format!("an entry of the type {kind} has no key \"{}\"", escape(key)),
                 None => format!("an entry without a type has no key \"{}\"", escape(key)),
             };
-            return Err(Error::invalid(message));
+            let at = table
+                .get_key_value(key)
+                .and_then(|(key, _)| Some(key.span()?.start));
+            let error = Error::invalid(message);
+            return Err(Fault { error, at });
         }
         let place = match (string(table, "path")?, string(table, "match")?) {
-            (Some(path), None) => Place::Path(plain_path(path)?),
-            (None, Some(pattern)) => Place::Match(Pattern::new(pattern.as_bytes())?),
-            _ => return Err(Error::invalid("an entry has either a path or a match")),
+            (Some(path), None) => Place::Path(plain_path(path).map_err(|error| fault(table, "path", error))?),
+            (None, Some(pattern)) => {
+                let pattern = Pattern::new(pattern.as_bytes());
+                Place::Match(pattern.map_err(|error| fault(table, "match", error))?)
+            }
+            _ => return Err(Error::invalid("an entry has either a path or a match").into()),
         };
         let what = What::parse(table, kind, directory)?;
         if matches!(place, Place::Match(_)) && !matches!(what, What::Change | What::Remove) {
-            return Err(Error::invalid("something new needs a path, and not a match"));
+            let error = Error::invalid("something new needs a path, and not a match");
+            return Err(fault(table, "match", error));
         }
+        let at = ["path", "match"]
+            .iter()
+            .find_map(|key| table.get(key).and_then(start));
         Ok(Self {
-            line,
+            at: Position::of(text, at.unwrap_or(0)),
             place,
             what,
             changes: Changes::parse(table)?,
@@ -331,10 +359,10 @@ impl Entry {
 }
 
 impl What {
-    fn parse(table: &Table, kind: Option<&str>, directory: &Path) -> Result<Self> {
-        let needs = |key: &str| Error::invalid(format!("the key \"{key}\" is missing"));
+    fn parse(table: &Table, kind: Option<&str>, directory: &Path) -> Parsed<Self> {
+        let needs = |key: &str| Fault::from(Error::invalid(format!("the key \"{key}\" is missing")));
         let target = || string(table, "target")?.ok_or_else(|| needs("target"));
-        let device = || -> Result<(u32, u32)> {
+        let device = || -> Parsed<(u32, u32)> {
             let number = |key| integer(table, key, u32::MAX.into())?.ok_or_else(|| needs(key));
             Ok((number("major")? as u32, number("minor")? as u32))
         };
@@ -342,11 +370,11 @@ impl What {
             Some("file") => match (string(table, "contents")?, string(table, "source")?) {
                 (Some(contents), None) => Self::Contents(contents.as_bytes().to_vec()),
                 (None, Some(source)) => Self::Source(directory.join(source)),
-                _ => return Err(Error::invalid("a file has either contents or a source")),
+                _ => return Err(Error::invalid("a file has either contents or a source").into()),
             },
             Some("directory") => Self::Directory,
             Some("symlink") => Self::Symlink(target()?.as_bytes().to_vec()),
-            Some("link") => Self::Link(plain_path(target()?)?),
+            Some("link") => Self::Link(plain_path(target()?).map_err(|error| fault(table, "target", error))?),
             Some("char-device") => {
                 let (major, minor) = device()?;
                 Self::Special(Special::CharacterDevice { major, minor })
@@ -364,13 +392,13 @@ impl What {
 }
 
 impl Changes {
-    fn parse(table: &Table) -> Result<Self> {
-        let id = |key| Ok::<_, Error>(integer(table, key, i64::from(u32::MAX) - 1)?.map(|id| id as u32));
+    fn parse(table: &Table) -> Parsed<Self> {
+        let id = |key| Ok::<_, Fault>(integer(table, key, i64::from(u32::MAX) - 1)?.map(|id| id as u32));
         let mtime = match table.get("mtime") {
             None => None,
             Some(item) => Some(
                 item.as_integer()
-                    .ok_or_else(|| wrong("mtime", "a number of seconds"))?,
+                    .ok_or_else(|| wrong(item, "mtime", "a number of seconds"))?,
             ),
         };
         let mut changes = Self {
@@ -383,12 +411,15 @@ impl Changes {
         if let Some(item) = table.get("xattrs") {
             let set = item
                 .as_table_like()
-                .ok_or_else(|| wrong("xattrs", "a table of names and values"))?;
+                .ok_or_else(|| wrong(item, "xattrs", "a table of names and values"))?;
             for (name, item) in set.iter() {
                 let value = match item.as_value() {
-                    Some(Value::String(text)) => Some(xattr_value(text.value())?),
+                    Some(Value::String(text)) => Some(xattr_value(text.value()).map_err(|error| Fault {
+                        error,
+                        at: start(item),
+                    })?),
                     Some(Value::Boolean(keep)) if !keep.value() => None,
-                    _ => return Err(wrong(name, "a text, or false for none")),
+                    _ => return Err(wrong(item, name, "a text, or false for none")),
                 };
                 changes.xattrs.push((name.as_bytes().to_vec(), value));
             }
@@ -510,15 +541,15 @@ fn plain_path(text: &str) -> Result<Vec<u8>> {
     Ok(names.join("/").into_bytes())
 }
 
-fn string<'t>(table: &'t Table, key: &str) -> Result<Option<&'t str>> {
+fn string<'t>(table: &'t Table, key: &str) -> Parsed<Option<&'t str>> {
     match table.get(key) {
         None => Ok(None),
-        Some(item) => item.as_str().map(Some).ok_or_else(|| wrong(key, "a text")),
+        Some(item) => item.as_str().map(Some).ok_or_else(|| wrong(item, key, "a text")),
     }
 }
 
 /// A number from 0 to `most`.
-fn integer(table: &Table, key: &str, most: i64) -> Result<Option<i64>> {
+fn integer(table: &Table, key: &str, most: i64) -> Parsed<Option<i64>> {
     let Some(item) = table.get(key) else {
         return Ok(None);
     };
@@ -527,25 +558,54 @@ fn integer(table: &Table, key: &str, most: i64) -> Result<Option<i64>> {
         "mode" => "an octal number such as 0o644",
         _ => "a number that fits",
     };
-    number.map(Some).ok_or_else(|| wrong(key, what))
+    number.map(Some).ok_or_else(|| wrong(item, key, what))
 }
 
-fn wrong(key: &str, what: &str) -> Error {
-    Error::invalid(format!("\"{}\" is not {what}", escape(key)))
-}
-
-/// The error, told of a line of the manifest.
-fn at_line(error: &Error, line: usize) -> Error {
-    let mut told = Error::new(error.kind(), format!("line {line}: {error}"));
-    if let Some(hint) = error.hint() {
-        told = told.with_hint(hint.to_owned());
+fn wrong(item: &Item, key: &str, what: &str) -> Fault {
+    Fault {
+        error: Error::invalid(format!("\"{}\" is not {what}", escape(key))),
+        at: start(item),
     }
-    told
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    let before = text.get(..offset).unwrap_or(text);
-    1 + before.matches('\n').count()
+/// An error in the value of a key.
+fn fault(table: &Table, key: &str, error: Error) -> Fault {
+    Fault {
+        error,
+        at: table.get(key).and_then(start),
+    }
+}
+
+fn start(item: &Item) -> Option<usize> {
+    item.span().map(|span| span.start)
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self { error, at: None }
+    }
+}
+
+impl Position {
+    /// The one of the byte at `offset`.
+    fn of(text: &str, offset: usize) -> Self {
+        let before = text.get(..offset).unwrap_or(text);
+        let last = before.rsplit('\n').next().unwrap_or_default();
+        Self {
+            line: 1 + before.matches('\n').count(),
+            column: 1 + last.chars().count(),
+        }
+    }
+
+    /// The error, told of this place.
+    fn told(self, error: &Error) -> Error {
+        let Self { line, column } = self;
+        let mut told = Error::new(error.kind(), format!("line {line}, column {column}: {error}"));
+        if let Some(hint) = error.hint() {
+            told = told.with_hint(hint.to_owned());
+        }
+        told
+    }
 }
 
 #[cfg(test)]
@@ -572,58 +632,70 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_line() {
+    fn what_is_wrong_is_told_with_line_and_column() {
         let entry = |rest: &str| format!("# A comment.\n\n[[entry]]\npath = \"/a\"\n{rest}\n");
         for (text, words) in [
-            ("a = ".to_owned(), "line 1: "),
+            ("a = ".to_owned(), "line 1, column 5: "),
             (
                 "\n\nfile = 5\n".to_owned(),
-                "line 3: \"file\" is no list of entries",
+                "line 3, column 8: \"file\" is no list of entries",
             ),
-            (entry("type = \"pipe\""), "line 3: there is no type \"pipe\""),
+            (
+                entry("type = \"pipe\""),
+                "line 5, column 8: there is no type \"pipe\"",
+            ),
             (
                 entry("target = \"b\""),
-                "line 3: an entry without a type has no key \"target\"",
+                "line 5, column 1: an entry without a type has no key \"target\"",
             ),
             (
                 entry("type = \"fifo\"\nmajor = 1"),
-                "line 3: an entry of the type fifo has no key \"major\"",
+                "line 6, column 1: an entry of the type fifo has no key \"major\"",
             ),
             (
                 entry("match = \"*\""),
-                "line 3: an entry has either a path or a match",
+                "line 3, column 1: an entry has either a path or a match",
             ),
             (
                 entry("type = \"file\""),
-                "line 3: a file has either contents or a source",
+                "line 3, column 1: a file has either contents or a source",
             ),
             (
                 entry("type = \"symlink\""),
-                "line 3: the key \"target\" is missing",
+                "line 3, column 1: the key \"target\" is missing",
             ),
             (
                 entry("type = \"char-device\"\nmajor = 1"),
-                "line 3: the key \"minor\" is missing",
+                "line 3, column 1: the key \"minor\" is missing",
             ),
-            (entry("mode = 0o10000"), "line 3: \"mode\" is not an octal number"),
-            (entry("mode = \"644\""), "line 3: \"mode\" is not an octal number"),
-            (entry("uid = -1"), "line 3: \"uid\" is not a number"),
+            (
+                entry("mode = 0o10000"),
+                "line 5, column 8: \"mode\" is not an octal number",
+            ),
+            (
+                entry("mode = \"644\""),
+                "line 5, column 8: \"mode\" is not an octal number",
+            ),
+            (entry("uid = -1"), "line 5, column 7: \"uid\" is not a number"),
             (
                 entry("mtime = \"now\""),
-                "line 3: \"mtime\" is not a number of seconds",
+                "line 5, column 9: \"mtime\" is not a number of seconds",
             ),
-            (entry("xattrs = 5"), "line 3: \"xattrs\" is not a table"),
+            (
+                entry("xattrs = 5"),
+                "line 5, column 10: \"xattrs\" is not a table",
+            ),
             (
                 entry("xattrs = { \"user.a\" = 5 }"),
-                "line 3: \"user.a\" is not a text",
+                "line 5, column 23: \"user.a\" is not a text",
             ),
             (
                 "[[entry]]\nmatch = \"*\"\ntype = \"fifo\"".to_owned(),
-                "line 1: something new needs a path",
+                "line 2, column 9: something new needs a path",
             ),
             (
                 "[[entry]]\npath = \"a/../b\"".to_owned(),
-                "line 1: \"a/../b\" is no path",
+                "line 2, column 8: \"a/../b\" is no path",
             ),
         ] {
             let error = parse(&text).unwrap_err().to_string();

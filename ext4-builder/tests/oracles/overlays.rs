@@ -141,49 +141,55 @@ fn everything_that_a_manifest_says_is_there() {
 }
 
 #[test]
-fn what_cannot_be_laid_over_is_told_with_its_line() {
+fn what_cannot_be_laid_over_is_told_with_line_and_column() {
     for (entry, words) in [
         (
             "path = \"/none\"\nmode = 0",
-            "line 2: there is nothing at \"/none\"",
+            "line 3, column 8: there is nothing at \"/none\"",
         ),
         (
             "path = \"/none/x\"\ntype = \"remove\"",
-            "line 2: there is nothing at \"/none/x\"",
+            "line 3, column 8: there is nothing at \"/none/x\"",
         ),
         (
             "path = \"/etc/none\"\ntype = \"remove\"",
-            "line 2: there is nothing at \"/etc/none\"",
+            "line 3, column 8: there is nothing at \"/etc/none\"",
         ),
         (
             "path = \"/\"\ntype = \"remove\"",
-            "line 2: the root cannot be removed",
+            "line 3, column 8: the root cannot be removed",
         ),
-        ("path = \"/\"\ntype = \"fifo\"", "line 2: the root is a directory"),
+        (
+            "path = \"/\"\ntype = \"fifo\"",
+            "line 3, column 8: the root is a directory",
+        ),
         (
             "path = \"/link\"\nxattrs = { \"user.a\" = \"x\" }",
-            "line 2: only files and directories have attributes of users",
+            "line 3, column 8: only files and directories have attributes of users",
         ),
-        ("match = \"*.none\"\nmode = 0", "line 2: its match is of nothing"),
+        (
+            "match = \"*.none\"\nmode = 0",
+            "line 3, column 9: its match is of nothing",
+        ),
         (
             "path = \"/x\"\ntype = \"link\"\ntarget = \"none\"",
-            "line 2: there is nothing at \"/none\" to link to",
+            "line 3, column 8: there is nothing at \"/none\" to link to",
         ),
         (
             "path = \"/x\"\ntype = \"file\"\nsource = \"none\"",
-            "line 2: /nowhere/none: open the file: No such file",
+            "line 3, column 8: /nowhere/none: open the file: No such file",
         ),
         (
             "path = \"/x\"\ntype = \"file\"\nsource = \"/\"",
-            "line 2: /: it is no file",
+            "line 3, column 8: /: it is no file",
         ),
         (
             "path = \"etc/hostname/x\"\ntype = \"fifo\"",
-            "line 2: it is in \"hostname\", which is no directory",
+            "line 3, column 8: it is in \"hostname\", which is no directory",
         ),
         (
             "path = \"etc\"\nxattrs = { \"other.x\" = \"\" }",
-            "line 2: ext4 cannot store",
+            "line 3, column 8: ext4 cannot store",
         ),
     ] {
         let storage = MemStorage::new();
