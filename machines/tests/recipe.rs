@@ -314,13 +314,41 @@ fn what_extends_another_says_more_and_the_later_wins() {
 }
 
 #[test]
-fn the_example_of_the_documentation_is_a_recipe() {
+fn the_examples_of_the_documentation_are_recipes() {
     let text = include_str!("../../docs/recipes.md");
-    let examples: Vec<&str> = text.split("```toml\n").skip(1).collect();
-    assert_eq!(examples.len(), 1);
-    let recipe = Lab::new().load(examples[0].split("```").next().unwrap()).unwrap();
+    let examples = text.split("```toml\n").skip(1);
+    let examples: Vec<&str> = examples.map(|text| text.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 2);
+    let recipe = Lab::new().load(examples[0]).unwrap();
     assert_eq!(recipe.packages().last().map(String::as_str), Some("nginx"));
     assert_eq!((recipe.files.len(), recipe.users.len()), (2, 1));
+
+    // Of an archive as Alpine's minirootfs is: one busybox, to which all else is a link, and no kernel.
+    let lab = Lab::new();
+    lab.shell(
+        "mkdir -p root/bin root/etc root/sbin root/dev root/proc root/sys root/run root/tmp root/var/empty; chmod 1777 root/tmp
+         chmod 555 root/proc root/sys root/var/empty; cp /bin/busybox root/bin; ln -s /bin/busybox root/bin/sh
+         ln -s /bin/busybox root/sbin/init; echo 3.22.0 >root/etc/alpine-release; echo 'root:x:0:0:root:/root:/bin/sh' >root/etc/passwd
+         printf 'NAME=\"Alpine Linux\"\\nID=alpine\\nPRETTY_NAME=\"Alpine Linux v3.22\"\\n' >root/etc/os-release
+         tar --owner=0 --group=0 --numeric-owner -C root -czf alpine-minirootfs.tar.gz .",
+    );
+    let template = lab.build(examples[1]).unwrap();
+    assert_eq!(template.document.os.as_deref(), Some("Alpine Linux v3.22"));
+    assert!(template.kernel().is_none());
+    let seen = lab.look(&template);
+    for line in [
+        "bin/busybox 755 0:0 ",
+        "sbin/init 777 0:0 /bin/busybox",
+        "tmp 1777 0:0 ",
+        "var/empty 555 0:0 ",
+        "etc/network/interfaces 644 0:0 ",
+    ] {
+        assert!(seen.lines().any(|found| found == line), "{line}: {seen}");
+    }
+    assert_eq!(
+        lab.shell("debugfs -R 'cat /etc/hostname' root.img 2>/dev/null"),
+        "alpine\n"
+    );
 }
 
 /// The tiny system, of the kernel that `scripts/setup.sh test` fetches and this host's busybox.
