@@ -137,6 +137,8 @@ impl Lab {
             .args(["-ec", script])
             .current_dir(&point)
             .output();
+        // Somebody else's copy of all mounts would keep it from being written.
+        run(&["sync", "-f", &point]);
         run(&["umount", &point]);
         let done = done.unwrap();
         assert!(done.status.success(), "{done:?}");
