@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use common::Lab;
 use serde_json::Value;
@@ -175,6 +175,26 @@ fn a_clone_can_have_a_domain_and_has_ids_of_its_own() {
     assert!(id.len() == 4 && id != b"same", "{id:?}");
     lab.run("imgtool clone --store store other --from tiny --hostname www..org")
         .fails(1, &["\"www..org\" cannot be a hostname"]);
+}
+
+#[test]
+fn clones_with_larger_roots_take_no_room_for_zeros() {
+    let lab = lab();
+    lab.imgtool("clone -q --store store web --from tiny --size 1G --count 3");
+    for number in 1..=3 {
+        let name = format!("store/instances/web-{number}.qcow2");
+        lab.qemu_img(&format!("check -q {name}"));
+        lab.qemu_img(&format!("convert -O raw {name} disk.raw"));
+        lab.run("e2fsck -fn disk.raw").ok();
+        let size = lab.run("dumpe2fs -h disk.raw").ok();
+        assert!(size.contains("Block count:              262144"), "{size}");
+        let bytes = fs::read(lab.path(&name)).unwrap();
+        let pages = bytes
+            .chunks(4096)
+            .filter(|page| page.iter().any(|byte| *byte != 0));
+        let (needed, takes) = (pages.count() * 8, fs::metadata(lab.path(&name)).unwrap().blocks());
+        assert!(takes <= needed as u64 + 16, "{takes} blocks for {needed}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::{BlockDevice, Error, Result, escape, size};
 use clap::Args;
-use machines::personalise::{grow, has_system, personalise};
+use machines::personalise::{has_system, personalise};
 use machines::store::{Instance, InstanceName, Mac, NewInstances, Store};
 use ops::Control;
 use serde_json::Value;
@@ -103,6 +103,7 @@ impl CloneArgs {
             mac: self.mac.as_deref().map(str::parse::<Mac>).transpose()?,
             full: self.full,
             seed: None,
+            grow: false,
         };
         let store = self.store.open()?;
         let watch = Watch::new(&self.watch);
@@ -139,14 +140,11 @@ pub(super) fn make(
     let personal = personal.read(&template, new)?;
     let new = NewInstances {
         seed: personal.seed.clone(),
+        grow: !personal.as_is && new.size.is_some_and(|size| size > template.document.disk_size),
         ..new.clone()
     };
-    let grown = new.size.is_some_and(|size| size > template.document.disk_size);
     let foreign = AtomicBool::new(false);
     let own = |instance: &Instance, disk: &Arc<dyn BlockDevice>| {
-        if grown && !personal.as_is {
-            grow(disk, true)?;
-        }
         if personal.as_is {
             return Ok(());
         }

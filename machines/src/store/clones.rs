@@ -1,7 +1,7 @@
 //! Making instances: copy-on-write clones of a template.
 //!
-//! All clones of one run start as the same few bytes, an empty overlay, which is made once, in memory. Each is then made the
-//! machine that it is to be, in memory too and over a template that is open once for all of them, and written to its file when it is
+//! All clones of one run start as the same few bytes, an empty overlay, which is made once, in memory, with a root filesystem as large as
+//! they are to have it. Each is then made the machine that it is to be, in memory too and over a template that is open once for all of them, and written to its file when it is
 //! done: nothing is read twice, and nothing waits for the disk but once, at the end.
 
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use std::thread;
 
 use block::chain::{Chain, ChainOptions};
 use block::gate::Deny;
-use block::{Access, Backing, BackingReference, BlockDevice, Error, MemStorage, Result, Storage};
+use block::{Access, Backing, BackingReference, BlockDevice, Error, MemStorage, Result, Storage, is_zero};
 use ops::{Control, ConvertOptions};
 use qcow2::{CreateOptions, OpenOptions};
 use raw::HostOpener;
@@ -26,6 +26,7 @@ use super::import::now;
 use super::instance::{BESIDE, Mac};
 use super::scratch::Scratch;
 use super::{Alias, Instance, InstanceDocument, InstanceName, Store, Template, publish};
+use crate::personalise::grow;
 use crate::{Seed, Settings};
 
 /// Machines at most whose files are synced one by one.
@@ -33,6 +34,9 @@ const FEW: usize = 8;
 
 /// Bytes moved at once from memory to a file.
 const CHUNK: u64 = 1 << 20;
+
+/// Bytes that are written or left out.
+const PAGE: usize = 4 << 10;
 
 /// Machines in the making.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +55,8 @@ pub struct NewInstances {
     pub full: bool,
     /// What cloud-init in the guest is to make of it, if it is.
     pub seed: Option<Seed>,
+    /// The root filesystem becomes as long as the disk, before each is made what it is to be.
+    pub grow: bool,
 }
 
 /// Makes the disk of a new machine its own.
@@ -78,12 +84,13 @@ impl Store {
             size: size_of(template, new)?,
             template,
             full: new.full,
+            grow: new.grow,
             seed: new.seed.as_ref(),
             personalise,
             control,
         };
-        let empty = job.empty()?;
-        job.make_all(&instances, &empty)?;
+        let start = job.start()?;
+        job.make_all(&instances, &start)?;
         self.publish_all(&job.scratch, template, &instances)?;
         Ok(instances)
     }
@@ -191,12 +198,22 @@ struct Job<'j> {
     size: u64,
     template: &'j Template,
     full: bool,
+    grow: bool,
     seed: Option<&'j Seed>,
     personalise: &'j Personalise<'j>,
     control: &'j Control<'j>,
 }
 
 impl Job<'_> {
+    /// What all of them start as.
+    fn start(&self) -> Result<Arc<MemStorage>> {
+        let storage = Arc::new(self.empty()?);
+        if self.grow && !self.full {
+            self.change(storage.clone(), |disk| grow(disk, true))?;
+        }
+        Ok(storage)
+    }
+
     /// An overlay that nothing is in, or an image that stands alone.
     fn empty(&self) -> Result<MemStorage> {
         let storage = MemStorage::new();
@@ -214,12 +231,12 @@ impl Job<'_> {
     }
 
     /// Makes all files, on all processors.
-    fn make_all(&self, instances: &[Instance], empty: &MemStorage) -> Result<()> {
+    fn make_all(&self, instances: &[Instance], start: &MemStorage) -> Result<()> {
         let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
             while let Some(instance) = instances.get(next.fetch_add(1, Ordering::Relaxed)) {
                 self.control.check()?;
-                self.make(instance, empty).inspect_err(|_| {
+                self.make(instance, start).inspect_err(|_| {
                     // The others need not go on.
                     next.store(instances.len(), Ordering::Relaxed);
                 })?;
@@ -243,24 +260,24 @@ impl Job<'_> {
         self.sync(instances)
     }
 
-    fn make(&self, instance: &Instance, empty: &MemStorage) -> Result<()> {
+    fn make(&self, instance: &Instance, start: &MemStorage) -> Result<()> {
         let path = self.scratch.path(&format!("{}.qcow2", instance.name));
         let file: Arc<dyn Storage> = Arc::new(create_private(&path)?);
         if self.full {
             // Too much for memory.
-            copy(empty, &*file)?;
-            let image = Arc::new(self.open(file.clone())?);
-            ops::convert(
-                &*self.base.device(),
-                &*image,
-                &ConvertOptions::new(),
-                self.control,
-            )?;
-            self.personalise(instance, image)?;
+            copy(start, &*file)?;
+            self.change(file.clone(), |disk| {
+                let options = ConvertOptions::new();
+                ops::convert(&*self.base.device(), &**disk, &options, self.control)?;
+                if self.grow {
+                    grow(disk, true)?;
+                }
+                (self.personalise)(instance, disk)
+            })?;
             self.copy_beside(instance)?;
         } else {
-            let storage = Arc::new(empty.clone());
-            self.personalise(instance, Arc::new(self.open(storage.clone())?))?;
+            let storage = Arc::new(MemStorage::clone(start));
+            self.change(storage.clone(), |disk| (self.personalise)(instance, disk))?;
             copy(&storage, &*file)?;
         }
         if let Some(seed) = self.seed {
@@ -305,13 +322,19 @@ impl Job<'_> {
         qcow2::Image::open(storage, options)
     }
 
-    fn personalise(&self, instance: &Instance, image: Arc<qcow2::Image>) -> Result<()> {
+    /// Changes the disk in an image.
+    fn change(
+        &self,
+        storage: Arc<dyn Storage>,
+        change: impl FnOnce(&Arc<dyn BlockDevice>) -> Result<()>,
+    ) -> Result<()> {
+        let image = Arc::new(self.open(storage)?);
         let disk: Arc<dyn BlockDevice> = image.clone();
-        (self.personalise)(instance, &disk)?;
+        change(&disk)?;
         drop(disk);
         match Arc::into_inner(image) {
             Some(image) => image.close(),
-            None => unreachable!("whoever personalises a disk does not keep it"),
+            None => unreachable!("whoever changes a disk does not keep it"),
         }
     }
 
@@ -351,7 +374,7 @@ pub(super) fn create_private(path: &Path) -> Result<raw::File> {
     raw::OpenOptions::new().write(true).lock(false).open(path)
 }
 
-/// Copies what memory holds into a new file.
+/// Copies what memory holds into a new file, where zeros are left out: of a cluster that is in use, most is often none.
 fn copy(from: &MemStorage, to: &dyn Storage) -> Result<()> {
     let len = from.len()?;
     to.set_len(len)?;
@@ -361,7 +384,16 @@ fn copy(from: &MemStorage, to: &dyn Storage) -> Result<()> {
         if run.data {
             buffer.resize(run.len as usize, 0);
             from.read_exact_at(&mut buffer, offset)?;
-            to.write_all_at(&buffer, offset)?;
+            let pages: Vec<(bool, &[u8])> = buffer.chunks(PAGE).map(|page| (is_zero(page), page)).collect();
+            let mut at = 0;
+            // Pages that go together are written together.
+            for part in pages.chunk_by(|one, next| one.0 == next.0) {
+                let len: usize = part.iter().map(|(_, page)| page.len()).sum();
+                if !part[0].0 {
+                    to.write_all_at(&buffer[at..at + len], offset + at as u64)?;
+                }
+                at += len;
+            }
         }
         offset += run.len;
     }
