@@ -532,7 +532,7 @@ mod tests {
         let (_directory, path) = directory();
         fs::write(&path, [1; 512]).unwrap();
         let storage: Arc<dyn Storage> = Arc::new(File::open(&path).unwrap());
-        let open = |backing| Raw.open(storage.clone(), None, Access::READ, backing);
+        let open = |backing| Raw.open(storage.clone(), None, Access::READ, backing, Keys::None);
         let image = open(Backing::None).unwrap();
         let results = [
             image.write_at(&[0], 0),
@@ -556,6 +556,7 @@ mod tests {
             Some(storage.clone()),
             Access::READ,
             Backing::None,
+            Keys::None,
         );
         assert_eq!(data_file.unwrap_err().kind(), ErrorKind::InvalidInput);
     }
