@@ -205,7 +205,11 @@ fn who_may_write_to_a_store_may_lock_it_and_nobody_else() {
     fs::create_dir(lab.path("shared")).unwrap();
     fs::set_permissions(lab.path("shared"), fs::Permissions::from_mode(0o2775)).unwrap();
     lab.imgtool("template import -q --store shared root.qcow2 --alias tiny");
-    assert_eq!(mode("shared/.lock"), 0o664);
+    assert_eq!(mode("shared/.lock"), 0o660);
+    // Whoever can read a file can lock it.
+    fs::set_permissions(lab.path("store"), fs::Permissions::from_mode(0o755)).unwrap();
+    lab.imgtool("template tag --store store tiny other");
+    assert_eq!(mode("store/.lock"), 0o600);
 }
 
 #[test]

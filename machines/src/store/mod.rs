@@ -172,9 +172,10 @@ impl Store {
     }
 }
 
-/// Lets a file of our own be written to by those who may write to a directory, whatever new files are otherwise.
+/// Lets a file of our own be opened by those who may write to a directory, and by nobody else: who can read it can lock it.
 fn share(file: &File, directory: &Path) -> io::Result<()> {
-    let (ours, wanted) = (file.metadata()?, fs::metadata(directory)?.mode() & 0o666);
+    let (ours, writers) = (file.metadata()?, fs::metadata(directory)?.mode() & 0o222);
+    let wanted = 0o600 | writers | writers << 1;
     if ours.uid() == rustix::process::geteuid().as_raw() && ours.mode() & 0o777 != wanted {
         file.set_permissions(fs::Permissions::from_mode(wanted))?;
     }
