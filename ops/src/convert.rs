@@ -50,7 +50,7 @@ use walker::{Chunk, Kind, Run, Walker};
 /// memory in one piece, which can take longer than the writing.
 const CHUNK: u64 = 256 << 10;
 
-/// The size of the pieces in which zeros are looked for.
+/// The size of the pieces in which zeros are looked for where nothing else is said.
 const PIECE: u64 = 4096;
 
 /// What the target reads as where nothing is written.
@@ -90,7 +90,8 @@ impl Before {
 pub struct ConvertOptions {
     /// Threads that read, search and compress.
     pub threads: NonZeroUsize,
-    /// The shortest run of zeros inside data that is not written as data, in bytes; 0 writes everything, holes too.
+    /// The shortest run of zeros inside data that is not written as data, in bytes; 0 writes everything, holes too. It is looked
+    /// for in aligned pieces of the largest power of two in this, as QEMU does.
     pub sparse: u64,
     /// Write compressed clusters.
     pub compress: bool,
@@ -363,12 +364,12 @@ impl<'a> Copy<'a> {
             // Less than a cluster of zeros would have the rest copied up from the backing.
             (Before::Layers { .. } | Before::Device(_), _) | (_, Some(_)) => self.cluster,
             _ if self.options.whole_clusters => self.cluster,
-            _ => PIECE.min(sparse.max(1)),
+            _ => sparse.checked_ilog2().map_or(PIECE, |bits| 1 << bits),
         };
         let zero = |part: &Range<u64>| sparse > 0 && is_zero(&bytes[within(part, range.start)]);
         for (zero, part) in split(range, unit, zero) {
             let bytes = &bytes[within(&part, range.start)];
-            let long = bytes.len() as u64 >= sparse || part.end == self.total;
+            let long = bytes.len() as u64 >= sparse || part == *range || part.end == self.total;
             if zero && (long || self.compressed.is_some()) {
                 self.zero(part, steps);
             } else if let Some(compressed) = self.compressed {

@@ -111,7 +111,8 @@ impl BlockDevice for Salvaged {
             return Ok(());
         }
         let cut = self.to_next_cluster(offset).min(len);
-        let cut = if self.device.extent_at(offset, cut).is_err() {
+        let clusters = self.device.info().cluster_size.is_some();
+        let cut = if clusters && self.device.extent_at(offset, cut).is_err() {
             self.give_up(&mut buf[..cut as usize], offset, error);
             cut
         } else {

@@ -78,10 +78,11 @@ impl Image {
     /// `Io`; `Unsupported` for a size that is not a file offset when rounded up to sectors.
     pub fn open(storage: Arc<dyn Storage>, access: Access) -> Result<Self> {
         let size = whole_sectors(storage.len()?).map_err(|error| error.with_path_of(storage.path()))?;
-        let start = storage.host_extent(0, size)?;
+        // What cannot be found out is not promised.
+        let start = storage.host_extent(0, size);
         Ok(Self {
             write: access.write,
-            zero_init: !start.data && start.len >= size,
+            zero_init: start.is_ok_and(|start| !start.data && start.len >= size),
             size: AtomicU64::new(size),
             resizing: Mutex::new(()),
             storage,

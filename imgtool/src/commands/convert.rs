@@ -1,6 +1,6 @@
 //! `imgtool convert`: copy an image into another format, or into the same one anew.
 
-mod bitmaps;
+pub(crate) mod bitmaps;
 mod streams;
 
 use std::io::Write;

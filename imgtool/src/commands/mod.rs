@@ -8,7 +8,7 @@ mod commit;
 mod compare;
 mod completions;
 mod config;
-mod convert;
+pub(crate) mod convert;
 mod create;
 mod dd;
 mod diff;

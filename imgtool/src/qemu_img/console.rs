@@ -36,7 +36,8 @@ impl Console {
 
     /// Says on standard error what went wrong. With nobody left to read it there is nothing to be done about that.
     pub(super) fn refuse(&self, refusal: &Refusal) {
-        for line in refusal.text().lines() {
+        self.error(refusal.text());
+        if let Some(line) = refusal.more() {
             self.error(line);
         }
         self.note(refusal.hint());

@@ -155,9 +155,7 @@ fn backing(
             None => Err(no_format()),
         };
     }
-    let from = target_path(file)?;
-    let from = name::of_path(&from);
-    let full = name::combine(Some(name::directory(&from)), name).unwrap_or_default();
+    let full = backing_of(&target_path(file)?, name);
     let spec = Spec::new(&full, backing_format.as_deref(), false);
     let opened = image::open_spec(&spec, Flags::default());
     let image = opened.map_err(|refusal| refusal.with_hint("Could not open backing image."))?;
@@ -172,6 +170,12 @@ fn backing(
     Ok(Some(image.device().size()))
 }
 
+/// The file that an image at `path` means by a backing file called `name`.
+pub(super) fn backing_of(path: &str, name: &str) -> String {
+    let from = name::of_path(path);
+    name::combine(Some(name::directory(&from)), name).unwrap_or_default()
+}
+
 /// Makes the image: whole under its name, or not at all.
 pub(super) fn make(
     path: &str,
@@ -184,28 +188,22 @@ pub(super) fn make(
     let targets = Targets::new(Path::new(path), &new, making()).map_err(could_not)?;
     targets.create(&new).map_err(could_not)?;
     let storage = targets.image().storage();
-    allocate_start(&*storage, new.qcow2().as_ref(), &could_not)?;
+    formatted(&*storage, new.qcow2().as_ref()).map_err(could_not)?;
     targets.finish(&ops::Cancel::new()).map_err(could_not)
 }
 
 /// Sees to it that the start of a file is no hole, as it is none in what QEMU makes: the header's whole cluster, and of a raw image the
 /// first block, which is read to find out what alignment direct I/O needs.
-fn allocate_start(
-    storage: &dyn Storage,
-    qcow2: Option<&qcow2::CreateOptions>,
-    could_not: &impl Fn(block::Error) -> Refusal,
-) -> Result<(), Refusal> {
-    let length = storage.len().map_err(could_not)?;
+pub(super) fn formatted(storage: &dyn Storage, qcow2: Option<&qcow2::CreateOptions>) -> block::Result<()> {
+    let length = storage.len()?;
     let start = match qcow2 {
         Some(options) => 1 << options.cluster_bits,
         None if length < 4096 => 512,
         None => 4096,
     };
     let mut bytes = vec![0; start.min(length) as usize];
-    let rewritten = storage
-        .read_exact_at(&mut bytes, 0)
-        .and_then(|()| storage.write_all_at(&bytes, 0));
-    rewritten.map_err(could_not)
+    storage.read_exact_at(&mut bytes, 0)?;
+    storage.write_all_at(&bytes, 0)
 }
 
 /// How the files of new images are made.

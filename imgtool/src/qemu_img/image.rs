@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use block::chain::{Chain, Layer};
-use block::{Access, Backing, Format, Keys, Overlay, Storage};
+use block::{Access, Backing, Format, Keys, Overlay, SnapshotSelector, Storage};
 use qcow2::Header;
 
 use super::json::{Json, Object};
@@ -126,6 +126,15 @@ pub(super) fn open(spec: &Spec, flags: Flags) -> Result<Image, Refusal> {
 
 /// The same without `Could not open 'F'` in front of what is wrong.
 pub(super) fn open_spec(spec: &Spec, flags: Flags) -> Result<Image, Refusal> {
+    open_snapshot(spec, flags, None)
+}
+
+/// A snapshot of an image, if one is asked for, and what it is based on.
+pub(super) fn open_snapshot(
+    spec: &Spec,
+    flags: Flags,
+    snapshot: Option<&SnapshotSelector>,
+) -> Result<Image, Refusal> {
     let top = find_for(spec, flags, false)?;
     let below = if flags.no_backing {
         Vec::new()
@@ -135,7 +144,16 @@ pub(super) fn open_spec(spec: &Spec, flags: Flags) -> Result<Image, Refusal> {
     let detached = flags.no_backing;
     let mut layers = vec![top];
     layers.extend(below);
-    devices(layers, flags, detached)
+    devices(layers, flags, detached, snapshot)
+}
+
+/// The image that options say, and what it is based on.
+pub(super) fn open_options(options: NodeOptions, flags: Flags) -> Result<Image, Refusal> {
+    let top = find_options(options, None, flags, false)?;
+    let mut layers = vec![top];
+    let below = chain_below(&layers[0], flags)?;
+    layers.extend(below);
+    devices(layers, flags, false, None)
 }
 
 fn find_for(spec: &Spec, flags: Flags, check: bool) -> Result<Found, Refusal> {
@@ -180,6 +198,11 @@ fn find_options(
     if file_options.get("driver").is_none() && file_options.get("filename").is_some() {
         file_options.set_default("driver", "file");
     }
+    let direct = options.take("cache.direct").is_some_and(|direct| direct == "on");
+    let flags = Flags {
+        direct: flags.direct || direct,
+        ..flags
+    };
     let node = node::open(file, file_options, flags)?;
     let format = match driver.as_deref() {
         Some("qcow2") => "qcow2",
@@ -363,7 +386,12 @@ fn chain_below(top: &Found, flags: Flags) -> Result<Vec<Found>, Refusal> {
 }
 
 /// Makes devices of files, from the last one up.
-fn devices(found: Vec<Found>, flags: Flags, detached: bool) -> Result<Image, Refusal> {
+fn devices(
+    found: Vec<Found>,
+    flags: Flags,
+    detached: bool,
+    snapshot: Option<&SnapshotSelector>,
+) -> Result<Image, Refusal> {
     let mut layers: Vec<Layer> = Vec::new();
     for (depth, image) in found.iter().enumerate().rev() {
         let write = flags.write && depth == 0;
@@ -385,15 +413,15 @@ fn devices(found: Vec<Found>, flags: Flags, detached: bool) -> Result<Image, Ref
             _ => &raw::Raw,
         };
         let data = data.map(|node| node.storage);
-        let device = format
-            .open(
-                image.node.storage.clone(),
-                data.clone(),
-                access,
-                backing,
-                Keys::None,
-            )
-            .map_err(|error| engine_words(&error))?;
+        let storage = image.node.storage.clone();
+        let device = match snapshot.filter(|_| depth == 0) {
+            Some(snapshot) => format
+                .open_snapshot(storage, snapshot, backing, Keys::None)
+                .map_err(|error| engine_words(&error).after("Failed to load snapshot: "))?,
+            None => format
+                .open(storage, data.clone(), access, backing, Keys::None)
+                .map_err(|error| engine_words(&error))?,
+        };
         layers.insert(
             0,
             Layer {

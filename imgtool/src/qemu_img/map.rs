@@ -46,8 +46,12 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     }
     let spec = super::one_image(&options.operands(), format.as_deref(), image_opts)?;
     let image = image::open(&spec, flags)?;
-    let rows = rows(&image, start, length)
+    let mut rows = rows(&image, start, length)
         .map_err(|error| Refusal::new(format!("Failed to read image metadata: {}", reason(&error))))?;
+    let alignment = image.layers[0].node.storage.alignment().offset;
+    if image.chain.active().info().cluster_size.is_none() {
+        round_up(&mut rows, alignment.into());
+    }
     console.print(if json { objects(&rows) } else { lines(&rows)? })?;
     Ok(0)
 }
@@ -95,6 +99,16 @@ impl Row {
             ..self.clone()
         };
         as_next == *next && self.start + self.len == next.start
+    }
+}
+
+/// Data ends where what it is read in ends.
+fn round_up(rows: &mut Vec<Row>, alignment: u64) {
+    let [.., data, rest] = &mut rows[..] else { return };
+    let end = (data.start + data.len).next_multiple_of(alignment);
+    if data.data && end >= rest.start + rest.len {
+        data.len += rest.len;
+        rows.pop();
     }
 }
 

@@ -17,6 +17,7 @@
 mod check;
 mod compare;
 mod console;
+mod convert;
 mod create;
 mod format_options;
 mod getopt;
@@ -49,6 +50,11 @@ type Command = (&'static str, &'static str, fn(&Console, &[String]) -> Outcome);
 const COMMANDS: &[Command] = &[
     ("check", "Check basic image integrity", check::run),
     ("compare", "Compare two images", compare::run),
+    (
+        "convert",
+        "Copy images into another, with another format where that is asked for",
+        convert::run,
+    ),
     ("create", "Create and format a new image file", create::run),
     ("info", "Display information about an image", info::run),
     ("map", "Dump image metadata", map::run),
@@ -181,4 +187,12 @@ fn cache_mode(which: &str, name: &str) -> Result<CacheMode, Refusal> {
         _ => return Err(Refusal::new(format!("Invalid {which} cache option: {name}"))),
     };
     Ok(CacheMode { direct })
+}
+
+/// Bytes a second.
+fn rate(text: &str) -> Result<std::num::NonZeroU64, Refusal> {
+    let rate = number::disk_size("rate limit", text)?;
+    std::num::NonZeroU64::new(rate).ok_or_else(|| {
+        Refusal::new("Invalid rate limit specified. Must be between 1 and 9223372036854775807.")
+    })
 }

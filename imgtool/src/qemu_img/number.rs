@@ -49,9 +49,9 @@ pub(super) fn disk_size(name: &str, text: &str) -> Result<u64, Refusal> {
 
 fn no_size(name: &str) -> Refusal {
     Refusal::new(format!(
-        "Invalid {name} specified. You may use k, M, G, T, P or E suffixes for\n\
-         kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
+        "Invalid {name} specified. You may use k, M, G, T, P or E suffixes for"
     ))
+    .with_more("kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
 }
 
 #[cfg(test)]

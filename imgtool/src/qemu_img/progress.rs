@@ -56,6 +56,11 @@ impl Progress {
         }
     }
 
+    /// All is done, whatever was counted.
+    pub(super) fn end_at(&self, percent: f64) {
+        self.print(percent);
+    }
+
     /// The command is at its end, done or not.
     pub(super) fn end(&self) {
         if self.shown {

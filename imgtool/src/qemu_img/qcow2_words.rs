@@ -185,7 +185,12 @@ impl Extensions {
                 .get(at as usize..(at + len) as usize)
                 .unwrap_or_default();
             match kind {
-                0x6803_f857 => found.names = Some(FeatureNames::of_table(data)),
+                0x6803_f857 => {
+                    // An entry may end where its name does.
+                    let mut table = data.to_vec();
+                    table.resize(data.len().next_multiple_of(48), 0);
+                    found.names = Some(FeatureNames::of_table(&table));
+                }
                 0x0537_be77 => found.crypto = true,
                 _ => {}
             }

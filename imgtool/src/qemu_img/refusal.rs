@@ -9,8 +9,9 @@ use block::{Error, ErrorKind};
 /// What is printed after the program's name, lines that follow as they are, and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// Each line of it is printed after the program's name.
     text: String,
+    /// What is printed after the program's name in a line of its own.
+    more: Option<&'static str>,
     hint: String,
     code: u8,
 }
@@ -19,6 +20,7 @@ impl Refusal {
     pub(super) fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
+            more: None,
             hint: String::new(),
             code: 1,
         }
@@ -27,6 +29,12 @@ impl Refusal {
     /// The command line is wrong.
     pub(super) fn usage(text: impl Into<String>) -> Self {
         Self::new(text).with_hint("Try 'qemu-img --help' for more information")
+    }
+
+    /// The same, with another line after the program's name.
+    pub(super) fn with_more(mut self, line: &'static str) -> Self {
+        self.more = Some(line);
+        self
     }
 
     /// The same, with another line.
@@ -49,6 +57,10 @@ impl Refusal {
 
     pub(super) fn text(&self) -> &str {
         &self.text
+    }
+
+    pub(super) fn more(&self) -> Option<&'static str> {
+        self.more
     }
 
     /// Lines for after the text, each with its end.

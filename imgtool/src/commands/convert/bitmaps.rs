@@ -11,11 +11,11 @@ use crate::images::qcow2_with;
 
 /// The bitmaps of a disk that is copied; none if they are not to be copied.
 #[derive(Debug, Default)]
-pub(super) struct CopiedBitmaps(Vec<(Bitmap, DirtyBits)>);
+pub(crate) struct CopiedBitmaps(Vec<(Bitmap, DirtyBits)>);
 
 impl CopiedBitmaps {
     /// Those of the chain's active image. What cannot be used of them fails, or is passed over with a warning.
-    pub(super) fn of(chain: &Chain, skip_broken: bool) -> Result<Self> {
+    pub(crate) fn of(chain: &Chain, skip_broken: bool) -> Result<Self> {
         let image = qcow2_with(chain, "bitmaps")?;
         let mut copied = Vec::new();
         for bitmap in image.bitmaps()? {
@@ -36,7 +36,7 @@ impl CopiedBitmaps {
     }
 
     /// The same for a disk of `size` bytes.
-    pub(super) fn resized(&self, size: u64) -> Result<Self> {
+    pub(crate) fn resized(&self, size: u64) -> Result<Self> {
         let resize = |(bitmap, bits): &(Bitmap, DirtyBits)| {
             let bits = bits
                 .resized(size)
@@ -47,7 +47,7 @@ impl CopiedBitmaps {
     }
 
     /// Adds them to a new image that has been filled.
-    pub(super) fn add_to_new(&self, new: &NewDevice) -> Result<()> {
+    pub(crate) fn add_to_new(&self, new: &NewDevice) -> Result<()> {
         match new {
             NewDevice::Qcow2(image) => self.add_to(image),
             NewDevice::Raw(_) => Ok(()),
@@ -55,7 +55,7 @@ impl CopiedBitmaps {
     }
 
     /// Fails if they cannot be added to an image that exists.
-    pub(super) fn check_target(&self, target: &Chain) -> Result<()> {
+    pub(crate) fn check_target(&self, target: &Chain) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
         }
@@ -78,7 +78,7 @@ impl CopiedBitmaps {
     }
 
     /// Adds them to an image that exists and has been filled.
-    pub(super) fn add_to_target(&self, target: &Chain) -> Result<()> {
+    pub(crate) fn add_to_target(&self, target: &Chain) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
         }
@@ -96,7 +96,7 @@ impl CopiedBitmaps {
 }
 
 /// Fails if a new image cannot have bitmaps.
-pub(super) fn check_new(image: &NewImage) -> Result<()> {
+pub(crate) fn check_new(image: &NewImage) -> Result<()> {
     match image.qcow2() {
         None => Err(Error::invalid("a raw image cannot have bitmaps (--bitmaps)")),
         Some(options) if options.version < Version::V3 => Err(of_version_2()),

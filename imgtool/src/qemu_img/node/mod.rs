@@ -5,6 +5,7 @@
 //! personality opens what QEMU opens. See docs/qemu-img.md.
 
 mod blkdebug;
+mod disk;
 pub(super) mod name;
 mod null;
 mod options;
@@ -119,6 +120,10 @@ pub(super) fn open(name: Option<&str>, mut options: NodeOptions, flags: Flags) -
         "null-co" | "null-aio" => open_null(name, options, &written),
         "blkdebug" => blkdebug::open(options, &written, flags),
         driver if name::is_nbd(driver) => Err(Refusal::new("NBD exports are not opened by this build")),
+        "qcow2" | "raw" => {
+            options.set_default("driver", &driver);
+            open_disk(options, &written, flags)
+        }
         driver => Err(Refusal::new(format!("Unknown driver '{driver}'"))),
     }
 }
@@ -250,6 +255,19 @@ fn open_null(name: Option<&str>, mut options: NodeOptions, written: &NodeOptions
         exact: name.filter(|_| size.is_none()).map(|_| format!("{driver}://")),
         options: written.to_json(),
         directory: None,
+        child: None,
+    })
+}
+
+/// An image as a node.
+fn open_disk(options: NodeOptions, written: &NodeOptions, flags: Flags) -> Result<Node, Refusal> {
+    let image = super::image::open_options(options, flags)?;
+    Ok(Node {
+        driver: image.layers[0].format,
+        storage: Arc::new(disk::Disk(image.chain.device())),
+        exact: None,
+        options: written.to_json(),
+        directory: image.layers[0].node.directory.clone(),
         child: None,
     })
 }
