@@ -56,6 +56,8 @@ pub struct DeviceInfo {
     pub fast_zero: bool,
     /// A new device reads as zeros everywhere, so that zeros need not be written to it.
     pub zero_init: bool,
+    /// What lies in the file is not what the disk reads as.
+    pub encrypted: bool,
     /// The best alignment of requests, in bytes; others work.
     pub alignment: u32,
 }
@@ -70,6 +72,7 @@ impl DeviceInfo {
             subcluster_size: None,
             fast_zero: false,
             zero_init: false,
+            encrypted: false,
             alignment: 1,
         }
     }

@@ -1,8 +1,12 @@
 //! Arguments that several commands have.
 
+use std::path::PathBuf;
+
 use block::{Error, Result};
 use clap::{Args, ValueEnum};
 use raw::Io;
+
+use crate::keys;
 
 /// What images may open by naming it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -24,14 +28,18 @@ pub(crate) struct OpenArgs {
     /// How the bytes of image files are reached
     #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
     pub(crate) io: IoMode,
+    /// File that holds the passphrase of encrypted images, every byte of it; once for each that is needed
+    #[arg(long, value_name = "FILE")]
+    key: Vec<PathBuf>,
     #[command(flatten)]
     refused: RefusedArgs,
 }
 
 impl OpenArgs {
-    /// Fails for arguments that are known and not supported.
+    /// Fails for arguments that are known and not supported, and reads the passphrases.
     pub(crate) fn check(&self) -> Result<()> {
-        self.refused.check()
+        self.refused.check()?;
+        keys::read(&self.key)
     }
 }
 
@@ -76,7 +84,8 @@ impl RefusedArgs {
             return Err(refused("--image-opts").with_hint(hint));
         }
         if self.object.is_some() {
-            return Err(refused("--object").with_hint("encrypted images cannot be opened"));
+            return Err(refused("--object")
+                .with_hint("the passphrase of an encrypted image is given with --key FILE"));
         }
         Ok(())
     }

@@ -1,22 +1,26 @@
 //! New images: what `-o` and its like say they are to be.
 
+mod encryption;
+
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use block::{
-    Access, Backing, BackingReference, BlockDevice, DataFileReference, Error, Preallocation, Result, Storage,
-    chain, escape,
+    Access, Backing, BackingReference, BlockDevice, DataFileReference, Error, Keys, Preallocation, Result,
+    Storage, chain, escape,
 };
 use qcow2::{Amendment, CompressionType, CreateOptions, Version};
 
 use crate::images::FORMATS;
+use crate::keys;
 use crate::option_list::OptionList;
 use crate::size;
+pub(crate) use encryption::KeyChange;
 
 /// Options of qcow2 images in other tools that are refused by name.
-const REFUSED: [&str; 4] = ["encrypt", "encryption", "nocow", "extent_size_hint"];
+const REFUSED: [&str; 2] = ["nocow", "extent_size_hint"];
 
 const QCOW2_OPTIONS: &str = "\
 Options of qcow2 images:
@@ -28,6 +32,15 @@ Options of qcow2 images:
   data_file=FILE           File for the data of the disk, which must be new; a relative name is looked up from the
                            directory of the image
   data_file_raw=on|off     Keep that file readable as a raw image of the disk [off]
+  encrypt.format=NAME      How the data is encrypted: luks, or aes as in old images, which protects badly. The passphrase
+                           is in the file that --key names
+  encrypt.cipher-alg=NAME  aes, serpent or twofish, with the length of the key: aes-128, aes-192, aes-256 ... [aes-256]
+  encrypt.cipher-mode=NAME xts or cbc [xts]
+  encrypt.hash-alg=NAME    What keys are derived with: sha1, sha224, sha256, sha384, sha512 or ripemd160 [sha256]
+  encrypt.iter-time=MS     How long that takes, in milliseconds [2000]
+  encrypt.ivgen-alg=NAME   Initialisation vectors: plain, plain64 or essiv [plain64]
+  encrypt.ivgen-hash-alg=NAME  Hash of essiv: sha256
+  encrypt.key=FILE         File that holds the passphrase, where --key names those of other images
   extended_l2=on|off       Allocate clusters, of 16k and more, in 32 subclusters [off]
   lazy_refcounts=on|off    Postpone refcount updates until the image is closed [off]
   preallocation=MODE       What is laid out in advance: off, metadata, falloc or full [off]
@@ -36,7 +49,18 @@ Options of qcow2 images:
 ";
 
 /// Options of qcow2 images that stay what they are.
-const ONLY_NEW: [&str; 3] = ["cluster_size", "extended_l2", "preallocation"];
+const ONLY_NEW: [&str; 10] = [
+    "cluster_size",
+    "extended_l2",
+    "preallocation",
+    "encryption",
+    "encrypt.format",
+    "encrypt.cipher-alg",
+    "encrypt.cipher-mode",
+    "encrypt.ivgen-alg",
+    "encrypt.ivgen-hash-alg",
+    "encrypt.hash-alg",
+];
 
 const AMEND_OPTIONS: &str = "\
 Options of qcow2 images that can be amended:
@@ -46,6 +70,11 @@ Options of qcow2 images that can be amended:
   compat=VERSION           0.10 (or v2) or 1.1 (or v3)
   compression_type=NAME    How compressed clusters are compressed: zlib or zstd. Only while there are none
   data_file=FILE           The name of the data file, which was moved or renamed
+  encrypt.new-key=FILE     Let the passphrase in this file open the image too, from now on
+  encrypt.old-key=FILE     Let the passphrase in this file open it no more
+  encrypt.keyslot=N        The key slot that new-key is to use, 0 to 7, or whose key is removed with state=inactive
+  encrypt.state=inactive   Remove the key in a slot
+  encrypt.iter-time=MS     How long deriving the new key takes, in milliseconds [2000]
   data_file_raw=off        Keep that file readable as a raw image no longer
   lazy_refcounts=on|off    Postpone refcount updates until the image is closed
   refcount_bits=N          Width of a refcount: 1, 2, 4, 8, 16, 32 or 64
@@ -191,12 +220,17 @@ impl NewImage {
         }
     }
 
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.qcow2().is_some_and(|options| options.encryption.is_some())
+    }
+
     pub(crate) fn is_preallocated(&self) -> bool {
         self.preallocation.is_some_and(|mode| mode != Preallocation::Off)
     }
 
     /// Fails for what there cannot be, before anything is made.
     pub(crate) fn check(&self) -> Result<()> {
+        self.check_key()?;
         match self.qcow2() {
             Some(options) => options.validate(),
             None if self.preallocation == Some(Preallocation::Metadata) => {
@@ -204,6 +238,17 @@ impl NewImage {
                     .with_hint("use preallocation=falloc or full"))
             }
             None => Ok(()),
+        }
+    }
+
+    /// Fails for an encrypted image that nobody could open.
+    fn check_key(&self) -> Result<()> {
+        let encryption = self.qcow2().and_then(|options| options.encryption);
+        match encryption {
+            Some(encryption) if encryption.passphrase.as_bytes().is_empty() => {
+                keys::of_new_image().map(|_| ())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -244,6 +289,7 @@ impl NewImage {
 
     /// Makes the image.
     pub(crate) fn create(&self, storage: &dyn Storage) -> Result<()> {
+        self.check_key()?;
         match self.qcow2() {
             Some(options) => qcow2::create(storage, &options),
             None => raw::create(storage, self.disk_size(), self.preallocation.unwrap_or_default()),
@@ -260,8 +306,13 @@ impl NewImage {
     ) -> Result<NewDevice> {
         Ok(match &self.format {
             NewFormat::Raw => NewDevice::Raw(Arc::new(raw::Image::open(storage, Access::WRITE)?)),
-            NewFormat::Qcow2 { .. } => {
+            NewFormat::Qcow2 { options, .. } => {
+                let passphrase = options
+                    .encryption
+                    .as_ref()
+                    .map(|encryption| encryption.passphrase.clone());
                 let options = qcow2::OpenOptions {
+                    keys: passphrase.map_or(Keys::None, |passphrase| Keys::Passphrases(vec![passphrase])),
                     access: Access::WRITE,
                     backing,
                     data_file,
@@ -287,6 +338,9 @@ impl NewImage {
         let switch = |on| if on { "on" } else { "off" };
         let qcow2 = self.qcow2();
         if let Some(options) = &qcow2 {
+            if let Some(encryption) = &options.encryption {
+                encryption::describe(encryption, &mut add);
+            }
             add("cluster_size", &(1u64 << options.cluster_bits).to_string());
             add("extended_l2", switch(options.extended_l2));
         }
@@ -386,12 +440,7 @@ fn qcow2_options(mut options: OptionList, compat: Option<&str>) -> Result<Create
     });
     create.lazy_refcounts = options.take_switch("lazy_refcounts")?.unwrap_or(false);
     create.extended_l2 = options.take_switch("extended_l2")?.unwrap_or(false);
-    // What is switched off anyway is no demand.
-    if options.take_switch("encryption")? == Some(true) {
-        return Err(Error::unsupported(
-            "the option encryption of qcow2 images is not supported",
-        ));
-    }
+    create.encryption = encryption::parse(&mut options)?;
     options.finish("qcow2", &REFUSED)?;
     Ok(create)
 }
@@ -426,6 +475,7 @@ pub(crate) struct Amended {
     pub(crate) amendment: Amendment,
     pub(crate) backing: Option<String>,
     pub(crate) backing_format: Option<String>,
+    pub(crate) keys: KeyChange,
 }
 
 impl Amended {
@@ -434,6 +484,7 @@ impl Amended {
     pub(crate) fn parse(mut options: OptionList) -> Result<Self> {
         let backing = options.take("backing_file");
         let backing_format = options.take("backing_fmt");
+        let keys = KeyChange::parse(&mut options)?;
         let amendment = Amendment {
             version: options.take("compat").map(|text| version(&text)).transpose()?,
             refcount_order: options
@@ -463,6 +514,7 @@ impl Amended {
             amendment,
             backing,
             backing_format,
+            keys,
         })
     }
 }

@@ -12,6 +12,7 @@ use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
 use crate::image_name::hint_for_missing;
+use crate::keys;
 use crate::opener::Opener;
 use crate::stores::image_at;
 
@@ -32,6 +33,16 @@ impl Opening {
     /// The image at `path` with everything below it. Without a `format` it is found out.
     pub(crate) fn chain(self, path: &Path, format: Option<&str>) -> Result<Chain> {
         self.open(path, format, Below::AsStored)
+    }
+
+    /// The same, to be looked at: images whose data is encrypted take no key.
+    pub(crate) fn chain_to_look_at(self, path: &Path, format: Option<&str>) -> Result<Chain> {
+        let options = ChainOptions {
+            format,
+            locked: true,
+            ..ChainOptions::default()
+        };
+        self.open_with(path, options)
     }
 
     /// A snapshot of the image at `path`, with everything below it.
@@ -93,6 +104,7 @@ impl Opening {
         let path = &*image_at(path);
         self.refuse_template(path)?;
         options.access = self.access;
+        options.keys = Some(keys::given());
         let gate = Gate(self.nested);
         let opener = Opener(HostOpener::new().direct(self.direct).io(self.io));
         let chain = Chain::open_with(&opener, &FORMATS, &gate, path, &options);
@@ -113,6 +125,7 @@ impl Opening {
     /// Says which option of the command line would have made the difference.
     fn explain(self, error: Error) -> Error {
         match error.kind() {
+            ErrorKind::Key => keys::explain(error),
             ErrorKind::Locked if self.access.write => error.with_hint("wait for it or stop it"),
             ErrorKind::Locked => {
                 error.with_hint("wait for it, or read the image as it is being written to with -U")

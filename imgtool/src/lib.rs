@@ -15,6 +15,7 @@ mod formats;
 mod image_name;
 mod images;
 mod interrupt;
+mod keys;
 mod layers;
 mod opener;
 mod option_list;

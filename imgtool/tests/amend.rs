@@ -286,7 +286,7 @@ fn refused_with_nothing_changed() {
         ("image", "extended_l2=on", &["extended_l2"]),
         ("image", "preallocation=full", &["preallocation"]),
         ("image", "encryption=on", &["encryption"]),
-        ("image", "encrypt.state=active", &["encrypt.state"]),
+        ("image", "encrypt.state=active", &["encrypt.new-key=FILE"]),
         ("image", "nonsense=1", &["nonsense", "-o help"]),
         ("image", "compat=0.9", &["0.9", "0.10"]),
         ("image", "refcount_bits=3", &["\"3\"", "64"]),

@@ -98,7 +98,7 @@ fn option_lists_are_printed_and_checked() {
             "version 2",
         ),
         ("create -f qcow2 -o lazy_refcounts=maybe x 1M", "maybe"),
-        ("create -f qcow2 -o encrypt.format=luks x 1M", "encrypt.format"),
+        ("create -f qcow2 -o encrypt.format=luks x 1M", "--key FILE"),
         ("create -f qcow2 -o data_file_raw=on x 1M", "data_file=FILE"),
         ("create -f qcow2 -o data_file=x x 1M", "own data file"),
         ("create -f qcow2 -o data_file=nbd://y x 1M", "nbd"),

@@ -2,7 +2,7 @@
 //!
 //! Headers are ustar's, and what does not fit there is in extended headers (pax, POSIX.1-2017): long names and large numbers, times
 //! to the nanosecond, and extended attributes as star, GNU tar and libarchive have them (`SCHILY.xattr.`). Files with several names
-//! are stored once. Holes stay holes ([`sparse`]), and sockets are left out: archives have none.
+//! are stored once. Holes stay holes, and sockets are left out: archives have none.
 
 mod sparse;
 

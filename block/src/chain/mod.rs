@@ -74,6 +74,8 @@ pub struct ChainOptions<'a> {
     /// Who has the passphrases of the images that are encrypted. Without anybody an encrypted image is refused, but with
     /// [`Below::Nothing`], where it may be looked at.
     pub keys: Option<&'a dyn KeyRing>,
+    /// Encrypted images that nobody has a passphrase of are opened all the same: what they hold can't be read.
+    pub locked: bool,
 }
 
 /// One image of a [`Chain`].
@@ -151,6 +153,7 @@ impl Chain {
             formats,
             gate,
             keys: options.keys,
+            locked: options.locked,
         };
         Ok(Self {
             layers: opening.open(path, options)?,

@@ -45,6 +45,7 @@ pub(super) struct Opening<'a> {
     pub(super) formats: &'a [&'a dyn Format],
     pub(super) gate: &'a dyn OpenGate,
     pub(super) keys: Option<&'a dyn KeyRing>,
+    pub(super) locked: bool,
 }
 
 /// A file of the chain, before it is a device.
@@ -180,7 +181,8 @@ impl<'a> Opening<'a> {
             } else {
                 Backing::None
             };
-            let keys = self.keys_for(&image, Keys::None)?;
+            let without = if self.locked { Keys::Locked } else { Keys::None };
+            let keys = self.keys_for(&image, without)?;
             layers.push(image.into_layer(backing, keys)?);
         }
         layers.reverse();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::chain::{Chain, Layer};
-use block::{Access, Backing, BackingReference, Error, ErrorKind, Result, escape};
+use block::{Access, Backing, BackingReference, Error, ErrorKind, Keys, Result, escape};
 use clap::Args;
 use ops::Progress;
 use qcow2::{CompatibleFeatures, Header, Image, NewBacking, Version};
@@ -19,11 +19,11 @@ use crate::arguments::{CacheMode, OpenArgs, WatchArgs};
 use crate::failure::Failure;
 use crate::formats::Amended;
 use crate::images::{FORMATS, Opening, backing_path};
-use crate::interrupt;
 use crate::option_list::OptionList;
 use crate::output::{self, OutputFormat};
 use crate::target::is_one_of;
 use crate::watch::Watch;
+use crate::{interrupt, keys};
 
 /// Change the options of an image: its version, what it names, how it counts
 ///
@@ -37,6 +37,7 @@ use crate::watch::Watch;
   imgtool amend -p -o refcount_bits=8 -o lazy_refcounts=on disk.qcow2
   imgtool amend -o backing_file=../moved/base.raw,backing_fmt=raw clone.qcow2
   imgtool amend -o data_file=renamed.raw disk.qcow2
+  imgtool amend --key old.key -o encrypt.new-key=new.key,encrypt.old-key=old.key disk.qcow2
   imgtool amend -o help")]
 pub(crate) struct AmendArgs {
     /// Format of the image [default: found out]
@@ -143,6 +144,7 @@ impl AmendArgs {
         let header = Header::read(&*storage)?;
         let mut options = qcow2::OpenOptions {
             access: Access::WRITE,
+            keys: Keys::Passphrases(keys::given().clone()),
             backing: match header.backing() {
                 Some(_) => Backing::Detached,
                 None => Backing::None,
@@ -162,7 +164,8 @@ impl AmendArgs {
             options.data_file = Some(data_file);
         }
         let data_file = options.data_file.clone();
-        let image = Image::open(storage.clone(), options).map_err(|error| error.with_path(path))?;
+        let image =
+            Image::open(storage.clone(), options).map_err(|error| keys::explain(error.with_path(path)))?;
         Ok(Layer {
             path: path.to_owned(),
             format,
@@ -202,6 +205,7 @@ impl AmendArgs {
             }
         });
         watch.finish();
+        let result = result.and_then(|changed| Ok(amended.keys.apply(image)? || changed));
         result.map_err(|error| match error.kind() {
             ErrorKind::NoSpace if error.hint().is_none() => {
                 error.with_hint("the disk reads as before; make room on that file system, and run it again")

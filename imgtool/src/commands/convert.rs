@@ -287,6 +287,7 @@ impl ConvertArgs {
             () if self.compress && image.is_preallocated() => {
                 "an image that is compressed cannot be preallocated"
             }
+            () if self.compress && image.is_encrypted() => "an encrypted image cannot be compressed",
             () if self.compress && image.data_file().is_some() => {
                 "an image with a data file cannot be compressed"
             }

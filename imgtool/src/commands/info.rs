@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use block::{Access, BlockDevice, Error, Result, Storage, chain, escape};
 use clap::Args;
+use encryption::{IvGenerator, KeySlot, Luks};
 use qcow2::{
     AutoclearFeatures, Bitmap, CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Snapshot,
-    SnapshotTable, Version,
+    SnapshotTable, Version, read_luks,
 };
 use raw::partition::{PartitionTable, Selector};
 use serde_json::{Value, json};
@@ -71,7 +72,7 @@ impl InfoArgs {
         }
         let mut tree = Vec::new();
         let images = if self.backing_chain {
-            let chain = opening.chain(&self.file, self.format.as_deref())?;
+            let chain = opening.chain_to_look_at(&self.file, self.format.as_deref())?;
             if self.output == OutputFormat::Human && chain.layers().len() > 1 {
                 tree = picture::tree(&chain, &interrupt::watch()?)?;
             }
@@ -158,6 +159,7 @@ struct Qcow2Description {
     header: Header,
     snapshots: Vec<Snapshot>,
     bitmaps: Vec<Bitmap>,
+    luks: Option<Luks>,
 }
 
 impl Description {
@@ -296,6 +298,7 @@ impl Qcow2Description {
         Ok(Self {
             snapshots: SnapshotTable::read(storage, &header)?.snapshots,
             bitmaps,
+            luks: read_luks(storage, &header)?,
             header,
         })
     }
@@ -324,14 +327,14 @@ impl Qcow2Description {
             facts["bitmaps"] = self.bitmaps.iter().map(bitmap_json).collect();
         }
         facts["refcount-bits"] = (1 << header.geometry.refcount_order).into();
+        if header.encryption == Encryption::Aes {
+            facts["encrypt"] = json!({ "format": "aes" });
+        } else if let Some(luks) = &self.luks {
+            facts["encrypt"] = luks_json(luks);
+        }
         if v3 {
             facts["corrupt"] = header.incompatible.contains(IncompatibleFeatures::CORRUPT).into();
             facts["extended-l2"] = header.geometry.extended_l2.into();
-        }
-        match header.encryption {
-            Encryption::None => {}
-            Encryption::Aes => facts["encrypt"] = json!({ "format": "aes" }),
-            Encryption::Luks => facts["encrypt"] = json!({ "format": "luks" }),
         }
         facts
     }
@@ -356,6 +359,42 @@ fn remove_unknown(object: &mut Value) {
     if let Value::Object(object) = object {
         object.retain(|_, value| !value.is_null());
     }
+}
+
+fn luks_json(luks: &Luks) -> Value {
+    let [cipher, mode, hash] = luks.names();
+    // What is known is named as when an image is made.
+    let spec = luks.spec().ok();
+    let names = spec.map(|spec| (spec.mode.name(), spec.iv.name()));
+    let (mode, iv) = names.or(mode.split_once('-')).unwrap_or((mode, ""));
+    let mut facts = json!({
+        "ivgen-alg": iv,
+        "detached-header": false,
+        "hash-alg": hash,
+        "cipher-alg": spec.map_or(cipher, |spec| spec.cipher.name()),
+        "uuid": luks.uuid(),
+    });
+    if spec.is_some_and(|spec| spec.iv == IvGenerator::Essiv) {
+        facts["ivgen-hash-alg"] = "sha256".into();
+    }
+    facts["format"] = "luks".into();
+    facts["cipher-mode"] = mode.into();
+    facts["slots"] = luks.slots().iter().map(slot_json).collect();
+    facts["payload-offset"] = luks.payload_offset().into();
+    facts["master-key-iters"] = luks.digest_iterations().into();
+    facts
+}
+
+fn slot_json(slot: &KeySlot) -> Value {
+    let mut facts = json!({ "active": slot.active });
+    if slot.active {
+        facts["iters"] = slot.iterations.into();
+    }
+    facts["key-offset"] = slot.offset().into();
+    if slot.active {
+        facts["stripes"] = slot.stripes.into();
+    }
+    facts
 }
 
 fn bitmap_json(bitmap: &Bitmap) -> Value {

@@ -189,10 +189,12 @@ impl<'a> Rows<'a> {
         }
         let layer = &self.chain.layers()[extent.depth as usize];
         let (ExtentState::Data, Some(host)) = (extent.state, extent.host) else {
-            let why = if extent.state == ExtentState::Data {
-                "the file was cut: the data of this offset lay behind its end"
-            } else {
+            let why = if extent.state != ExtentState::Data {
                 "it holds compressed clusters, which lie in no file as they are"
+            } else if layer.device.info().encrypted {
+                "it is encrypted, and what it holds lies in no file as it is"
+            } else {
+                "the file was cut: the data of this offset lay behind its end"
             };
             let error = Error::unsupported(why)
                 .with_path(&layer.path)

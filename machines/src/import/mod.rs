@@ -1,7 +1,7 @@
 //! Templates of what others have exported, or [we](crate::export): disk images, archives of root trees, container images, and
 //! virtual machines' images of Incus and LXD.
 //!
-//! What is known of a template comes along ([`notes`]), and what is said on the way in wins. All of it is somebody else's: sizes and
+//! What is known of a template comes along, and what is said on the way in wins. All of it is somebody else's: sizes and
 //! counts are bounded, nothing is opened that a file names, no member of an archive is written by its name, and what would reach into
 //! this host (files, its network) is left behind.
 

@@ -72,6 +72,7 @@ impl BlockDevice for Image {
         info.subcluster_size = self.geometry.extended_l2.then_some(subcluster_size);
         info.fast_zero = self.can_say_zero() || self.backing.is_none();
         info.zero_init = self.backing.is_none() && (!self.raw_data || self.raw_data_is_hole());
+        info.encrypted = self.encryption.is_some();
         info
     }
 
