@@ -10,14 +10,14 @@ use twofish::Twofish;
 use zeroize::Zeroizing;
 
 use crate::hash::Hash;
-use crate::iv::{EncryptBlock, IvGenerator, Ivs};
+use crate::iv::{EncryptBlocks, IvGenerator, Ivs};
 use crate::mode::{BLOCK, Block, BlockCipher, Cbc, Mode, Sectors, Xts};
 
 /// Bytes of a sector: what is encrypted by itself.
 pub const SECTOR: usize = 512;
 
-/// Sectors whose initialisation vectors are worked out at once.
-const BATCH: usize = 8;
+/// Sectors that are worked on at once.
+pub(crate) const BATCH: usize = 8;
 
 /// A cipher with the length of its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,7 +248,7 @@ impl SectorCipher {
     /// # Panics
     /// If `data` is no whole number of sectors.
     pub fn encrypt(&self, first: u64, data: &mut [u8]) {
-        self.each(first, data, |iv, sector| self.sectors.encrypt(iv, sector));
+        self.each(first, data, |ivs, sectors| self.sectors.encrypt(ivs, sectors));
     }
 
     /// Decrypts whole sectors in place, the first of which is number `first`.
@@ -256,25 +256,21 @@ impl SectorCipher {
     /// # Panics
     /// If `data` is no whole number of sectors.
     pub fn decrypt(&self, first: u64, data: &mut [u8]) {
-        self.each(first, data, |iv, sector| self.sectors.decrypt(iv, sector));
+        self.each(first, data, |ivs, sectors| self.sectors.decrypt(ivs, sectors));
     }
 
     #[inline]
-    fn each(&self, first: u64, data: &mut [u8], work: impl Fn(Block, &mut [u8; SECTOR])) {
+    fn each(&self, first: u64, data: &mut [u8], work: impl Fn(&[Block], &mut [[u8; SECTOR]])) {
         let (sectors, rest) = data.as_chunks_mut::<SECTOR>();
         assert!(rest.is_empty(), "a sector is encrypted as a whole");
         let mut number = first;
         for batch in sectors.chunks_mut(BATCH) {
             let mut ivs = [Block::from([0; BLOCK]); BATCH];
             let ivs = &mut ivs[..batch.len()];
-            for iv in &mut *ivs {
-                *iv = self.ivs.of(number);
-                number = number.wrapping_add(1);
-            }
+            self.ivs.fill(number, ivs);
+            number = number.wrapping_add(ivs.len() as u64);
             self.sectors.prepare(ivs);
-            for (iv, sector) in ivs.iter().zip(batch) {
-                work(*iv, sector);
-            }
+            work(ivs, batch);
         }
     }
 }
@@ -297,7 +293,7 @@ fn sectors<C: BlockCipher + KeyInit + 'static>(spec: CipherSpec, key: &[u8]) -> 
 }
 
 /// The cipher's family with a key as long as the digest.
-fn essiv(cipher: Cipher, digest: &[u8]) -> Result<Box<dyn EncryptBlock>> {
+fn essiv(cipher: Cipher, digest: &[u8]) -> Result<Box<dyn EncryptBlocks>> {
     let wrong = |_| Error::invalid("the digest is no key of the cipher");
     Ok(match cipher {
         Cipher::Aes128 | Cipher::Aes192 | Cipher::Aes256 => {

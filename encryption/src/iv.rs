@@ -29,30 +29,33 @@ impl IvGenerator {
 pub(crate) enum Ivs {
     Plain,
     Plain64,
-    Essiv(Box<dyn EncryptBlock>),
+    Essiv(Box<dyn EncryptBlocks>),
 }
 
-pub(crate) trait EncryptBlock: Send + Sync {
-    fn encrypt(&self, block: &mut Block);
+pub(crate) trait EncryptBlocks: Send + Sync {
+    fn encrypt(&self, blocks: &mut [Block]);
 }
 
-impl<C: BlockCipher> EncryptBlock for C {
-    fn encrypt(&self, block: &mut Block) {
-        self.encrypt_block(block);
+impl<C: BlockCipher> EncryptBlocks for C {
+    fn encrypt(&self, blocks: &mut [Block]) {
+        self.encrypt_blocks(blocks);
     }
 }
 
 impl Ivs {
-    pub(crate) fn of(&self, sector: u64) -> Block {
-        let number = match self {
-            Self::Plain => sector & u64::from(u32::MAX),
-            _ => sector,
+    /// Fills in those of sectors that follow each other.
+    pub(crate) fn fill(&self, first: u64, ivs: &mut [Block]) {
+        let mask = match self {
+            Self::Plain => u64::from(u32::MAX),
+            Self::Plain64 | Self::Essiv(_) => u64::MAX,
         };
-        let mut iv = Block::from([0; BLOCK]);
-        iv[..8].copy_from_slice(&number.to_le_bytes());
-        if let Self::Essiv(cipher) = self {
-            cipher.encrypt(&mut iv);
+        for (at, iv) in (0..).zip(&mut *ivs) {
+            let number = first.wrapping_add(at) & mask;
+            *iv = Block::from([0; BLOCK]);
+            iv[..8].copy_from_slice(&number.to_le_bytes());
         }
-        iv
+        if let Self::Essiv(cipher) = self {
+            cipher.encrypt(ivs);
+        }
     }
 }

@@ -1,12 +1,12 @@
 //! Modes of a cipher: how the blocks of a sector are chained.
 //!
-//! Both work on all the blocks of a sector at once where the mode allows it (XTS does, and reading CBC): the ciphers have
-//! instructions that work on eight.
+//! Processors have instructions that work on eight blocks at once. XTS and decrypting CBC give them those of a sector;
+//! encrypting CBC, where each block needs the one before, those at the same place of several sectors.
 
 use cipher::consts::U16;
 use cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser};
 
-use crate::cipher::SECTOR;
+use crate::cipher::{BATCH, SECTOR};
 
 /// Bytes of a cipher's block.
 pub(crate) const BLOCK: usize = 16;
@@ -58,10 +58,10 @@ impl<C: BlockSizeUser<BlockSize = U16> + BlockCipherEncrypt + BlockCipherDecrypt
 
 /// A cipher in a mode, with its keys.
 pub(crate) trait Sectors: Send + Sync {
-    /// Encrypts a sector in place.
-    fn encrypt(&self, iv: Block, sector: &mut [u8; SECTOR]);
-    /// Decrypts a sector in place.
-    fn decrypt(&self, iv: Block, sector: &mut [u8; SECTOR]);
+    /// Encrypts sectors in place, as many as there are initialisation vectors.
+    fn encrypt(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]);
+    /// Decrypts sectors in place, as many as there are initialisation vectors.
+    fn decrypt(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]);
     /// Works on initialisation vectors until they are what [`encrypt`](Self::encrypt) is given.
     fn prepare(&self, ivs: &mut [Block]);
 }
@@ -72,20 +72,24 @@ pub(crate) struct Xts<C> {
 }
 
 impl<C: BlockCipher> Sectors for Xts<C> {
-    fn encrypt(&self, iv: Block, sector: &mut [u8; SECTOR]) {
-        let tweaks = tweaks(iv);
-        let blocks = blocks_of(sector);
-        add(blocks, &tweaks);
-        self.data.encrypt_blocks(blocks);
-        add(blocks, &tweaks);
+    fn encrypt(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        for (iv, sector) in ivs.iter().zip(sectors) {
+            let tweaks = tweaks(*iv);
+            let blocks = blocks_of(sector);
+            add(blocks, &tweaks);
+            self.data.encrypt_blocks(blocks);
+            add(blocks, &tweaks);
+        }
     }
 
-    fn decrypt(&self, iv: Block, sector: &mut [u8; SECTOR]) {
-        let tweaks = tweaks(iv);
-        let blocks = blocks_of(sector);
-        add(blocks, &tweaks);
-        self.data.decrypt_blocks(blocks);
-        add(blocks, &tweaks);
+    fn decrypt(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        for (iv, sector) in ivs.iter().zip(sectors) {
+            let tweaks = tweaks(*iv);
+            let blocks = blocks_of(sector);
+            add(blocks, &tweaks);
+            self.data.decrypt_blocks(blocks);
+            add(blocks, &tweaks);
+        }
     }
 
     fn prepare(&self, ivs: &mut [Block]) {
@@ -116,22 +120,32 @@ fn blocks_of(sector: &mut [u8]) -> &mut [Block] {
 pub(crate) struct Cbc<C>(pub(crate) C);
 
 impl<C: BlockCipher> Sectors for Cbc<C> {
-    fn encrypt(&self, iv: Block, sector: &mut [u8; SECTOR]) {
-        let mut before = iv;
-        for block in blocks_of(sector) {
-            *block = xor(*block, before);
-            self.0.encrypt_block(block);
-            before = *block;
+    fn encrypt(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        let mut column = [Block::default(); BATCH];
+        for (ivs, sectors) in ivs.chunks(BATCH).zip(sectors.chunks_mut(BATCH)) {
+            let column = &mut column[..ivs.len()];
+            column.copy_from_slice(ivs);
+            for at in 0..BLOCKS {
+                for (block, sector) in column.iter_mut().zip(&mut *sectors) {
+                    *block = xor(*block, blocks_of(sector)[at]);
+                }
+                self.0.encrypt_blocks(column);
+                for (block, sector) in column.iter().zip(&mut *sectors) {
+                    blocks_of(sector)[at] = *block;
+                }
+            }
         }
     }
 
-    fn decrypt(&self, iv: Block, sector: &mut [u8; SECTOR]) {
-        let mut encrypted = *sector;
-        let blocks = blocks_of(sector);
-        self.0.decrypt_blocks(blocks);
-        let before = std::iter::once(&iv).chain(blocks_of(&mut encrypted).iter());
-        for (block, before) in blocks.iter_mut().zip(before) {
-            *block = xor(*block, *before);
+    fn decrypt(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        for (iv, sector) in ivs.iter().zip(sectors) {
+            let mut encrypted = *sector;
+            let blocks = blocks_of(sector);
+            self.0.decrypt_blocks(blocks);
+            let before = std::iter::once(iv).chain(blocks_of(&mut encrypted).iter());
+            for (block, before) in blocks.iter_mut().zip(before) {
+                *block = xor(*block, *before);
+            }
         }
     }
 

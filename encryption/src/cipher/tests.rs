@@ -104,6 +104,11 @@ proptest! {
         let data: Vec<u8> = (0..sectors * SECTOR).map(|at| (at % 251) as u8).collect();
         let mut whole = data.clone();
         cipher.encrypt(first, &mut whole);
+        let mut single = data.clone();
+        for (number, sector) in single.as_chunks_mut::<SECTOR>().0.iter_mut().enumerate() {
+            cipher.encrypt(first.wrapping_add(number as u64), sector);
+        }
+        prop_assert!(single == whole);
         prop_assert!(whole != data);
         let cut = cut.index(sectors);
         let (start, end) = whole.split_at_mut(cut * SECTOR);
