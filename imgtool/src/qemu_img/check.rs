@@ -5,7 +5,6 @@
 
 use std::ops::ControlFlow;
 
-use block::{Access, Backing};
 use qcow2::{
     CheckOptions, CheckReport, Finding, RepairChange, RepairKind, RepairOptions, RepairReport, Severity,
     TableKind,
@@ -106,11 +105,11 @@ impl Wanted {
                     what,
                     max_findings: MAX_FINDINGS,
                     rebuild_uncounted: true,
+                    clear_unknown: true,
                     ..RepairOptions::default()
                 };
                 let repaired =
                     qcow2::repair(storage, &options, &mut |_| ControlFlow::Continue(())).map_err(failed)?;
-                settle(found);
                 fixed = print_repair(console, &repaired);
                 if fixed != (0, 0) && !self.json && !self.quiet {
                     console.print(format!(
@@ -138,27 +137,6 @@ impl Wanted {
             _ => NOT_CHECKED,
         })
     }
-}
-
-/// Opening an image for writing clears the feature bits without a name that a writer must not keep.
-fn settle(found: &Found) {
-    let unknown = found
-        .header
-        .clone()
-        .is_some_and(|mut header| header.clear_autoclear());
-    if !unknown {
-        return;
-    }
-    let options = qcow2::OpenOptions {
-        access: Access::WRITE,
-        backing: Backing::Detached,
-        ..qcow2::OpenOptions::default()
-    };
-    // Where it cannot be opened, it stays as the repair has left it. A change of nothing is one.
-    let _ = qcow2::Image::open(found.node.storage.clone(), options).and_then(|image| {
-        image.edit_bitmaps(|_| Ok(()))?;
-        image.close()
-    });
 }
 
 /// Which part of a check comes across a finding.

@@ -1,7 +1,5 @@
 //! `qemu-img compare`.
 
-use std::io::{self, Write};
-
 use ops::{CompareError, CompareOptions, Comparison, Control, SparseChain};
 
 use super::console::Console;
@@ -59,14 +57,14 @@ fn compare(console: &Console, arguments: &[String]) -> Outcome {
     let [first, second] = &*operands else {
         return Err(Refusal::usage("Expecting two image file names"));
     };
-    let progress = Progress::new(show && !quiet, 2.0);
+    let progress = Progress::new(console, show && !quiet, 2.0);
     let result = (|| {
         let first = open(first, formats[0].as_deref(), image_opts, flags)?;
         let second = open(second, formats[1].as_deref(), image_opts, flags)?;
-        differences(&first, &second, strict, quiet, &progress)
+        differences(console, &first, &second, [strict, quiet], &progress)
     })();
     let printed = match &result {
-        Ok((text, _)) if !quiet => console.print(text).and_then(|()| console.flush()),
+        Ok((text, _)) if !quiet => console.print(text),
         _ => Ok(()),
     };
     progress.end();
@@ -81,18 +79,17 @@ fn open(name: &str, format: Option<&str>, image_opts: bool, flags: Flags) -> Res
 
 /// What is to be said about the two, with the exit code.
 fn differences(
+    console: &Console,
     first: &Image,
     second: &Image,
-    strict: bool,
-    quiet: bool,
-    progress: &Progress,
+    [strict, quiet]: [bool; 2],
+    progress: &Progress<'_>,
 ) -> Result<(String, u8), Refusal> {
     let mut options = CompareOptions::new();
     options.strict = strict;
     let sizes_differ = first.device().size() != second.device().size();
     if sizes_differ && !strict && !quiet {
-        let mut out = io::stdout();
-        writeln!(out, "Warning: Image size mismatch!").and_then(|()| out.flush())?;
+        console.print("Warning: Image size mismatch!\n")?;
     }
     let report = |at: ops::Progress| progress.bytes(at.done, at.total);
     let control = Control::new(ops::Cancel::new(), &report);
@@ -115,14 +112,42 @@ fn differences(
             let text = format!("Failed to read block status: {}", reason(&error));
             return Err(Refusal::new(text).with_code(CANNOT_MAP));
         }
-        Err(CompareError::Read(error)) => {
-            let offset = error.offset().unwrap_or_default();
-            let text = format!(
-                "Error while reading offset {offset} of {}: {}",
-                first.filename(),
-                reason(&error)
-            );
-            return Err(Refusal::new(text).with_code(CANNOT_READ));
-        }
+        Err(CompareError::Read(error)) => return Err(unreadable(first, second, &error)),
     })
+}
+
+/// Says where one of the two cannot be read. The comparison has read in large pieces and from many threads; here they are read
+/// from the start on, as QEMU does.
+fn unreadable(first: &Image, second: &Image, error: &block::Error) -> Refusal {
+    const PIECE: u64 = 2 << 20;
+    let mut buffer = vec![0; PIECE as usize];
+    let size = first.device().size().max(second.device().size());
+    let mut offset = 0;
+    while offset < size {
+        let mut len = PIECE.min(size - offset);
+        for image in [first, second] {
+            let device = image.device();
+            let there = device.size().saturating_sub(offset).min(len);
+            let Some(extent) = (there > 0)
+                .then(|| device.extent_at(offset, there))
+                .and_then(Result::ok)
+            else {
+                continue;
+            };
+            len = extent.len;
+            let bytes = &mut buffer[..len as usize];
+            if !extent.state.reads_as_zero() && device.read_at(bytes, offset).is_err() {
+                return read_failed(image, offset, error);
+            }
+        }
+        offset += len;
+    }
+    // It can be read now.
+    read_failed(first, error.offset().unwrap_or_default(), error)
+}
+
+fn read_failed(image: &Image, offset: u64, error: &block::Error) -> Refusal {
+    let name = image.filename();
+    let text = format!("Error while reading offset {offset} of {name}: {}", reason(error));
+    Refusal::new(text).with_code(CANNOT_READ)
 }

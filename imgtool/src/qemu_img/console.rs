@@ -1,10 +1,10 @@
 //! Where a command prints: results on standard output, what is wrong on standard error after the program's name.
 //!
-//! Both often end up in one pipe, and scripts compare what comes out of it; so what was printed is written out before anything
-//! goes to standard error.
+//! Both often end up in one pipe, and scripts compare what comes out of it. So it is in C's order: standard output is kept back
+//! until the end, or until a command lets it go, unless somebody watches it on a terminal.
 
-use std::cell::RefCell;
-use std::io::{self, BufWriter, Stdout, Write};
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::refusal::Refusal;
 
@@ -12,7 +12,7 @@ use super::refusal::Refusal;
 #[derive(Debug)]
 pub(super) struct Console {
     program: String,
-    out: RefCell<BufWriter<Stdout>>,
+    out: Mutex<BufWriter<Stdout>>,
 }
 
 impl Console {
@@ -20,21 +20,25 @@ impl Console {
     pub(super) fn new(program: String) -> Self {
         Self {
             program,
-            out: RefCell::new(BufWriter::new(io::stdout())),
+            out: Mutex::new(BufWriter::with_capacity(64 << 10, io::stdout())),
         }
+    }
+
+    fn out(&self) -> MutexGuard<'_, BufWriter<Stdout>> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Prints to standard output, as it is.
     pub(super) fn print(&self, text: impl AsRef<str>) -> io::Result<()> {
-        self.out.borrow_mut().write_all(text.as_ref().as_bytes())
+        self.out().write_all(text.as_ref().as_bytes())
     }
 
-    /// Writes out what was printed.
+    /// Lets go what was printed.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.out.borrow_mut().flush()
+        self.out().flush()
     }
 
-    /// Says on standard error what went wrong. With nobody left to read it there is nothing to be done about that.
+    /// Says on standard error what went wrong.
     pub(super) fn refuse(&self, refusal: &Refusal) {
         self.error(refusal.text());
         if let Some(line) = refusal.more() {
@@ -48,9 +52,11 @@ impl Console {
         self.note(&format!("{}: {text}\n", self.program));
     }
 
-    /// Something on standard error, as it is.
+    /// Something on standard error, as it is. With nobody left to read it there is nothing to be done about that.
     pub(super) fn note(&self, text: &str) {
-        let _ = self.flush();
+        if io::stdout().is_terminal() {
+            let _ = self.flush();
+        }
         let _ = io::stderr().write_all(text.as_bytes());
     }
 }

@@ -92,7 +92,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let Some((target, sources)) = files.split_last().filter(|(_, sources)| !sources.is_empty()) else {
         return Err(Refusal::usage("Must specify image file name"));
     };
-    let progress = Progress::new(wanted.show && !wanted.quiet, 1.0);
+    let progress = Progress::new(console, wanted.show && !wanted.quiet, 1.0);
     let result = wanted.convert(console, sources, target, &progress);
     if result.is_ok() {
         progress.end_at(100.0);
@@ -161,8 +161,11 @@ impl Wanted {
         console: &Console,
         sources: &[String],
         target: &str,
-        progress: &Progress,
+        progress: &Progress<'_>,
     ) -> Result<(), Refusal> {
+        if !self.no_create {
+            new_image::can_be_made(self.out_format())?;
+        }
         let source = self.open_sources(sources)?;
         let pieces = Pieces::of(&*source.plain, self.salvage)?;
         self.warn(console, &pieces.unknown, &[]);
@@ -592,7 +595,7 @@ impl Pieces {
     }
 
     /// Everything in front of `done` is dealt with.
-    fn report(&self, done: u64, progress: &Progress) {
+    fn report(&self, done: u64, progress: &Progress<'_>) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((_, data)) = self.ends.get(*told).filter(|(end, _)| *end <= done) {
             progress.bytes(*data, self.total);

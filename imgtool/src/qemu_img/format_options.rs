@@ -198,7 +198,7 @@ impl FormatOptions {
         match definition.kind {
             Kind::Text => {}
             Kind::Switch => {
-                if !matches!(value, "on" | "off") {
+                if switch(value).is_none() {
                     return Err(Refusal::new(format!("Parameter '{key}' expects 'on' or 'off'")));
                 }
             }
@@ -220,7 +220,7 @@ impl FormatOptions {
     }
 
     pub(super) fn is_on(&self, name: &str) -> bool {
-        self.get(name) == Some("on")
+        self.get(name).and_then(switch) == Some(true)
     }
 
     /// The value of a size, which is one.
@@ -272,9 +272,19 @@ impl FormatOptions {
     }
 }
 
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "on" | "yes" | "true" | "y" => Some(true),
+        "off" | "no" | "false" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+/// A number; a negative one is as large as C makes it.
 fn parse_number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None if text.starts_with('-') => text.parse::<i64>().ok().map(i64::cast_unsigned),
         None => text.parse().ok(),
     }
 }

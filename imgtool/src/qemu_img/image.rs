@@ -413,13 +413,20 @@ fn devices(
             _ => &raw::Raw,
         };
         let data = data.map(|node| node.storage);
-        let storage = image.node.storage.clone();
+        // A format without metadata has nothing but guest data.
+        let (storage, way) = match (&image.node.data, image.header.is_some()) {
+            (Some(data), false) => (data.clone(), None),
+            (way, _) => (
+                image.node.storage.clone(),
+                way.clone().filter(|way| way.file_id().is_some()),
+            ),
+        };
         let device = match snapshot.filter(|_| depth == 0) {
             Some(snapshot) => format
                 .open_snapshot(storage, snapshot, backing, Keys::None)
                 .map_err(|error| engine_words(&error).after("Failed to load snapshot: "))?,
             None => format
-                .open(storage, data.clone(), access, backing, Keys::None)
+                .open(storage, data.clone().or(way), access, backing, Keys::None)
                 .map_err(|error| engine_words(&error))?,
         };
         layers.insert(

@@ -12,15 +12,10 @@ const TOO_OLD: &str = "(use version=v3 or greater)";
 
 /// The options of a format's new images; `None` for a format that is not known.
 pub(super) fn options_of(format: &str, in_file: bool) -> Result<FormatOptions, Refusal> {
+    can_be_made(format)?;
     let own = match format {
         "raw" => format_options::RAW,
         "qcow2" => format_options::QCOW2,
-        // Formats that QEMU only reads.
-        "bochs" | "cloop" | "dmg" => {
-            return Err(Refusal::new(format!(
-                "Format driver '{format}' does not support image creation"
-            )));
-        }
         _ => return Err(Refusal::new(format!("Unknown file format '{format}'"))),
     };
     Ok(if in_file {
@@ -28,6 +23,16 @@ pub(super) fn options_of(format: &str, in_file: bool) -> Result<FormatOptions, R
     } else {
         FormatOptions::of(&[own])
     })
+}
+
+/// Fails for a format that QEMU knows and makes no images in.
+pub(super) fn can_be_made(format: &str) -> Result<(), Refusal> {
+    match format {
+        "bochs" | "cloop" | "dmg" => Err(Refusal::new(format!(
+            "Format driver '{format}' does not support image creation"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What `-o help` prints; `target` is the file that the image is to be in.

@@ -1,15 +1,17 @@
 //! How far a command has come: `-p` prints it over and over in one line on standard output, and without it SIGUSR1 asks for it on
 //! standard error.
 
-use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::SIGUSR1;
 
+use super::console::Console;
+
 /// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct Progress<'a> {
+    console: &'a Console,
     shown: bool,
     /// Points that have to be gained between two lines.
     step: f64,
@@ -18,13 +20,14 @@ pub(super) struct Progress {
     last: Mutex<f64>,
 }
 
-impl Progress {
+impl<'a> Progress<'a> {
     /// With `-p` it is `shown`, whenever `step` points were gained.
-    pub(super) fn new(shown: bool, step: f64) -> Self {
+    pub(super) fn new(console: &'a Console, shown: bool, step: f64) -> Self {
         let asked = Arc::new(AtomicBool::new(false));
         // Without the signal there is nothing to tell; with it unhandled the process would end.
         let _ = signal_hook::flag::register(SIGUSR1, asked.clone());
         let progress = Self {
+            console,
             shown,
             step,
             asked,
@@ -41,7 +44,7 @@ impl Progress {
             return;
         }
         if self.asked.swap(false, Ordering::Relaxed) && !self.shown {
-            let _ = writeln!(io::stderr(), "    ({percent:.2}/100%)");
+            self.console.note(&format!("    ({percent:.2}/100%)\n"));
         }
         if percent - *last > self.step || percent >= 100.0 {
             *last = percent;
@@ -64,16 +67,15 @@ impl Progress {
     /// The command is at its end, done or not.
     pub(super) fn end(&self) {
         if self.shown {
-            let mut out = io::stdout();
-            let _ = writeln!(out).and_then(|()| out.flush());
+            let _ = self.console.print("\n").and_then(|()| self.console.flush());
         }
     }
 
     fn print(&self, percent: f64) {
         if self.shown {
-            let mut out = io::stdout();
             // With nobody left to read it there is nothing to be done about that.
-            let _ = write!(out, "    ({percent:.2}/100%)\r").and_then(|()| out.flush());
+            let printed = self.console.print(format!("    ({percent:.2}/100%)\r"));
+            let _ = printed.and_then(|()| self.console.flush());
         }
     }
 }

@@ -30,6 +30,7 @@ pub(super) fn open(
     let Some(reference) = header.data_file() else {
         return match data_file {
             None => Ok(Arc::clone(storage)),
+            Some(same) if same.file_id().is_some() && same.file_id() == storage.file_id() => Ok(same),
             Some(_) => Err(Error::invalid("a data file was given, and the image has none")),
         };
     };

@@ -84,7 +84,8 @@ pub struct OpenOptions {
     pub access: Access,
     /// What lies below.
     pub backing: Backing,
-    /// The file that holds the guest's data, for an image that names one.
+    /// The file that holds the guest's data, for an image that names one. For others, the image's own file may be given by
+    /// another way, which then only the guest's data takes.
     pub data_file: Option<Arc<dyn Storage>>,
     /// Bytes of L2 entries to cache at most. 8 bytes map a cluster, 16 with extended L2 entries.
     pub l2_cache: usize,

@@ -4,7 +4,8 @@
 //!
 //! Rules come from a file of `[inject-error]` and `[set-state]` sections, or from options of those names. An error is injected into
 //! requests of the kinds that its rule names, at the sector that it names or at all, while the node is in the state that it
-//! names or in any; one that is to come `once` goes away with it.
+//! names or in any; one that is to come `once` goes away with it. Of QEMU's events there are `none`, which is always, and `read_aio` and
+//! `write_aio`, which are requests for guest data: a format sends these another way ([`Node::data`]).
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -42,13 +43,12 @@ impl Request {
         self != Self::BlockStatus
     }
 
-    /// What an event of this name comes before.
+    /// The event that guest data of this kind is.
     fn event(self) -> &'static str {
         match self {
             Self::Read => "read_aio",
             Self::Write | Self::WriteZeroes => "write_aio",
-            Self::Flush => "flush_to_os",
-            Self::Discard | Self::BlockStatus => "none",
+            _ => "none",
         }
     }
 }
@@ -67,7 +67,9 @@ struct Inject {
 #[derive(Debug)]
 struct Failing {
     below: Arc<dyn Storage>,
-    rules: Mutex<Vec<Inject>>,
+    rules: Arc<Mutex<Vec<Inject>>>,
+    /// The guest's data comes this way, and nothing else does.
+    data: bool,
 }
 
 /// Opens the node and the one below it.
@@ -122,11 +124,17 @@ pub(super) fn open(
     if image_name.is_none() {
         shown.insert("image", child.to_json());
     }
-    Ok(Node {
-        storage: Arc::new(Failing {
+    let rules = Arc::new(Mutex::new(rules));
+    let failing = |data| -> Arc<dyn Storage> {
+        Arc::new(Failing {
             below: child.storage.clone(),
-            rules: Mutex::new(rules),
-        }),
+            rules: rules.clone(),
+            data,
+        })
+    };
+    Ok(Node {
+        storage: failing(false),
+        data: Some(failing(true)),
         driver: "blkdebug",
         exact,
         options: shown,
@@ -194,7 +202,7 @@ impl Failing {
                 Some(kind) => kind == request,
                 None => request.is_usual(),
             };
-            let event = rule.event == "none" || rule.event == request.event();
+            let event = rule.event == "none" || (self.data && rule.event == request.event());
             let sector = rule.sector.is_none_or(|sector| {
                 let at = sector.saturating_mul(512);
                 at < offset.saturating_add(len) && offset < at.saturating_add(512)

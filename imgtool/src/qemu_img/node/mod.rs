@@ -36,6 +36,8 @@ pub(super) struct Flags {
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) storage: Arc<dyn Storage>,
+    /// The way that guest data takes to the same place, if that is another.
+    pub(super) data: Option<Arc<dyn Storage>>,
     /// The driver.
     pub(super) driver: &'static str,
     /// The name that says everything about the node, if there is one.
@@ -209,6 +211,7 @@ fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
     shown.insert("filename", &*path);
     Ok(Node {
         storage: Arc::new(storage),
+        data: None,
         driver,
         directory: Some(name::directory(&exact).to_owned()),
         exact: Some(exact),
@@ -251,6 +254,7 @@ fn open_null(name: Option<&str>, mut options: NodeOptions, written: &NodeOptions
     }
     Ok(Node {
         storage: Arc::new(null::Null { len, zeros }),
+        data: None,
         driver,
         exact: name.filter(|_| size.is_none()).map(|_| format!("{driver}://")),
         options: written.to_json(),
@@ -265,6 +269,7 @@ fn open_disk(options: NodeOptions, written: &NodeOptions, flags: Flags) -> Resul
     Ok(Node {
         driver: image.layers[0].format,
         storage: Arc::new(disk::Disk(image.chain.device())),
+        data: None,
         exact: None,
         options: written.to_json(),
         directory: image.layers[0].node.directory.clone(),

@@ -61,6 +61,8 @@ const L1_SIZE: u64 = 36;
 const REFCOUNT_TABLE_OFFSET: u64 = 48;
 /// Where the header has the incompatible features.
 const INCOMPATIBLE_FEATURES: u64 = 72;
+/// Where the header has the autoclear features.
+const AUTOCLEAR_FEATURES: u64 = 88;
 /// How often all steps are taken at most. Where one thing was damaged in two ways, a late step can make an early one
 /// possible.
 const ROUNDS: u32 = 4;
@@ -88,6 +90,8 @@ pub struct RepairOptions<'a> {
     pub max_findings: usize,
     /// Make a new refcount structure where a cluster that is in use is counted as free, as QEMU does, instead of counting it.
     pub rebuild_uncounted: bool,
+    /// Clear the autoclear feature bits that have no name here even if nothing is wrong, as every writer does who changes anything.
+    pub clear_unknown: bool,
 }
 
 impl Default for RepairOptions<'_> {
@@ -99,6 +103,7 @@ impl Default for RepairOptions<'_> {
             backup: None,
             max_findings: CheckOptions::default().max_findings,
             rebuild_uncounted: false,
+            clear_unknown: false,
         }
     }
 }
@@ -172,6 +177,7 @@ fn repair_storage(
         what: options.what,
         max_findings: options.max_findings,
         rebuild_uncounted: options.rebuild_uncounted,
+        clear_unknown: options.clear_unknown,
         progress: &RefCell::new(progress),
         changes: Vec::new(),
         spared_tables: BTreeSet::new(),
@@ -223,6 +229,7 @@ struct Engine<'a> {
     what: RepairKind,
     max_findings: usize,
     rebuild_uncounted: bool,
+    clear_unknown: bool,
     progress: &'a Progress<'a>,
     changes: Vec<Change>,
     spared_tables: BTreeSet<HostOffset>,
@@ -254,6 +261,7 @@ impl<'a> Engine<'a> {
             }
         }
         self.unmark(&checker)?;
+        self.clear_autoclear(&checker)?;
         Ok((before, checker))
     }
 
@@ -416,6 +424,19 @@ impl<'a> Engine<'a> {
                 references,
             }));
         old
+    }
+
+    /// Clears the autoclear bits that have no name here: a repair is a writer.
+    fn clear_autoclear(&mut self, checker: &Checker<'_>) -> Result<()> {
+        let mut header = checker.header.clone();
+        if !self.clear_unknown || !header.clear_autoclear() {
+            return Ok(());
+        }
+        let bits = header.autoclear.bits().to_be_bytes();
+        self.staged.write_all_at(&bits, AUTOCLEAR_FEATURES)?;
+        self.staged.commit()?;
+        self.changes.push(Change::AutoclearCleared);
+        Ok(())
     }
 
     /// Clears the dirty and corrupt bits of an image that is neither any more.

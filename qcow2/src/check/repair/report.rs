@@ -58,6 +58,8 @@ pub enum RepairChange {
     },
     /// The header says no longer that the image is dirty or corrupt.
     Unmarked,
+    /// Feature bits were cleared that no writer may keep who does not know what they promise.
+    AutoclearCleared,
 }
 
 impl fmt::Display for RepairChange {
@@ -83,6 +85,7 @@ impl fmt::Display for RepairChange {
             Self::CopiedCleared { entries } => write!(f, "COPIED flags cleared: {entries}"),
             Self::Lowered { clusters } => write!(f, "refcounts lowered: {clusters}"),
             Self::CopiedSet { entries } => write!(f, "COPIED flags set: {entries}"),
+            Self::AutoclearCleared => f.write_str("unknown autoclear feature bits cleared"),
             Self::Unmarked => f.write_str("marks \"dirty\" and \"corrupt\" cleared"),
         }
     }
