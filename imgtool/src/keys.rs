@@ -60,7 +60,7 @@ pub(crate) fn of_new_image() -> Result<Passphrase> {
 
 /// Says how a key is given where one was missing.
 pub(crate) fn explain(error: Error) -> Error {
-    if error.kind() != ErrorKind::Key || error.hint().is_some() {
+    if error.kind() != ErrorKind::Key {
         return error;
     }
     error.with_hint(if given().is_empty() {

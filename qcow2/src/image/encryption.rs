@@ -153,7 +153,7 @@ fn missing(header: &Header) -> Error {
         _ => "LUKS",
     };
     let message = format!("the image is encrypted with {how}, and no passphrase was given");
-    Error::new(ErrorKind::Key, message)
+    Error::new(ErrorKind::Key, message).with_hint("open it with its passphrase")
 }
 
 /// The cipher that the first fitting passphrase leads to.
@@ -189,7 +189,7 @@ fn unlock(
 
 impl Image {
     /// [`read`](Self::read), decrypted. What lies in a part of a sector is read with the rest of it.
-    #[cold]
+    #[inline(never)]
     pub(super) fn read_encrypted(
         &self,
         encryption: &Encryption,
@@ -260,7 +260,7 @@ impl Image {
     }
 
     /// Writes guest data to the host clusters at `host`, encrypted.
-    #[cold]
+    #[inline(never)]
     pub(super) fn put_encrypted(
         &self,
         encryption: &Encryption,

@@ -126,11 +126,14 @@ fn unknown_features_are_named_as_the_image_names_them() {
 }
 
 #[test]
-fn encryption_is_named() {
+fn encryption_is_named_where_there_is_no_key() {
     let luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
-    refuse_both(&created(&["-o", luks]), &["encrypted with LUKS"]);
     let aes = "encrypt.format=aes,encrypt.key-secret=key";
-    refuse_both(&created(&["-o", aes]), &["encrypted with AES"]);
+    for (options, words) in [(luks, "encrypted with LUKS"), (aes, "encrypted with AES")] {
+        let lab = created(&["-o", options]);
+        refuse(&lab, Access::READ, ErrorKind::Key, &[words, "no passphrase"]);
+        refuse(&lab, Access::WRITE, ErrorKind::Key, &[words, "no passphrase"]);
+    }
 }
 
 #[test]
