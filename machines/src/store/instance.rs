@@ -72,13 +72,17 @@ fn is_false(value: &bool) -> bool {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// One that is always the same for a UUID, and locally administered.
+    /// One that is always the same for a UUID, and locally administered. It does not start with 0xfe: so libvirt has the addresses
+    /// of the taps of its bridges start, and refuses a machine whose address does.
     pub fn of(uuid: &Uuid) -> Self {
         let digest = Sha256::digest(uuid.as_bytes());
         let mut mac = [0; 6];
         mac.copy_from_slice(&digest[..6]);
         // The two lowest bits of the first octet: locally administered, and of one station.
         mac[0] = mac[0] & 0xfc | 0x02;
+        if mac[0] == 0xfe {
+            mac[0] = 0xfa;
+        }
         Self(mac)
     }
 }
@@ -604,4 +608,18 @@ fn chain(path: PathBuf) -> Result<Vec<Layer>> {
         layers.push(Layer { path, format });
     }
     Ok(layers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_local_ones_that_bridges_of_libvirt_take() {
+        let mut firsts: Vec<u8> = (0..4096).map(|n| Mac::of(&Uuid::from_u128(n)).0[0]).collect();
+        firsts.sort_unstable();
+        firsts.dedup();
+        assert!(firsts.iter().all(|first| first & 3 == 2 && *first != 0xfe));
+        assert_eq!(firsts.len(), 63);
+    }
 }
