@@ -431,6 +431,27 @@ fn a_hibernated_machine_and_boot_loaders_are_left_alone() {
 }
 
 #[test]
+fn an_array_where_a_filesystem_was_before_is_not_taken_for_that() {
+    let lab = Lab::new();
+    let whole = lab.path("whole.raw");
+    let script = "truncate -s 82M whole.raw; \
+        printf 'label: dos\nstart=2048,size=131072,type=83\nstart=133120,size=32768,type=fd\n' | sfdisk -q whole.raw; \
+        dd if=disk.raw of=whole.raw bs=1M seek=1 conv=notrunc status=none; \
+        truncate -s 16M array.raw; mke2fs -q -F -b 1024 -O ^metadata_csum,^uninit_bg array.raw; \
+        printf '\\xfc\\x4e\\x2b\\xa9\\x01' | dd of=array.raw bs=1 seek=4096 conv=notrunc status=none; \
+        yes 'of the array' | dd of=array.raw bs=1M seek=8 count=2 iflag=fullblock conv=notrunc status=none; \
+        dd if=array.raw of=whole.raw bs=1M seek=65 conv=notrunc status=none";
+    let script = format!("cd {}; {script}", lab.directory.path().to_str().unwrap());
+    run(&["bash", "-ec", &script]);
+    let before = fs::read(&whole).unwrap();
+    let chain = open(&whole, Access::WRITE);
+    let error = seal(&chain.device(), &all(), false, &Control::unwatched()).unwrap_err();
+    assert!(error.to_string().contains("ext4, and that it is raid"), "{error}");
+    drop(chain);
+    assert!(fs::read(&whole).unwrap() == before, "nothing is half done");
+}
+
+#[test]
 fn what_sealing_does_not_take_is_found_where_it_can_do_harm() {
     let lab = Lab::new();
     lab.mounted(

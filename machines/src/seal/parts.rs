@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{BlockDevice, Error, Result};
+use block::{BlockDevice, Error, ErrorKind, Result};
 use ext4_reader::Filesystem;
 use raw::partition::{Partition, PartitionTable, Selector};
 
@@ -27,6 +27,9 @@ impl fmt::Display for NotLookedInto {
         write!(f, "{} is not looked into", self.0)
     }
 }
+
+/// What has other filesystems in it, at places of its own.
+const HOLDERS: [&str; 3] = ["luks", "lvm", "raid"];
 
 /// A partition on a disk.
 pub(super) struct Part {
@@ -73,7 +76,7 @@ impl Part {
 /// The partitions of a disk that hold something themselves.
 ///
 /// # Errors
-/// `InvalidInput` for a disk that holds the memory of a machine; `Corrupt`, `Io`.
+/// `InvalidInput` for a disk that holds the memory of a machine; `Corrupt` too for a partition that says that it is two things; `Io`.
 pub(super) fn parts(disk: &Arc<dyn BlockDevice>, table: &PartitionTable) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
     for partition in table.partitions().iter().filter(|part| !part.is_container()) {
@@ -90,22 +93,9 @@ pub(super) fn parts(disk: &Arc<dyn BlockDevice>, table: &PartitionTable) -> Resu
 }
 
 fn content(device: &dyn BlockDevice, number: u32) -> Result<Content> {
-    if Filesystem::is_on(device)? {
-        return Ok(Content::Ext4);
-    }
     let mut start = vec![0; START.min(device.size() as usize)];
     device.read_at(&mut start, 0)?;
     let has = |at: usize, magic: &[u8]| start.get(at..at + magic.len()) == Some(magic);
-    for page in PAGES {
-        let at = page as usize - 10;
-        if has(at, b"SWAPSPACE2") || has(at, b"SWAP-SPACE") {
-            return Ok(Content::Swap(page));
-        }
-        if has(at, b"S1SUSPEND") || has(at, b"S2SUSPEND") || has(at, b"ULSUSPEND") || has(at, b"LINHIB0001") {
-            let message = format!("partition {number} holds the memory of a machine that is hibernated");
-            return Err(Error::invalid(message).with_hint("start the machine, and turn it off"));
-        }
-    }
     // At these places each of them says what it is.
     let known: [(usize, &[u8], &'static str); 11] = [
         (82, b"FAT32   ", "vfat"),
@@ -121,7 +111,29 @@ fn content(device: &dyn BlockDevice, number: u32) -> Result<Content> {
         (0x1_0040, b"_BHRfS_M", "btrfs"),
     ];
     let found = known.iter().find(|(at, magic, _)| has(*at, magic));
-    Ok(found.map_or(Content::Unknown, |(_, _, name)| Content::Other(name)))
+    let found = found.map(|(_, _, name)| *name);
+    if Filesystem::is_on(device)? {
+        // mdadm leaves the superblock of a filesystem that was there before, whose free blocks are somebody's data now.
+        return match found {
+            Some(other) if HOLDERS.contains(&other) => {
+                let message = format!("partition {number} says that it is ext4, and that it is {other}");
+                let error = Error::new(ErrorKind::Corrupt, message);
+                Err(error.with_hint("take away what is not so: wipefs -o OFFSET PARTITION"))
+            }
+            _ => Ok(Content::Ext4),
+        };
+    }
+    for page in PAGES {
+        let at = page as usize - 10;
+        if has(at, b"SWAPSPACE2") || has(at, b"SWAP-SPACE") {
+            return Ok(Content::Swap(page));
+        }
+        if has(at, b"S1SUSPEND") || has(at, b"S2SUSPEND") || has(at, b"ULSUSPEND") || has(at, b"LINHIB0001") {
+            let message = format!("partition {number} holds the memory of a machine that is hibernated");
+            return Err(Error::invalid(message).with_hint("start the machine, and turn it off"));
+        }
+    }
+    Ok(found.map_or(Content::Unknown, Content::Other))
 }
 
 /// Bytes of a disk between its partitions and behind the last one, which are nobody's; none where the table is doubtful.
