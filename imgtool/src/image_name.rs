@@ -1,18 +1,12 @@
-//! Names of images, and of partitions in them: `IMAGE#2`, `IMAGE#name:root`, `IMAGE#uuid:GUID`.
-//!
-//! A name that a file has is that file's, whatever it looks like. Any other is taken apart at the first `#` that has the
-//! name of a file before it and what looks like a partition after it.
+//! Names of images, and of partitions in them, as [`split_name`] has them: `IMAGE#2`, `IMAGE#name:root`, `IMAGE#uuid:GUID`.
 
-use std::ffi::OsStr;
-use std::fs;
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::view::Window;
 use block::{BlockDevice, Error, ErrorKind, Result};
-use raw::partition::{PartitionTable, Selector};
+use raw::partition::{PartitionTable, Selector, split_name};
 
 use crate::opener::is_export;
 
@@ -31,18 +25,14 @@ pub(crate) struct ImageName {
 
 impl ImageName {
     pub(crate) fn parse(text: &Path) -> Result<Self> {
-        let named = |path: &Path, partition| Self {
+        let (path, partition) = split_name(text, |image| {
+            is_export(image) || image.metadata().is_ok_and(|file| !file.is_dir())
+        })?;
+        Ok(Self {
             path: path.to_owned(),
             partition,
             text: text.to_owned(),
-        };
-        if fs::symlink_metadata(text).is_err()
-            && let Some((image, partition)) = split(text)
-        {
-            let selector = partition.parse().map_err(|error: Error| error.with_path(text))?;
-            return Ok(named(image, Some(selector)));
-        }
-        Ok(named(text, None))
+        })
     }
 
     /// The disk that is named, on the whole disk of the image.
@@ -101,28 +91,10 @@ pub(crate) fn hint_for_missing(path: &Path) -> Option<String> {
     Some(format!("only {COMMANDS} take partitions: name the image alone"))
 }
 
-/// The image and the text for the partition in it.
-fn split(text: &Path) -> Option<(&Path, &str)> {
-    let bytes = text.as_os_str().as_bytes();
-    let hashes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'#');
-    hashes
-        .filter_map(|(at, _)| {
-            let partition = std::str::from_utf8(&bytes[at + 1..]).ok()?;
-            Some((Path::new(OsStr::from_bytes(&bytes[..at])), partition))
-        })
-        .find(|(image, partition)| {
-            looks_like_one(partition)
-                && (is_export(image) || image.metadata().is_ok_and(|file| !file.is_dir()))
-        })
-}
-
-fn looks_like_one(partition: &str) -> bool {
-    let number = !partition.is_empty() && partition.bytes().all(|byte| byte.is_ascii_digit());
-    number || partition.starts_with("name:") || partition.starts_with("uuid:")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn parsed(directory: &Path, name: &str) -> (String, Option<String>) {

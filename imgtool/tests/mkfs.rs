@@ -633,6 +633,18 @@ fn manifests_and_labels_are_laid_over_any_source() {
         .ok();
         assert!(label.contains("75 3a 65 74 63 00"), "{label}");
     }
+    lab.imgtool("create -q -f qcow2 overlay/disk 64M");
+    lab.imgtool("partition create -q overlay/disk name=root");
+    lab.imgtool("mkfs -q --manifest overlay/manifest.toml tree overlay/disk#1");
+    let again = "[[entry]]\npath = \"/taken\"\nimage = \"disk#1\"\nsource = \"/etc/motd\"\ngid = 8\n";
+    fs::write(lab.path("overlay/again.toml"), again).unwrap();
+    lab.imgtool("mkfs -q --manifest overlay/again.toml tree out");
+    assert_good(&lab, "out");
+    let stat = tool(&lab, &["debugfs", "-R", "stat /taken", "out"]).ok();
+    assert!(
+        words(&stat).contains("Mode: 0640") && words(&stat).contains("User: 7 Group: 8 "),
+        "{stat}"
+    );
     fs::remove_file(lab.path("out")).unwrap();
     fs::write(
         lab.path("bad.toml"),

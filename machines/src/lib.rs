@@ -27,6 +27,6 @@ mod testing;
 pub use accel::{Accel, Choice, Kvm};
 pub use credential::{CredentialName, Credentials};
 pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
-pub use root::Root;
+pub use root::{Root, filesystem_in};
 pub use seed::Seed;
 pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};

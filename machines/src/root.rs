@@ -2,11 +2,15 @@
 
 use std::fmt;
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 
+use block::chain::{Chain, ChainOptions};
+use block::gate::Deny;
 use block::{BlockDevice, Error, ErrorKind, Result, escape};
 use ext4_reader::{FileKind, Filesystem, LastLink};
-use raw::partition::{Partition, PartitionTable, Selector};
+use raw::HostOpener;
+use raw::partition::{Partition, PartitionTable, Selector, split_name};
 
 /// The root filesystem on a disk.
 #[derive(Clone)]
@@ -87,6 +91,35 @@ impl Root {
     pub fn read(&self, path: &str, most: u64) -> Result<Vec<u8>> {
         read(&self.filesystem()?, path, most)
     }
+}
+
+/// The filesystem that a name of an image is of, for reading: the one on the partition that it names (`IMAGE#2`, `IMAGE#name:data`),
+/// and otherwise the root filesystem on the disk. An image that is based on another is refused, as those that a recipe is made of.
+///
+/// # Errors
+/// `InvalidInput` for a disk without a root filesystem, and a partition that is not there; those of opening an image and a
+/// filesystem.
+pub fn filesystem_in(name: &Path) -> Result<Filesystem> {
+    let (image, partition) = split_name(name, Path::is_file)?;
+    let formats: [&dyn block::Format; 2] = [&qcow2::Qcow2, &raw::Raw];
+    let chain = Chain::open_with(
+        &HostOpener::new(),
+        &formats,
+        &Deny,
+        image,
+        &ChainOptions::default(),
+    )?;
+    let disk = chain.device();
+    let opened = match partition {
+        Some(selector) => PartitionTable::read(&*disk, None)
+            .and_then(|table| table.open(disk, &selector))
+            .and_then(|window| Filesystem::open(Arc::new(window))),
+        None => Root::find(&disk).and_then(|root| match root {
+            Some(root) => root.filesystem(),
+            None => Err(Error::invalid("there is no ext4 filesystem on its disk")),
+        }),
+    };
+    opened.map_err(|error| error.with_path(name))
 }
 
 /// The content of a file of at most `most` bytes.

@@ -127,6 +127,67 @@ const SYSTEM: &str = "mkdir -p tree/etc/sudoers.d tree/etc/ssh tree/lib/systemd/
     printf '[Install]\\nWantedBy=timers.target\\n' >tree/lib/systemd/system/old.timer";
 
 #[test]
+fn files_are_taken_out_of_other_images() {
+    let lab = Lab::new();
+    lab.shell(TREE);
+    lab.shell(
+        "mkdir -p old/etc/ssh old/srv/data; echo key >old/etc/ssh/key; chmod 600 old/etc/ssh/key; chown -R 3:4 old/srv/data
+         echo kept >old/srv/data/kept; ln old/srv/data/kept old/srv/data/same; ln -s kept old/srv/data/link
+         truncate -s 4M part; mke2fs -q -F -t ext4 -d old part; qemu-img convert -f raw -O qcow2 -c part whole.qcow2
+         truncate -s 8M disk; printf 'label: gpt\\nstart=2048,size=2048\\nstart=4096,size=8192,name=data\\n' | sfdisk -q disk
+         dd if=part of=disk bs=512 seek=4096 conv=notrunc status=none; qemu-img convert -f raw -O qcow2 disk disk.qcow2
+         qemu-img create -q -f qcow2 -b whole.qcow2 -F qcow2 overlay.qcow2",
+    );
+    let start = "[source]\ndirectory = \"tree\"\n[[files]]\npath = \"/srv/data\"\n";
+    let mut seen = Vec::new();
+    for image in [
+        "whole.qcow2",
+        "disk.qcow2",
+        "disk.qcow2#2",
+        "disk.qcow2#name:data",
+        "part",
+    ] {
+        let rest = format!(
+            "[[files]]\npath = \"/root/key\"\nimage = \"{image}\"\nsource = \"/etc/ssh/key\"\nuid = 9\n"
+        );
+        let template = lab.build(&format!("{start}image = \"{image}\"\n{rest}")).unwrap();
+        seen.push(lab.look(&template));
+        assert_eq!(
+            lab.shell("debugfs -R 'cat /srv/data/same' root.img 2>/dev/null"),
+            "kept\n"
+        );
+        assert_eq!(
+            lab.shell("debugfs -R 'stat /srv/data/kept' root.img 2>/dev/null | grep -c 'Links: 2'"),
+            "1\n"
+        );
+    }
+    for line in [
+        "root/key 600 9:0 ",
+        "srv/data 755 3:4 ",
+        "srv/data/kept 644 0:0 ",
+        "srv/data/link 777 0:0 kept",
+    ] {
+        assert!(seen[0].lines().any(|found| found == line), "{line}: {}", seen[0]);
+    }
+    assert!(seen.iter().all(|one| *one == seen[0]), "{seen:#?}");
+    for (image, words) in [
+        ("none", "none: "),
+        ("disk.qcow2#1", "disk.qcow2#1: "),
+        ("disk.qcow2#3", "there is no partition 3"),
+        ("overlay.qcow2", "overlay.qcow2: "),
+        ("tree/etc/motd", "tree/etc/motd: "),
+    ] {
+        let error = lab.build(&format!("{start}image = \"{image}\"\n")).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.path(), Some(&*lab.path("recipe.toml")), "{image}: {text}");
+        assert!(
+            text.contains("line 4, column 8: ") && text.contains(words),
+            "{image}: {text}"
+        );
+    }
+}
+
+#[test]
 fn users_and_services_are_those_of_the_recipe_and_identities_are_gone() {
     let lab = Lab::new();
     lab.shell(SYSTEM);
@@ -318,7 +379,7 @@ fn the_examples_of_the_documentation_are_recipes() {
     let text = include_str!("../../docs/recipes.md");
     let examples = text.split("```toml\n").skip(1);
     let examples: Vec<&str> = examples.map(|text| text.split("```").next().unwrap()).collect();
-    assert_eq!(examples.len(), 2);
+    assert_eq!(examples.len(), 3);
     let recipe = Lab::new().load(examples[0]).unwrap();
     assert_eq!(recipe.packages().last().map(String::as_str), Some("nginx"));
     assert_eq!((recipe.files.len(), recipe.users.len()), (2, 1));
@@ -332,6 +393,8 @@ fn the_examples_of_the_documentation_are_recipes() {
          printf 'NAME=\"Alpine Linux\"\\nID=alpine\\nPRETTY_NAME=\"Alpine Linux v3.22\"\\n' >root/etc/os-release
          tar --owner=0 --group=0 --numeric-owner -C root -czf alpine-minirootfs.tar.gz .",
     );
+    let files = lab.load(&format!("[source]\ndirectory = \"root\"\n{}", examples[2]));
+    assert_eq!(files.unwrap().files.len(), 1);
     let template = lab.build(examples[1]).unwrap();
     assert_eq!(template.document.os.as_deref(), Some("Alpine Linux v3.22"));
     assert!(template.kernel().is_none());

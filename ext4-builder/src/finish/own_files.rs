@@ -33,7 +33,7 @@ impl OwnFiles {
         let resize = layout
             .resize_block
             .map(|block| resize_inode(builder, layout, block));
-        let orphan_file = builder.features.orphan_file.then(|| {
+        let orphan_file = builder.features.orphan_file.then(|| -> Result<_> {
             contents.inodes += 1;
             let inode = orphan_file(builder, &layout.orphan_file, contents.inodes)?;
             Ok((contents.inodes, inode))

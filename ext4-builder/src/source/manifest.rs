@@ -13,6 +13,10 @@
 //! xattrs = { "security.capability" = "0x0100000200200000000000000000000000000000" }
 //!
 //! [[entry]]
+//! path = "/etc/ssh"
+//! image = "old.qcow2"
+//!
+//! [[entry]]
 //! match = "/home/*/**"
 //! uid = 1000
 //! gid = 1000
@@ -20,8 +24,8 @@
 //!
 //! An entry with a type puts something at its path, whatever was there; a directory stays with what is in it, and
 //! what has the same type keeps mode and owner where the entry says none. Directories on the way are made. An entry
-//! without a type is a file where it has contents or a source, and otherwise changes what is there, at a path or wherever a
-//! [`Pattern`] matches.
+//! without a type is a file where it has contents or a source; with an image, what that has at the path, or at its source,
+//! and all that is in it; and otherwise it changes what is there, at a path or wherever a [`Pattern`] matches.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -31,6 +35,7 @@ use block::{Error, Result, escape};
 use toml_edit::{Document, Item, Table, Value};
 
 use super::copying::{self, Copier, Job};
+use super::filesystem::{self, OpenImage};
 use super::pattern::Pattern;
 use super::stat::Stat;
 use super::{Control, directory, paths};
@@ -51,6 +56,9 @@ const TYPES: [(&str, &[&str]); 9] = [
 
 /// The keys that every entry may have.
 const COMMON: [&str; 8] = ["path", "match", "type", "mode", "uid", "gid", "mtime", "xattrs"];
+
+/// The keys besides those of all of an entry that is taken out of an image.
+const OF_IMAGE: &[&str] = &["image", "source"];
 
 /// What a filesystem is to have. See the [module](self) for what can be said.
 #[derive(Clone, Debug, Default)]
@@ -80,6 +88,8 @@ enum What {
     Contents(Vec<u8>),
     /// A file of the host.
     Source(PathBuf),
+    /// What an image has at a path.
+    Image(PathBuf, Vec<u8>),
     Directory,
     Symlink(Vec<u8>),
     Link(Vec<u8>),
@@ -167,16 +177,22 @@ impl Manifest {
         Ok(())
     }
 
-    /// Lays it over what a filesystem has so far.
+    /// Lays it over what a filesystem has so far. The images that it names are opened by `images`.
     ///
     /// # Errors
-    /// `InvalidInput` with line and column, for paths with nothing there to change, and for what ext4 cannot hold; `Io`, `NoSpace`.
-    pub fn apply(&self, builder: &mut Builder<'_>, control: &Control<'_>) -> Result<()> {
+    /// `InvalidInput` with line and column, for paths with nothing there to change, and for what ext4 cannot hold; those of `images`,
+    /// and of what is read there; `Io`, `NoSpace`.
+    pub fn apply(
+        &self,
+        builder: &mut Builder<'_>,
+        images: &OpenImage<'_>,
+        control: &Control<'_>,
+    ) -> Result<()> {
         copying::run(builder.storage(), control, |copier| {
             for entry in &self.entries {
                 copier.check()?;
                 entry
-                    .apply(builder, copier)
+                    .apply(builder, images, copier)
                     .map_err(|error| entry.at.told(&error))?;
             }
             Ok(())
@@ -193,10 +209,16 @@ fn parse(text: &str) -> Result<Document<&str>> {
 
 impl Entry {
     fn parse(table: &Table, text: &str, directory: &Path) -> Parsed<Self> {
+        let is_of_image = table.contains_key("image");
         let has_contents = ["contents", "source"].iter().any(|key| table.contains_key(key));
-        let kind = string(table, "type")?.or(has_contents.then_some("file"));
+        let kind = string(table, "type")?.or((has_contents && !is_of_image).then_some("file"));
         let allowed = match kind {
-            None => &[][..],
+            Some(_) if is_of_image => {
+                let error = Error::invalid("an entry with an image has no type: it has what is there");
+                return Err(fault(table, "type", error));
+            }
+            None if is_of_image => OF_IMAGE,
+            None => &[],
             Some(kind) => {
                 let known = TYPES.iter().find(|(name, _)| *name == kind);
                 known.map(|(_, keys)| *keys).ok_or_else(|| {
@@ -211,6 +233,7 @@ impl Entry {
         if let Some(key) = table.iter().map(|(key, _)| key).find(unknown) {
             let message = match kind {
                 Some(kind) => format!("an entry of the type {kind} has no key \"{}\"", escape(key)),
+                None if is_of_image => format!("an entry with an image has no key \"{}\"", escape(key)),
                 None => format!("an entry without a type has no key \"{}\"", escape(key)),
             };
             let at = table
@@ -243,7 +266,7 @@ impl Entry {
         })
     }
 
-    fn apply(&self, builder: &mut Builder<'_>, copier: &Copier<'_>) -> Result<()> {
+    fn apply(&self, builder: &mut Builder<'_>, images: &OpenImage<'_>, copier: &Copier<'_>) -> Result<()> {
         let path = match &self.place {
             Place::Path(path) => path,
             Place::Match(pattern) => return self.apply_to_matches(builder, pattern),
@@ -269,6 +292,16 @@ impl Entry {
                 }
                 Err(missing())
             }
+            What::Image(image, source) => {
+                let filesystem = images(image)?;
+                let target = match paths::split(path) {
+                    Some((way, name)) => Some((paths::directory(builder, way)?, name)),
+                    None => None,
+                };
+                let node = filesystem::put(&filesystem, source, builder, target, copier)
+                    .map_err(|error| error.with_path(image))?;
+                self.changes.apply(builder, node)
+            }
             What::Directory if path.is_empty() => {
                 let root = builder.root();
                 self.changes.apply(builder, root)
@@ -288,7 +321,7 @@ impl Entry {
         let before = builder.lookup(parent, name);
         let file = before.filter(|&node| builder.is_file(node));
         match &self.what {
-            What::Change | What::Remove => Err(Error::invalid("nothing new is said")),
+            What::Change | What::Remove | What::Image(..) => Err(Error::invalid("nothing new is said")),
             What::Contents(contents) => {
                 let metadata = like(builder, file, 0o644);
                 let size = contents.len() as u64;
@@ -366,6 +399,14 @@ impl What {
             let number = |key| integer(table, key, u32::MAX.into())?.ok_or_else(|| needs(key));
             Ok((number("major")? as u32, number("minor")? as u32))
         };
+        if let Some(image) = string(table, "image")? {
+            let (key, path) = match (string(table, "source")?, string(table, "path")?) {
+                (Some(source), _) => ("source", source),
+                (None, path) => ("path", path.unwrap_or("/")),
+            };
+            let path = plain_path(path).map_err(|error| fault(table, key, error))?;
+            return Ok(Self::Image(directory.join(image), path));
+        }
         Ok(match kind {
             Some("file") => match (string(table, "contents")?, string(table, "source")?) {
                 (Some(contents), None) => Self::Contents(contents.as_bytes().to_vec()),
@@ -688,6 +729,23 @@ mod tests {
             (
                 entry("xattrs = { \"user.a\" = 5 }"),
                 "line 5, column 23: \"user.a\" is not a text",
+            ),
+            (
+                entry("image = \"b\"\ntype = \"fifo\""),
+                "line 6, column 8: an entry with an image has no type",
+            ),
+            (
+                entry("image = \"b\"\ncontents = \"c\""),
+                "line 6, column 1: an entry with an image has no key \"contents\"",
+            ),
+            (
+                entry("image = \"b\"\nsource = \"../c\""),
+                "line 6, column 10: \"../c\" is no path in the filesystem",
+            ),
+            (entry("image = true"), "line 5, column 9: \"image\" is not a text"),
+            (
+                "[[entry]]\nmatch = \"*\"\nimage = \"b\"".to_owned(),
+                "line 2, column 9: something new needs a path",
             ),
             (
                 "[[entry]]\nmatch = \"*\"\ntype = \"fifo\"".to_owned(),

@@ -9,6 +9,7 @@
 mod archive;
 mod copying;
 mod directory;
+mod filesystem;
 mod filter;
 mod host_file;
 mod image;
@@ -28,6 +29,7 @@ use block::Result;
 
 pub use archive::copy_archive;
 pub use directory::{Directory, copy_directory};
+pub use filesystem::OpenImage;
 pub use filter::{Filter, IdMap};
 pub use image::copy_image;
 pub use labels::FileContexts;

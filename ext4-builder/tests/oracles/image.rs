@@ -46,6 +46,14 @@ impl Image {
         Self { dir, path }
     }
 
+    /// What is in a file, which is copied.
+    pub(crate) fn in_file(file: &Path) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("disk");
+        fs::copy(file, &path).expect("copy");
+        Self { dir, path }
+    }
+
     /// An empty one of a given size.
     pub(crate) fn of_size(size: u64) -> Self {
         Self::new(&given(size))

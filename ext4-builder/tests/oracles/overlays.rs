@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 
-use block::{MemStorage, Result};
+use block::{Access, MemStorage, Result};
 use ext4_builder::source::{Control, FileContexts, Manifest};
 use ext4_builder::{Builder, Metadata, Summary};
+use ext4_reader::Filesystem;
 
 use crate::directories::fit;
-use crate::image::Image;
+use crate::image::{Image, run};
 
 /// `etc/hostname`, `etc/old/x`, `home/user/.ssh/id` and a symlink `link`, all of them 1000:1000.
 fn tree(builder: &mut Builder<'_>) {
@@ -39,10 +42,16 @@ fn tree(builder: &mut Builder<'_>) {
         .expect("symlink");
 }
 
+/// A raw image with a filesystem and nothing else.
+fn opened(path: &Path) -> Result<Filesystem> {
+    let storage = Arc::new(raw::OpenOptions::new().open(path)?);
+    Filesystem::open(Arc::new(raw::Image::open(storage, Access::READ)?))
+}
+
 fn laid_over(storage: &MemStorage, manifest: &str, directory: &Path) -> Result<Summary> {
     let mut builder = Builder::new(storage, fit())?;
     tree(&mut builder);
-    Manifest::parse(manifest, directory)?.apply(&mut builder, &Control::unwatched())?;
+    Manifest::parse(manifest, directory)?.apply(&mut builder, &opened, &Control::unwatched())?;
     builder.finish()
 }
 
@@ -138,6 +147,111 @@ fn everything_that_a_manifest_says_is_there() {
 # file: etc/new/below\nsecurity.capability=0x0100000200200000000000000000000000000000\nuser.a=0x74657874\n\
 # file: home/user/.ssh/id\nuser.b=0x00ff\n# file: run/also\nuser.c=0x63\n";
     assert_eq!(output, expected);
+}
+
+/// A tree with some of everything, in a filesystem that mke2fs made, as `disk` in a directory.
+fn other(directory: &Path, options: &str) {
+    let script = format!(
+        "cd \"$1\"; mkdir -p t/a/deep t/b; echo text >t/a/small; chmod 4750 t/a/small; chown 70000:7 t/a/small
+         head -c 700000 /dev/urandom >t/a/deep/large; ln t/a/deep/large t/b/same; ln -s ../deep/large t/a/b; mknod t/a/null c 1 3
+         mkfifo t/a/pipe; truncate -s 20M t/a/holes; echo middle | dd of=t/a/holes bs=1 seek=7000001 conv=notrunc status=none
+         setfattr -n user.color -v blue t/a/small; setfacl -m u:5:rw t/a/deep/large; setfacl -dm g:6:r t/a/deep
+         for i in $(seq 30); do : >t/a/deep/$i; done; chmod 1777 t/a/deep; touch -d 2001-02-03T04:05:06.789Z t/a/small t/a
+         truncate -s 8M disk; mke2fs -q -F {options} -d t disk"
+    );
+    let output = run(Command::new("sh").args(["-ec", &script, "sh"]).arg(directory));
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// What the kernel sees below `$2`, but for the directories' sizes.
+const SEEN: &str = "(cd \"$1\"/$2; find . -printf '%p %y %m %U:%G %n %l %T@ %A@\\n' | sort; find . -type f | sort | xargs md5sum
+                    find . ! -type l | sort | xargs getfattr -hdm- -e hex; stat -c %t:%T null; test $(stat -c %b holes) -lt 100 && echo holes)";
+
+#[test]
+fn what_is_taken_out_of_another_image_is_as_it_was() {
+    for options in [
+        "-t ext4 -I 256",
+        "-t ext4 -I 256 -O inline_data",
+        "-t ext2 -I 256 -b 1024",
+    ] {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        other(directory.path(), options);
+        let manifest = "\
+[[entry]]\npath = \"/etc/old\"\nimage = \"disk\"\nsource = \"a\"\n\
+[[entry]]\npath = \"b\"\nimage = \"disk\"\n\
+[[entry]]\npath = \"/link/hostname\"\nimage = \"disk\"\nsource = \"/a/small\"\nmode = 0o600\ngid = 9\nxattrs = { \"user.color\" = false }\n\
+[[entry]]\npath = \"/home\"\nimage = \"disk\"\nsource = \"/a/b\"\n\
+[[entry]]\npath = \"/all\"\nimage = \"disk\"\nsource = \"/\"\n";
+        let storage = MemStorage::new();
+        laid_over(&storage, manifest, directory.path()).expect("laid over");
+        let image = Image::of(&storage);
+        image.assert_clean(options);
+        let old = image.mounted(&SEEN.replace("$2; ", "etc/old; rm x; touch -r ../../all/a .; "));
+        let whole = image.mounted(&SEEN.replace("$2", "all/a"));
+        let theirs = Image::in_file(&directory.path().join("disk")).mounted(&SEEN.replace("$2", "a"));
+        // What `etc/old` had before is not of the image, and one of two names is not below it.
+        let one_name = theirs.replace("./deep/large f 664 0:0 2 ", "./deep/large f 664 0:0 1 ");
+        assert_eq!(whole, theirs, "{options}");
+        assert_ne!(one_name, theirs, "{theirs}");
+        assert_eq!(old, one_name, "{options}");
+        let rest = image.mounted("cd \"$1\"; stat -c '%n %F %a %u:%g' b/same etc/hostname home; readlink home; getfattr -d etc/hostname; \
+             test all/b/same -ef all/a/deep/large && echo one; ls all; cd /");
+        assert_eq!(
+            rest,
+            "b/same regular file 664 0:0\netc/hostname regular file 600 70000:9\nhome symbolic link 777 0:0\n\
+             ../deep/large\none\na\nb\n",
+            "{options}"
+        );
+    }
+}
+
+#[test]
+fn a_root_can_be_taken_out_of_another_image() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    other(directory.path(), "-t ext4");
+    let storage = MemStorage::new();
+    let manifest = "[[entry]]\npath = \"/\"\nimage = \"disk\"\nmode = 0o711\n";
+    laid_over(&storage, manifest, directory.path()).expect("laid over");
+    let image = Image::of(&storage);
+    image.assert_clean("with another root");
+    let seen = image.mounted("cd \"$1\"; ls; stat -c %a .; test b/same -ef a/deep/large && echo one; cd /");
+    assert_eq!(seen, "a\nb\netc\nhome\nlink\nlost+found\n711\none\n");
+}
+
+#[test]
+fn what_cannot_be_taken_out_of_an_image_is_told_with_line_and_column() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    other(directory.path(), "-t ext4");
+    let disk = directory.path().join("disk");
+    let damaged = directory.path().join("damaged");
+    let mut bytes = fs::read(&disk).expect("read");
+    bytes[1024..2048].fill(0);
+    fs::write(&damaged, bytes).expect("write");
+    let shown = |path: &Path| path.to_string_lossy().into_owned();
+    for (entry, words) in [
+        (
+            "path = \"/x\"\nimage = \"none\"",
+            format!("{}: ", shown(&directory.path().join("none"))),
+        ),
+        (
+            "path = \"/x\"\nimage = \"disk\"",
+            format!("{}: x: there is no such file in the filesystem", shown(&disk)),
+        ),
+        (
+            "path = \"/\"\nimage = \"disk\"\nsource = \"a/small\"",
+            format!("{}: \"/a/small\": it is no directory", shown(&disk)),
+        ),
+        (
+            "path = \"/x\"\nimage = \"damaged\"\nsource = \"/a\"",
+            String::new(),
+        ),
+    ] {
+        let storage = MemStorage::new();
+        let text = format!("\n[[entry]]\n{entry}\n");
+        let error = laid_over(&storage, &text, directory.path()).expect_err(entry);
+        let words = format!("line 3, column 8: {words}");
+        assert!(error.to_string().starts_with(&words), "{entry}: {error}");
+    }
 }
 
 #[test]
@@ -253,7 +367,7 @@ fn a_change_of_mode_is_one_of_the_access_control_list() {
     let manifest =
         Manifest::parse("[[entry]]\npath = \"etc\"\nmode = 0o540\n", Path::new("")).expect("manifest");
     manifest
-        .apply(&mut builder, &Control::unwatched())
+        .apply(&mut builder, &opened, &Control::unwatched())
         .expect("laid over");
     builder.finish().expect("finish");
     let image = Image::of(&storage);

@@ -200,7 +200,7 @@ impl Build<'_> {
         }
         for (name, files) in &self.recipe.files {
             files
-                .apply(builder, &control)
+                .apply(builder, &crate::filesystem_in, &control)
                 .map_err(|error| error.with_path(name))?;
         }
         match &self.recipe.initrd {

@@ -61,7 +61,7 @@ pub use kind::PartitionKind;
 pub use mbr::Mbr;
 pub use repair::{Repair, repair};
 pub use sector::{Lba, SectorSize};
-pub use select::Selector;
+pub use select::{Selector, split_name};
 
 /// One partition, as a table describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,10 @@
 //! How a partition is named: by its number, its name or its GUID.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::str::FromStr;
 
 use block::{Error, Result, escape};
@@ -36,6 +40,37 @@ impl Selector {
             }
         }
     }
+}
+
+/// Takes the name of a partition in an image apart: `IMAGE#2`, `IMAGE#name:root`, `IMAGE#uuid:GUID`.
+///
+/// A name that a file has is that file's, whatever it looks like. Any other is taken apart at the first `#` with something before
+/// it that `is_image`, and behind it what looks like a partition.
+///
+/// # Errors
+/// `InvalidInput` for what looks like a partition and is none, such as `IMAGE#0`.
+pub fn split_name(name: &Path, is_image: impl Fn(&Path) -> bool) -> Result<(&Path, Option<Selector>)> {
+    if fs::symlink_metadata(name).is_ok() {
+        return Ok((name, None));
+    }
+    let bytes = name.as_os_str().as_bytes();
+    let hashes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'#');
+    let mut parts = hashes.filter_map(|(at, _)| {
+        let partition = std::str::from_utf8(&bytes[at + 1..]).ok()?;
+        Some((Path::new(OsStr::from_bytes(&bytes[..at])), partition))
+    });
+    match parts.find(|(image, partition)| looks_like_one(partition) && is_image(image)) {
+        Some((image, partition)) => {
+            let selector = partition.parse().map_err(|error: Error| error.with_path(name))?;
+            Ok((image, Some(selector)))
+        }
+        None => Ok((name, None)),
+    }
+}
+
+fn looks_like_one(partition: &str) -> bool {
+    let number = !partition.is_empty() && partition.bytes().all(|byte| byte.is_ascii_digit());
+    number || partition.starts_with("name:") || partition.starts_with("uuid:")
 }
 
 /// `there are 1 (ESP), 2 (root) and 14`.

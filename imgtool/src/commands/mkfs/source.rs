@@ -58,7 +58,7 @@ impl Overlays {
     pub(super) fn apply(&self, builder: &mut Builder<'_>, control: &Control<'_>) -> Result<()> {
         for (path, manifest) in &self.manifests {
             manifest
-                .apply(builder, control)
+                .apply(builder, &machines::filesystem_in, control)
                 .map_err(|error| error.with_path(path))?;
         }
         if let Some((path, contexts)) = &self.file_contexts {
