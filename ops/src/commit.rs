@@ -93,7 +93,11 @@ pub fn commit(
     Ok(target.moved())
 }
 
-fn empty(overlay: &dyn Overlay, control: &Control<'_>) -> Result<()> {
+/// Empties an overlay, so that it reads as what it is based on, and makes that durable.
+///
+/// # Errors
+/// `Interrupted` on request; as the overlay. It may then be empty in part.
+pub fn empty(overlay: &dyn Overlay, control: &Control<'_>) -> Result<()> {
     let size = overlay.size();
     let mut offset = 0;
     while offset < size {

@@ -58,7 +58,7 @@ mod testing;
 mod throttle;
 
 pub use block::is_zero;
-pub use commit::{CommitOptions, commit};
+pub use commit::{CommitOptions, commit, empty};
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use concat::Concat;
 pub use convert::{Before, ConvertOptions, Length, Sequential, convert, receive};

@@ -25,7 +25,7 @@ mod mkdisk;
 mod mkfs;
 mod partition;
 mod personal;
-mod rebase;
+pub(crate) mod rebase;
 mod resize;
 mod run;
 mod snapshot;

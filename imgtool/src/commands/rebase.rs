@@ -299,7 +299,7 @@ fn is_same_file(image: &Path, old: Option<&BackingReference>, new: Option<&Backi
 }
 
 /// The number of the layer of `old` that `new` is.
-fn same_layer(old: &Chain, new: &Chain) -> Option<u32> {
+pub(crate) fn same_layer(old: &Chain, new: &Chain) -> Option<u32> {
     let id = new.layers()[0].storage.file_id()?;
     let layer = (1..).zip(&old.layers()[1..]);
     let mut same = layer.filter(|(_, layer)| layer.storage.file_id() == Some(id));

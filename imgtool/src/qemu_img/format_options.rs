@@ -289,7 +289,8 @@ fn parse_number(text: &str) -> Option<u64> {
     }
 }
 
-fn parse_size(key: &str, value: &str) -> Result<u64, Refusal> {
+/// The value of a size that the option `key` has.
+pub(super) fn parse_size(key: &str, value: &str) -> Result<u64, Refusal> {
     number::size(value).map_err(|why| match why {
         NoSize::Range => Refusal::new(format!("Value '{value}' is out of range for parameter '{key}'")),
         NoSize::Text => Refusal::new(format!(

@@ -156,6 +156,32 @@ pub(super) fn open_options(options: NodeOptions, flags: Flags) -> Result<Image, 
     devices(layers, flags, false, None)
 }
 
+/// An image and the next of those that it is based on, so many in all; what the last does not hold reads as zeros.
+pub(super) fn open_part(spec: &Spec, flags: Flags, number: usize) -> Result<Image, Refusal> {
+    let part = || {
+        let mut layers = vec![find_for(spec, flags, false)?];
+        let below = layers_below(&layers[0], flags, number - 1)?;
+        layers.extend(below);
+        devices(layers, flags, false, None)
+    };
+    part().map_err(could_not_open(spec))
+}
+
+/// What a part of a chain is based on.
+pub(super) fn open_below(part: &Image, flags: Flags) -> Result<Image, Refusal> {
+    let last = part.layers.last().and_then(Found::backing);
+    let (options, file) = last.unwrap_or_else(|| Err(Refusal::new("Image does not have a backing file")))?;
+    let mut layers = vec![find_options(options, file.as_deref(), flags, false)?];
+    let below = chain_below(&layers[0], flags)?;
+    layers.extend(below);
+    devices(layers, flags, false, None)
+}
+
+/// Whether there is a format or a node driver that is called so.
+pub(super) fn is_driver(name: &str) -> bool {
+    matches!(name, "raw" | "qcow2") || node::is_node_driver(name)
+}
+
 fn find_for(spec: &Spec, flags: Flags, check: bool) -> Result<Found, Refusal> {
     let (options, file) = spec.options()?;
     find_options(options, file.as_deref(), flags, check)
@@ -358,12 +384,17 @@ impl Found {
 
 /// All images below one, with the files that they lie in.
 fn chain_below(top: &Found, flags: Flags) -> Result<Vec<Found>, Refusal> {
+    layers_below(top, flags, usize::MAX)
+}
+
+/// The first images below one, so many at most.
+fn layers_below(top: &Found, flags: Flags, number: usize) -> Result<Vec<Found>, Refusal> {
     let flags = Flags {
         write: false,
         ..flags
     };
     let mut chain: Vec<Found> = Vec::new();
-    loop {
+    while chain.len() < number {
         let above = chain.last().unwrap_or(top);
         let Some(next) = above.backing() else {
             return Ok(chain);
@@ -383,6 +414,7 @@ fn chain_below(top: &Found, flags: Flags) -> Result<Vec<Found>, Refusal> {
         }
         chain.push(found);
     }
+    Ok(chain)
 }
 
 /// Makes devices of files, from the last one up.

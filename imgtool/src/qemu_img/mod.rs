@@ -15,6 +15,7 @@
 )]
 
 mod check;
+mod commit;
 mod compare;
 mod console;
 mod convert;
@@ -31,8 +32,11 @@ mod number;
 mod option_list;
 mod progress;
 mod qcow2_words;
+mod rebase;
 mod refusal;
+mod resize;
 mod secret;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -49,6 +53,7 @@ type Command = (&'static str, &'static str, fn(&Console, &[String]) -> Outcome);
 
 const COMMANDS: &[Command] = &[
     ("check", "Check basic image integrity", check::run),
+    ("commit", "Commit an image into its backing file", commit::run),
     ("compare", "Compare two images", compare::run),
     (
         "convert",
@@ -58,6 +63,13 @@ const COMMANDS: &[Command] = &[
     ("create", "Create and format a new image file", create::run),
     ("info", "Display information about an image", info::run),
     ("map", "Dump image metadata", map::run),
+    ("rebase", "Change the backing file of an image", rebase::run),
+    ("resize", "Change the size of an image", resize::run),
+    (
+        "snapshot",
+        "List, take, go back to and delete snapshots of an image",
+        snapshot::run,
+    ),
 ];
 
 /// The name that the program is called by, if that makes it `qemu-img`.
@@ -187,6 +199,37 @@ fn cache_mode(which: &str, name: &str) -> Result<CacheMode, Refusal> {
         _ => return Err(Refusal::new(format!("Invalid {which} cache option: {name}"))),
     };
     Ok(CacheMode { direct })
+}
+
+/// A cache mode by its name, for what is written to.
+fn target_cache(name: &str) -> Result<CacheMode, Refusal> {
+    cache_mode("", name).map_err(|_| Refusal::new(format!("Invalid cache option: {name}")))
+}
+
+/// Opens an image that is to be changed.
+fn open_to_write(console: &Console, spec: &image::Spec, flags: node::Flags) -> Result<image::Image, Refusal> {
+    let image = image::open(spec, flags)?;
+    warn_of_probing(console, spec, &image);
+    Ok(image)
+}
+
+/// Says that a raw image is taken for one because nobody said what it is.
+fn warn_of_probing(console: &Console, spec: &image::Spec, image: &image::Image) {
+    if spec.format.is_none() && !spec.image_opts && image.layers[0].format == "raw" {
+        let file = &spec.text;
+        console.note(&format!(
+            "WARNING: Image format was not specified for '{file}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+             restricted.\n         \
+             Specify the 'raw' format explicitly to remove the restrictions.\n"
+        ));
+    }
+}
+
+/// The active image of a chain, if that is in qcow2.
+fn qcow2_of(image: &image::Image) -> Option<&qcow2::Image> {
+    let device: &dyn std::any::Any = &**image.device();
+    device.downcast_ref()
 }
 
 /// Bytes a second.

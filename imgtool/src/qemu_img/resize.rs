@@ -1,0 +1,144 @@
+//! `qemu-img resize`.
+
+use block::{Error, Preallocation, Resize};
+
+use super::console::Console;
+use super::format_options;
+use super::getopt::{Options, Table};
+use super::image::Image;
+use super::node::Flags;
+use super::refusal::{Refusal, reason};
+use super::secret::Secrets;
+use super::{Outcome, qcow2_of};
+
+const TABLE: Table = Table {
+    short: "f:hq",
+    long: &[
+        ("help", "h"),
+        ("object=", ""),
+        ("image-opts", ""),
+        ("preallocation=", ""),
+        ("shrink", ""),
+    ],
+};
+
+pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
+    // A size may start with a minus, and so it is taken away before options are looked for.
+    let (size, arguments) = match arguments {
+        [only] if matches!(&**only, "-h" | "--help") => return super::help(console),
+        [arguments @ .., size] if !arguments.is_empty() => (size, arguments),
+        _ => return Err(Refusal::usage("Not enough arguments")),
+    };
+    let (mut format, mut quiet, mut image_opts) = (None, false, false);
+    let mut how = Resize::default();
+    let mut secrets = Secrets::default();
+    let mut options = Options::new(TABLE, arguments);
+    while let Some((name, value)) = options.next()? {
+        match name {
+            "h" => return super::help(console),
+            "f" => format = Some(value),
+            "q" => quiet = true,
+            "image-opts" => image_opts = true,
+            "preallocation" => {
+                how.preallocation = preallocation(&value)
+                    .ok_or_else(|| Refusal::new(format!("Invalid preallocation mode '{value}'")))?;
+            }
+            "shrink" => how.shrink = true,
+            _ => secrets.add(&value)?,
+        }
+    }
+    let operands = options.operands();
+    if operands.len() != 1 {
+        return Err(Refusal::usage("Expecting image file name and size"));
+    }
+    let (sign, digits) = match size.as_bytes().first() {
+        Some(b'+') => (1, &size[1..]),
+        Some(b'-') => (-1, &size[1..]),
+        _ => (0, &**size),
+    };
+    let bytes = i128::from(format_options::parse_size("size", digits)?);
+    let spec = super::one_image(&operands, format.as_deref(), image_opts)?;
+    let flags = Flags {
+        write: true,
+        ..Flags::default()
+    };
+    let image = super::open_to_write(console, &spec, flags)?;
+    let old = image.device().size();
+    let new = if sign == 0 {
+        bytes
+    } else {
+        i128::from(old) + sign * bytes
+    };
+    let new = u64::try_from(new)
+        .ok()
+        .filter(|new| i64::try_from(*new).is_ok_and(|new| new > 0));
+    let new = new.ok_or_else(|| Refusal::new("New image size must be positive"))?;
+    resize(&image, new, how)?;
+    if !quiet {
+        console.print("Image resized.\n")?;
+    }
+    Ok(0)
+}
+
+pub(super) fn preallocation(name: &str) -> Option<Preallocation> {
+    Some(match name {
+        "off" => Preallocation::Off,
+        "metadata" => Preallocation::Metadata,
+        "falloc" => Preallocation::Falloc,
+        "full" => Preallocation::Full,
+        _ => return None,
+    })
+}
+
+fn resize(image: &Image, new: u64, how: Resize) -> Result<(), Refusal> {
+    let old = image.device().size();
+    if new <= old && how.preallocation != Preallocation::Off {
+        return Err(Refusal::new("Preallocation can only be used for growing images"));
+    }
+    if new < old && !how.shrink {
+        return Err(
+            Refusal::new("Use the --shrink option to perform a shrink operation.").with_more(
+                "warning: Shrinking an image will delete all data beyond the shrunken image's end. \
+                 Before performing such an operation, make sure there is no important data there.",
+            ),
+        );
+    }
+    refuse(image, new, how.preallocation)?;
+    let resized = image.chain.resize(new, how).and_then(|()| image.chain.settle());
+    resized.map_err(|error| words(&error, new))
+}
+
+/// Fails for what there cannot be, in QEMU's words.
+fn refuse(image: &Image, new: u64, preallocation: Preallocation) -> Result<(), Refusal> {
+    let Some(qcow2) = qcow2_of(image) else {
+        return match preallocation {
+            Preallocation::Metadata => Err(Refusal::new("Unsupported preallocation mode 'metadata'")),
+            _ => Ok(()),
+        };
+    };
+    if !new.is_multiple_of(512) {
+        return Err(Refusal::new("The new size must be a multiple of 512"));
+    }
+    let header = image.layers[0].header.as_ref();
+    let old_version = header.is_some_and(|header| header.version == qcow2::Version::V2);
+    let snapshots = qcow2.snapshots().is_ok_and(|snapshots| !snapshots.is_empty());
+    if old_version && snapshots {
+        return Err(Refusal::new("Can't resize a v2 image which has snapshots"));
+    }
+    Ok(())
+}
+
+fn words(error: &Error, new: u64) -> Refusal {
+    match error.kind() {
+        block::ErrorKind::InvalidInput if error.message().contains("can map") => {
+            Refusal::new("Failed to grow the L1 table: File too large")
+        }
+        block::ErrorKind::Unsupported | block::ErrorKind::InvalidInput => {
+            Refusal::new(error.message().to_owned())
+        }
+        _ => Refusal::new(format!(
+            "Failed to resize the image to {new} bytes: {}",
+            reason(error)
+        )),
+    }
+}

@@ -1,0 +1,148 @@
+//! `qemu-img snapshot`.
+
+use std::ops::ControlFlow;
+use std::time::SystemTime;
+
+use block::SnapshotSelector;
+use qcow2::{Image as Qcow2, SnapshotProgress, SnapshotTable};
+
+use super::console::Console;
+use super::getopt::{Options, Table};
+use super::image::{self, Image, Spec};
+use super::node::Flags;
+use super::refusal::{Refusal, reason};
+use super::secret::Secrets;
+use super::{Outcome, qcow2_of};
+use crate::snapshots;
+
+const TABLE: Table = Table {
+    short: "la:c:d:hqU",
+    long: &[
+        ("help", "h"),
+        ("object=", ""),
+        ("image-opts", ""),
+        ("force-share", "U"),
+    ],
+};
+
+/// What is to be done, with the name or ID of a snapshot.
+#[derive(Debug)]
+enum Action {
+    List,
+    Create(String),
+    Apply(String),
+    Delete(String),
+}
+
+pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
+    let (mut action, mut image_opts, mut force_share) = (None, false, false);
+    let mut secrets = Secrets::default();
+    let mut options = Options::new(TABLE, arguments);
+    while let Some((name, value)) = options.next()? {
+        let asked = match name {
+            "h" => return super::help(console),
+            "l" => Action::List,
+            "c" => Action::Create(value),
+            "a" => Action::Apply(value),
+            "d" => Action::Delete(value),
+            other => {
+                match other {
+                    "q" => {}
+                    "U" => force_share = true,
+                    "image-opts" => image_opts = true,
+                    _ => secrets.add(&value)?,
+                }
+                continue;
+            }
+        };
+        if action.replace(asked).is_some() {
+            return Err(Refusal::usage("Cannot mix '-l', '-a', '-c', '-d'"));
+        }
+    }
+    let spec = super::one_image(&options.operands(), None, image_opts)?;
+    let action = action.unwrap_or(Action::List);
+    let flags = Flags {
+        write: !matches!(action, Action::List),
+        force_share,
+        ..Flags::default()
+    };
+    match action {
+        Action::List => list(console, &spec, flags)?,
+        Action::Create(name) => create(&super::open_to_write(console, &spec, flags)?, &name)?,
+        Action::Apply(name) => apply(&super::open_to_write(console, &spec, flags)?, &name)?,
+        Action::Delete(name) => delete(&super::open_to_write(console, &spec, flags)?, &name)?,
+    }
+    Ok(0)
+}
+
+fn list(console: &Console, spec: &Spec, flags: Flags) -> Result<(), Refusal> {
+    let image = image::open(spec, flags)?;
+    let found = &image.layers[0];
+    let Some(header) = &found.header else {
+        return Ok(());
+    };
+    let storage = &*found.node.storage;
+    let table = SnapshotTable::read(storage, header).map_err(|error| image::engine_words(&error))?;
+    if !table.snapshots.is_empty() {
+        let mut text = Vec::new();
+        snapshots::print(&mut text, &table.snapshots)?;
+        console.print(String::from_utf8_lossy(&text))?;
+    }
+    Ok(())
+}
+
+fn create(image: &Image, name: &str) -> Result<(), Refusal> {
+    let could_not = |why: &str| Refusal::new(format!("Could not create snapshot '{name}': {why}"));
+    let qcow2 = qcow2_of(image).ok_or_else(|| could_not("Operation not supported"))?;
+    let made = qcow2.create_snapshot(name, SystemTime::now(), &mut go_on);
+    made.map(|_| ())
+        .and_then(|()| image.chain.settle())
+        .map_err(|error| {
+            // A refcount that is full already is no error of the host.
+            let full = error.kind() == block::ErrorKind::Unsupported;
+            could_not(&if full {
+                "Invalid argument".to_owned()
+            } else {
+                reason(&error)
+            })
+        })
+}
+
+fn apply(image: &Image, name: &str) -> Result<(), Refusal> {
+    let could_not = |why: &str| Refusal::new(format!("Could not apply snapshot '{name}': {why}"));
+    let qcow2 = qcow2_of(image).ok_or_else(|| could_not("Block driver does not support snapshots"))?;
+    let Some(which) = selector(qcow2, name).map_err(|refusal| could_not(refusal.text()))? else {
+        return Err(could_not("Failed to load snapshot: No such file or directory"));
+    };
+    qcow2
+        .apply_snapshot(&which, &mut go_on)
+        .and_then(|()| image.chain.settle())
+        .map_err(|error| could_not(&format!("Failed to load snapshot: {}", reason(&error))))
+}
+
+fn delete(image: &Image, name: &str) -> Result<(), Refusal> {
+    let could_not = |why: &str| Refusal::new(format!("Could not delete snapshot '{name}': {why}"));
+    let not_found = || could_not("snapshot not found");
+    let qcow2 = qcow2_of(image).ok_or_else(not_found)?;
+    let which = selector(qcow2, name).map_err(|refusal| could_not(refusal.text()))?;
+    let which = which.ok_or_else(not_found)?;
+    qcow2
+        .delete_snapshot(&which, &mut go_on)
+        .and_then(|_| image.chain.settle())
+        .map_err(|error| {
+            let why = format!("Failed to free the cluster and L1 table: {}", reason(&error));
+            could_not(&why)
+        })
+}
+
+/// The snapshot that has this ID, or else the first one of this name.
+fn selector(image: &Qcow2, text: &str) -> Result<Option<SnapshotSelector>, Refusal> {
+    let all = image.snapshots().map_err(|error| Refusal::new(reason(&error)))?;
+    let by_id = all.iter().find(|snapshot| snapshot.id == text);
+    let found = by_id.or_else(|| all.iter().find(|snapshot| snapshot.name == text));
+    Ok(found.map(|snapshot| SnapshotSelector::id(&*snapshot.id)))
+}
+
+fn go_on(_: SnapshotProgress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}

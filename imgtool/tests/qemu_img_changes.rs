@@ -1,0 +1,207 @@
+//! `qemu-img` commands that change images, by our link and by QEMU's own program: the same arguments, output, exit codes and disks.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A directory for each of the two programs, in which the same is done.
+struct Twins {
+    directories: [tempfile::TempDir; 2],
+    programs: [PathBuf; 2],
+    _links: tempfile::TempDir,
+}
+
+/// Exit code, standard output and standard error.
+type Outcome = (Option<i32>, String, String);
+
+impl Twins {
+    fn new() -> Self {
+        let links = tempfile::tempdir().unwrap();
+        let link = links.path().join("qemu-img");
+        symlink(env!("CARGO_BIN_EXE_imgtool"), &link).unwrap();
+        Self {
+            directories: [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()],
+            programs: [PathBuf::from("qemu-img"), link],
+            _links: links,
+        }
+    }
+
+    /// Runs both with the words of a line; `''` is an empty one.
+    fn both(&self, line: &str) -> Outcome {
+        let words: Vec<&str> = line
+            .split_whitespace()
+            .map(|word| if word == "''" { "" } else { word })
+            .collect();
+        let run = |number: usize| run(&self.programs[number], &words, self.directories[number].path());
+        let (theirs, ours) = (run(0), run(1));
+        assert_eq!(ours, theirs, "qemu-img {line}");
+        ours
+    }
+
+    /// Both succeed.
+    fn ok(&self, line: &str) -> String {
+        let (code, out, err) = self.both(line);
+        assert_eq!(code, Some(0), "qemu-img {line}: {err}");
+        out
+    }
+
+    /// Both fail, saying this.
+    fn refused(&self, line: &str, text: &str) {
+        let (code, _, err) = self.both(line);
+        assert!(
+            code != Some(0) && err.contains(text),
+            "qemu-img {line}: {code:?} {err}"
+        );
+    }
+
+    fn qemu_io(&self, image: &str, commands: &[&str]) {
+        for directory in &self.directories {
+            let words = commands.iter().flat_map(|command| ["-c", command]);
+            let words: Vec<&str> = words.chain([image]).collect();
+            let (code, out, err) = run(Path::new("qemu-io"), &words, directory.path());
+            assert!(
+                code == Some(0) && !out.contains("failed"),
+                "{commands:?}: {out}{err}"
+            );
+        }
+    }
+
+    /// The images, which QEMU's own program finds whole, read the same in both directories.
+    fn assert_same_disk(&self, name: &str) {
+        let files = self
+            .directories
+            .each_ref()
+            .map(|directory| directory.path().join(name));
+        let qemu_img = |words: &[&str]| run(Path::new("qemu-img"), words, self.directories[0].path());
+        let files = files.each_ref().map(|file| file.to_str().unwrap());
+        let (code, out, err) = qemu_img(&["compare", files[0], files[1]]);
+        assert_eq!(code, Some(0), "{name}: {out}{err}");
+        let (code, out, err) = qemu_img(&["check", files[1]]);
+        assert_eq!(code, Some(0), "{name}: {out}{err}");
+    }
+}
+
+fn run(program: &Path, words: &[&str], directory: &Path) -> Outcome {
+    let output = Command::new(program).args(words).current_dir(directory).output();
+    let output = output
+        .unwrap_or_else(|error| panic!("{} is needed (Debian: qemu-utils): {error}", program.display()));
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn snapshots_are_taken_gone_back_to_and_deleted() {
+    let twins = Twins::new();
+    twins.ok("create -q -f qcow2 a 1M");
+    twins.ok("create -q -f raw r 1M");
+    assert_eq!(twins.ok("snapshot a"), "");
+    twins.qemu_io("a", &["write -P 1 0 64k"]);
+    twins.ok("snapshot -c one a");
+    twins.qemu_io("a", &["write -P 2 0 128k"]);
+    twins.ok("snapshot -q -c two a");
+    twins.ok("snapshot -a 1 a");
+    twins.qemu_io("a", &["read -P 1 0 64k", "read -P 0 64k 64k"]);
+    twins.ok("snapshot -a two a");
+    twins.qemu_io("a", &["read -P 2 0 128k"]);
+    twins.assert_same_disk("a");
+    twins.ok("snapshot -d one a");
+    twins.assert_same_disk("a");
+    twins.refused("snapshot -a one a", "No such file or directory");
+    twins.refused("snapshot -d one a", "snapshot not found");
+    twins.refused(
+        "snapshot -c x r",
+        "Could not create snapshot 'x': Operation not supported",
+    );
+    twins.refused(
+        "snapshot -d x r",
+        "Could not delete snapshot 'x': snapshot not found",
+    );
+    twins.refused("snapshot -c x nope", "Could not open 'nope'");
+}
+
+#[test]
+fn sizes_change_as_far_as_that_is_allowed() {
+    let twins = Twins::new();
+    twins.ok("create -q -f qcow2 a 1M");
+    twins.ok("create -q -f raw r 1M");
+    assert_eq!(twins.ok("resize a 3M"), "Image resized.\n");
+    twins.ok("resize a +512k");
+    twins.ok("resize -q --shrink a -1M");
+    twins.ok("resize --preallocation=metadata a 5M");
+    twins.ok("resize -f raw --preallocation=full r 2M");
+    for name in ["a", "r"] {
+        twins.ok(&format!("map --output=json {name}"));
+    }
+    twins.assert_same_disk("a");
+    for (line, text) in [
+        ("resize a 1M", "Use the --shrink option"),
+        ("resize a -9M", "New image size must be positive"),
+        ("resize a 0", "New image size must be positive"),
+        (
+            "resize a abc",
+            "Parameter 'size' expects a non-negative number below 2^64",
+        ),
+        ("resize a +-3", "Value '-3' is out of range"),
+        ("resize a 9000001", "multiple of 512"),
+        (
+            "resize --preallocation=foo a 9M",
+            "Invalid preallocation mode 'foo'",
+        ),
+        (
+            "resize --shrink --preallocation=full a 1M",
+            "only be used for growing images",
+        ),
+    ] {
+        twins.refused(line, text);
+    }
+    twins.ok("create -q -f qcow2 -o compat=0.10 old 1M");
+    twins.ok("snapshot -c s old");
+    twins.refused("resize old 2M", "Can't resize a v2 image which has snapshots");
+}
+
+#[test]
+fn overlays_are_committed_and_based_on_others() {
+    let twins = Twins::new();
+    twins.ok("create -q -f qcow2 base 1M");
+    twins.ok("create -q -f qcow2 -b base -F qcow2 mid");
+    twins.ok("create -q -f qcow2 -b mid -F qcow2 top 2M");
+    twins.ok("create -q -f qcow2 other 1M");
+    twins.qemu_io("base", &["write -P 1 0 256k"]);
+    twins.qemu_io("mid", &["write -P 2 64k 64k"]);
+    twins.qemu_io("top", &["write -P 3 128k 64k", "write -P 4 1M 64k"]);
+    twins.qemu_io("other", &["write -P 1 0 256k"]);
+    twins.refused("commit base", "Image does not have a backing file");
+    twins.refused(
+        "commit -b other top",
+        "Did not find 'other' in the backing chain of 'top'",
+    );
+    twins.refused("commit -t foo top", "Invalid cache option: foo");
+    assert_eq!(twins.ok("commit top"), "Image committed.\n");
+    twins.assert_same_disk("mid");
+    twins.ok("map --output=json top");
+    twins.qemu_io("top", &["write -P 5 0 64k"]);
+    twins.ok("commit -b base top");
+    twins.assert_same_disk("base");
+    twins.assert_same_disk("top");
+
+    twins.ok("rebase -b other -F qcow2 top");
+    twins.assert_same_disk("top");
+    twins.ok("rebase -u -b base -F qcow2 top");
+    twins.assert_same_disk("top");
+    twins.ok("rebase -b  '' top");
+    twins.assert_same_disk("top");
+    for (line, text) in [
+        (
+            "rebase -b nope -F raw top",
+            "Could not open new backing file 'nope'",
+        ),
+        ("rebase -u -b nope top", "backing format must be specified"),
+        ("rebase -u -b nope -F foo top", "Invalid format name: 'foo'"),
+        (
+            "rebase -b top -F qcow2 top",
+            "Could not open new backing file 'top'",
+        ),
+    ] {
+        twins.refused(line, text);
+    }
+}
