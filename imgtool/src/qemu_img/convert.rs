@@ -165,6 +165,9 @@ impl Wanted {
     ) -> Result<(), Refusal> {
         if !self.no_create {
             new_image::can_be_made(self.out_format())?;
+            if self.out_format() == "luks" {
+                return Err(Refusal::new("Unknown file format 'luks'"));
+            }
         }
         let source = self.open_sources(sources)?;
         let pieces = Pieces::of(&*source.plain, self.salvage)?;

@@ -11,7 +11,7 @@ use super::image::{self, Spec};
 use super::node::{self, Flags, name};
 use super::refusal::{Refusal, is_errno, reason};
 use super::secret::Secrets;
-use super::{Outcome, new_image, number, option_list};
+use super::{Outcome, encrypted, new_image, number, option_list};
 use crate::target::Making;
 use crate::targets::Targets;
 
@@ -157,7 +157,11 @@ fn backing(
     }
     let full = backing_of(&target_path(file)?, name);
     let spec = Spec::new(&full, backing_format.as_deref(), false);
-    let opened = image::open_spec(&spec, Flags::default());
+    let flags = Flags {
+        locked: true,
+        ..Flags::default()
+    };
+    let opened = image::open_spec(&spec, flags);
     let image = opened.map_err(|refusal| refusal.with_hint("Could not open backing image."))?;
     if backing_format.is_none() {
         return Err(no_format().with_hint(&format!("Detected format of {}.", image.layers[0].format)));
@@ -183,12 +187,31 @@ pub(super) fn make(
     options: &FormatOptions,
     secrets: &Secrets,
 ) -> Result<(), Refusal> {
+    if format == "luks" {
+        return make_luks(path, options, secrets);
+    }
     let new = new_image::image(format, options, secrets)?;
     let could_not = |error: block::Error| could_not_create(path, format, &error);
     let targets = Targets::new(Path::new(path), &new, making()).map_err(could_not)?;
     targets.create(&new).map_err(could_not)?;
     let storage = targets.image().storage();
     formatted(&*storage, new.qcow2().as_ref()).map_err(could_not)?;
+    targets.finish(&ops::Cancel::new()).map_err(could_not)
+}
+
+/// Makes an encrypted disk that is no image: a LUKS header, and room for the data behind it.
+fn make_luks(path: &str, options: &FormatOptions, secrets: &Secrets) -> Result<(), Refusal> {
+    let could_not = |error: block::Error| could_not_create(path, "luks", &error);
+    let area = encrypted::luks_area(options, secrets)?;
+    let size = options.size("size").unwrap_or_default();
+    let Some(size) = size.checked_add(area.len() as u64) else {
+        return Err(Refusal::new("The image size is too large for file format 'luks'"));
+    };
+    let new = crate::formats::NewImage::raw(size, block::Preallocation::Off);
+    let targets = Targets::new(Path::new(path), &new, making()).map_err(could_not)?;
+    targets.create(&new).map_err(could_not)?;
+    let storage = targets.image().storage();
+    storage.write_all_at(&area, 0).map_err(could_not)?;
     targets.finish(&ops::Cancel::new()).map_err(could_not)
 }
 

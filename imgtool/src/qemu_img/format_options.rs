@@ -136,6 +136,30 @@ pub(super) const QCOW2: &[Definition] = &[
     ),
 ];
 
+/// Of encrypted disks that are no images, in LUKS's own form.
+pub(super) const LUKS: &[Definition] = &[
+    option("size", Kind::Size, "Virtual disk size"),
+    option(
+        "key-secret",
+        Kind::Text,
+        "ID of the secret that provides the keyslot passphrase",
+    ),
+    option("cipher-alg", Kind::Text, "Name of encryption cipher algorithm"),
+    option("cipher-mode", Kind::Text, "Name of encryption cipher mode"),
+    option("ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
+    option(
+        "ivgen-hash-alg",
+        Kind::Text,
+        "Name of IV generator hash algorithm",
+    ),
+    option("hash-alg", Kind::Text, "Name of encryption hash algorithm"),
+    option(
+        "iter-time",
+        Kind::Number,
+        "Time to spend in PBKDF in milliseconds",
+    ),
+];
+
 /// Of raw images.
 pub(super) const RAW: &[Definition] = &[option("size", Kind::Size, "Virtual disk size")];
 
@@ -231,11 +255,6 @@ impl FormatOptions {
     /// The value of a number, which is one.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         parse_number(self.get(name)?)
-    }
-
-    /// All that was said, by name.
-    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.values.iter().map(|value| value.0)
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

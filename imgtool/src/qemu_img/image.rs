@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use block::chain::{Chain, Layer};
 use block::{Access, Backing, Format, Keys, Overlay, SnapshotSelector, Storage};
-use qcow2::Header;
+use qcow2::{Encryption, Header};
 
 use super::json::{Json, Object};
 use super::node::{self, Flags, Node, NodeOptions, name};
 use super::qcow2_words;
 use super::refusal::{Refusal, reason};
+use super::secret;
 
 /// Layers in a chain at most.
 const MAX_LAYERS: usize = block::chain::MAX_LAYERS;
@@ -40,6 +41,8 @@ pub(super) struct Found {
     pub(super) header: Option<Header>,
     /// What the user wants below it instead.
     below: Below,
+    /// The ID of the secret that opens it.
+    key_secret: Option<String>,
     data_file: Option<NodeOptions>,
 }
 
@@ -264,7 +267,9 @@ fn find_options(
     ] {
         options.take(engine_only);
     }
-    options.take_node("encrypt");
+    let mut encrypt = options.take_node("encrypt");
+    let key_secret = encrypt.take("key-secret");
+    let encrypt_format = encrypt.take("format");
     if let Some(left) = options.first() {
         return Err(Refusal::new(format!(
             "Block format '{format}' does not support the option '{left}'"
@@ -274,6 +279,8 @@ fn find_options(
     if format == "qcow2" {
         qcow2_words::refuse(&*node.storage, flags.write, check)?;
         header = Header::read(&*node.storage).ok();
+        let stored = header.as_ref().map(|header| header.encryption);
+        check_method(stored, encrypt_format.as_deref())?;
     }
     let filename = if let Some(exact) = node.exact() {
         exact.to_owned()
@@ -289,8 +296,24 @@ fn find_options(
         filename,
         header,
         below,
+        key_secret,
         data_file: Some(data).filter(|data| !data.is_empty()),
     })
+}
+
+/// Fails where options say that an image is encrypted in another way than it is.
+fn check_method(stored: Option<Encryption>, said: Option<&str>) -> Result<(), Refusal> {
+    let name = match stored {
+        Some(Encryption::Aes) => "aes",
+        Some(Encryption::Luks) => "luks",
+        _ => return Ok(()),
+    };
+    match said.filter(|said| *said != name) {
+        Some(said) => Err(Refusal::new(format!(
+            "Header reported '{name}' encryption format but options specify '{said}'"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The format of a file by its first bytes.
@@ -314,6 +337,7 @@ impl Found {
             node,
             header: None,
             below: Below::Nothing,
+            key_secret: None,
             data_file: None,
         }
     }
@@ -338,8 +362,12 @@ impl Found {
 
     /// The image below, as a name and a format.
     pub(super) fn backing(&self) -> Option<Result<(NodeOptions, Option<String>), Refusal>> {
+        let mut stated = NodeOptions::default();
         if let Below::Stated(options) = &self.below {
-            return Some(Ok((options.clone(), None)));
+            stated = options.clone();
+            if stated.names_file() {
+                return Some(Ok((stated, None)));
+            }
         }
         let name = self
             .backing_name()
@@ -356,7 +384,27 @@ impl Found {
             image_opts: false,
             format: self.backing_format().filter(|format| !format.is_empty()),
         };
-        Some(spec.options())
+        // What is stated beside the file's name comes first.
+        Some(spec.options().map(|(options, file)| {
+            stated.add(options);
+            (stated, file)
+        }))
+    }
+
+    /// What an encrypted image is opened with. One that is only looked at needs nothing.
+    fn keys(&self, flags: Flags) -> Result<Keys, Refusal> {
+        let encrypted = self
+            .header
+            .as_ref()
+            .is_some_and(|header| header.encryption != Encryption::None);
+        match &self.key_secret {
+            _ if !encrypted => Ok(Keys::None),
+            Some(id) => Ok(Keys::Passphrases(vec![secret::passphrase(id)?])),
+            None if flags.no_backing || flags.locked => Ok(Keys::Locked),
+            None => Err(Refusal::new(
+                "Parameter 'encrypt.key-secret' is required for cipher",
+            )),
+        }
     }
 
     fn open_data(&self, flags: Flags) -> Result<Option<Node>, Refusal> {
@@ -453,12 +501,13 @@ fn devices(
                 way.clone().filter(|way| way.file_id().is_some()),
             ),
         };
+        let keys = image.keys(flags)?;
         let device = match snapshot.filter(|_| depth == 0) {
             Some(snapshot) => format
-                .open_snapshot(storage, snapshot, backing, Keys::None)
+                .open_snapshot(storage, snapshot, backing, keys)
                 .map_err(|error| engine_words(&error).after("Failed to load snapshot: "))?,
             None => format
-                .open(storage, data.clone().or(way), access, backing, Keys::None)
+                .open(storage, data.clone().or(way), access, backing, keys)
                 .map_err(|error| engine_words(&error))?,
         };
         layers.insert(
@@ -482,6 +531,7 @@ fn devices(
 pub(super) fn engine_words(error: &block::Error) -> Refusal {
     use block::ErrorKind;
     match error.kind() {
+        ErrorKind::Key => Refusal::new("Invalid password, cannot unlock any keyslot"),
         ErrorKind::Io | ErrorKind::NoSpace => Refusal::new(reason(error)),
         _ => Refusal::new(error.message().to_owned()),
     }

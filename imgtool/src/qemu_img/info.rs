@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use encryption::{IvGenerator, KeySlot, Luks};
 use qcow2::{
     AutoclearFeatures, Bitmap, CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Snapshot,
-    SnapshotTable, Version,
+    SnapshotTable, Version, read_luks,
 };
 
 use super::console::Console;
@@ -106,6 +107,7 @@ struct Qcow2 {
     header: Header,
     snapshots: Vec<Snapshot>,
     bitmaps: Vec<Bitmap>,
+    luks: Option<Luks>,
 }
 
 impl Description {
@@ -340,6 +342,7 @@ impl Qcow2 {
         Ok(Self {
             snapshots: SnapshotTable::read(storage, &header)?.snapshots,
             bitmaps,
+            luks: read_luks(storage, &header)?,
             header,
         })
     }
@@ -373,16 +376,52 @@ impl Qcow2 {
             facts.insert("bitmaps", Json::List(bitmaps.collect()));
         }
         facts.insert("compression-type", header.compression.name());
-        let encrypt = match header.encryption {
-            Encryption::None => return facts,
-            Encryption::Aes => "aes",
-            Encryption::Luks => "luks",
-        };
-        let mut object = Object::default();
-        object.insert("format", encrypt);
-        facts.insert("encrypt", object);
+        if let Some(luks) = &self.luks {
+            facts.insert("encrypt", luks_json(luks));
+        } else if header.encryption == Encryption::Aes {
+            let mut aes = Object::default();
+            aes.insert("format", "aes");
+            facts.insert("encrypt", aes);
+        }
         facts
     }
+}
+
+fn luks_json(luks: &Luks) -> Object {
+    let [cipher, mode, hash] = luks.names();
+    // What is known is named as when an image is made.
+    let spec = luks.spec().ok();
+    let names = spec.map(|spec| (spec.mode.name(), spec.iv.name()));
+    let (mode, iv) = names.or(mode.split_once('-')).unwrap_or((mode, ""));
+    let mut facts = Object::default();
+    facts.insert("format", "luks");
+    facts.insert("ivgen-alg", iv);
+    if spec.is_some_and(|spec| spec.iv == IvGenerator::Essiv) {
+        facts.insert("ivgen-hash-alg", "sha256");
+    }
+    facts.insert("hash-alg", hash);
+    facts.insert("cipher-alg", spec.map_or(cipher, |spec| spec.cipher.name()));
+    facts.insert("cipher-mode", mode);
+    facts.insert("uuid", luks.uuid());
+    facts.insert("payload-offset", luks.payload_offset());
+    facts.insert("master-key-iters", luks.digest_iterations());
+    facts.insert(
+        "slots",
+        Json::List(luks.slots().iter().map(|slot| slot_json(slot).into()).collect()),
+    );
+    facts.insert("detached-header", false);
+    facts
+}
+
+fn slot_json(slot: &KeySlot) -> Object {
+    let mut facts = Object::default();
+    facts.insert("active", slot.active);
+    facts.insert("key-offset", slot.offset());
+    if slot.active {
+        facts.insert("iters", slot.iterations);
+        facts.insert("stripes", slot.stripes);
+    }
+    facts
 }
 
 fn bitmap_json(bitmap: &Bitmap) -> Object {

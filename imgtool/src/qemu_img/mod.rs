@@ -20,6 +20,7 @@ mod compare;
 mod console;
 mod convert;
 mod create;
+mod encrypted;
 mod format_options;
 mod getopt;
 mod image;

@@ -3,6 +3,7 @@
 use block::{BackingReference, DataFileReference, Preallocation};
 use qcow2::{CompressionType, CreateOptions, Version};
 
+use super::encrypted;
 use super::format_options::{self, FormatOptions};
 use super::refusal::Refusal;
 use super::secret::Secrets;
@@ -16,6 +17,7 @@ pub(super) fn options_of(format: &str, in_file: bool) -> Result<FormatOptions, R
     let own = match format {
         "raw" => format_options::RAW,
         "qcow2" => format_options::QCOW2,
+        "luks" => format_options::LUKS,
         _ => return Err(Refusal::new(format!("Unknown file format '{format}'"))),
     };
     Ok(if in_file {
@@ -94,9 +96,9 @@ fn qcow2_options(options: &FormatOptions, secrets: &Secrets) -> Result<CreateOpt
             name: Some(name.to_owned()),
             raw: options.is_on("data_file_raw"),
         }),
+        encryption: encrypted::of_qcow2(options, secrets)?,
         ..CreateOptions::default()
     };
-    refuse_encryption(options, secrets)?;
     let cluster_size = options.size("cluster_size").unwrap_or(1 << 16);
     let refcount_bits = options.number("refcount_bits").unwrap_or(16);
     judge(&new, options, cluster_size, refcount_bits)?;
@@ -133,21 +135,8 @@ fn compression(options: &FormatOptions) -> Result<CompressionType, Refusal> {
     }
 }
 
-fn not_accepted(parameter: &str, value: &str) -> Refusal {
+pub(super) fn not_accepted(parameter: &str, value: &str) -> Refusal {
     Refusal::new(format!("Parameter '{parameter}' does not accept value '{value}'"))
-}
-
-fn refuse_encryption(options: &FormatOptions, secrets: &Secrets) -> Result<(), Refusal> {
-    let encrypt = options.is_on("encryption") || options.names().any(|name| name == "encrypt.format");
-    match options.get("encrypt.key-secret") {
-        _ if !encrypt => Ok(()),
-        None => Err(Refusal::new(
-            "Parameter 'encrypt.key-secret' is required for cipher",
-        )),
-        Some(id) => secrets
-            .get(id)
-            .and_then(|_| Err(Refusal::new("Encrypted images are not made by this build"))),
-    }
 }
 
 /// Fails for what there cannot be, in the order in which QEMU looks.

@@ -1,7 +1,13 @@
 //! `--object secret,...`: passwords and keys by ID, for encrypted images.
+//!
+//! An image is opened by what names it, which may say the ID of a secret at any depth. So they are known to the process, as QEMU's objects are
+//! ([`passphrase`]), and a command keeps its own [`Secrets`] to see that no ID comes twice.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::{Mutex, PoisonError};
+
+use block::Passphrase;
 
 use super::node::NodeOptions;
 use super::refusal::{Refusal, host_text};
@@ -13,6 +19,15 @@ const OTHERS: [&str; 4] = [
     "tls-creds-x509",
     "throttle-group",
 ];
+
+static KNOWN: Mutex<BTreeMap<String, Passphrase>> = Mutex::new(BTreeMap::new());
+
+/// The secret with this ID, whichever command it was given to.
+pub(super) fn passphrase(id: &str) -> Result<Passphrase, Refusal> {
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let secret = known.get(id).cloned();
+    secret.ok_or_else(|| Refusal::new(format!("No secret with id '{id}'")))
+}
 
 /// Secrets by their ID.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +78,8 @@ impl Secrets {
                 )));
             }
         };
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(id.clone(), Passphrase::new(value.clone()));
         if self.0.insert(id.clone(), value).is_some() {
             return Err(Refusal::new(format!(
                 "attempt to add duplicate property '{id}' to object (type 'container')"

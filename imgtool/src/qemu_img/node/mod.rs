@@ -28,6 +28,8 @@ pub(super) struct Flags {
     pub(super) force_share: bool,
     /// Past the page cache.
     pub(super) direct: bool,
+    /// What the disk holds is not read: encrypted images need no key.
+    pub(super) locked: bool,
     /// Only the image itself is opened.
     pub(super) no_backing: bool,
 }

@@ -98,6 +98,12 @@ impl NodeOptions {
         }
     }
 
+    /// Whether they say which file is meant.
+    pub(in super::super) fn names_file(&self) -> bool {
+        let is_name = |key: &String| key == "file" || key == "filename" || key.starts_with("file.");
+        self.0.keys().any(is_name)
+    }
+
     pub(in super::super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
