@@ -57,7 +57,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     }
     let operands = options.operands();
     let spec = super::one_image(&operands, wanted.format.as_deref(), wanted.image_opts)?;
-    let progress = Progress::new(wanted.show && !wanted.quiet, 1.0);
+    let progress = Progress::new(console, wanted.show && !wanted.quiet, 1.0);
     let result = commit(console, &spec, &operands[0], &wanted, &progress);
     if result.is_ok() {
         progress.end_at(100.0);

@@ -71,7 +71,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         ));
     }
     let spec = super::one_image(&operands, wanted.format.as_deref(), wanted.image_opts)?;
-    let progress = Progress::new(wanted.show && !wanted.quiet, 1.0);
+    let progress = Progress::new(console, wanted.show && !wanted.quiet, 1.0);
     let result = rebase(console, &spec, &wanted, &progress);
     if result.is_ok() {
         progress.end_at(100.0);
