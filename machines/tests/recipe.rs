@@ -370,6 +370,13 @@ fn what_extends_another_says_more_and_the_later_wins() {
     lab.write("b.toml", "extends = [\"./a.toml\"]\n");
     let error = Recipe::load(&lab.path("a.toml")).unwrap_err();
     assert!(error.to_string().contains("extend each other"), "{error}");
+    let twice = |name: &str| format!("extends = [\"{name}\", \"{name}\"]\n");
+    for level in 1..12 {
+        lab.write(&format!("{level}.toml"), &twice(&format!("{}.toml", level + 1)));
+    }
+    lab.write("12.toml", "");
+    let error = lab.load(&twice("1.toml")).unwrap_err();
+    assert!(error.to_string().contains("more than 256 recipes"), "{error}");
     let error = lab.load("extends = [\"none\"]\n").unwrap_err();
     assert!(error.hint().unwrap().contains("tiny"), "{error:?}");
 }

@@ -27,6 +27,9 @@ const MAX_LEN: u64 = 1 << 20;
 /// Recipes that extend one another at most.
 const MAX_DEPTH: usize = 16;
 
+/// Recipes that one is laid over at most, each as often as it is named: a few that name the next ones many times come to millions.
+const MAX_COUNT: usize = 256;
+
 /// What one file says.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -66,6 +69,8 @@ struct Merged {
     texts: Vec<u8>,
     /// Those that are being read, the outermost first.
     way: Vec<PathBuf>,
+    /// Those that were read.
+    count: usize,
 }
 
 pub(super) fn load(name: &Path) -> Result<Recipe> {
@@ -146,6 +151,11 @@ impl Merged {
                 identity.display()
             );
             return Err(Error::invalid(escape(&message).into_owned()).with_path(name));
+        }
+        self.count += 1;
+        if self.count > MAX_COUNT {
+            let message = format!("it is one of more than {MAX_COUNT} recipes that are laid over each other");
+            return Err(Error::invalid(message).with_path(name));
         }
         self.way.push(identity);
         for other in &document.extends {
