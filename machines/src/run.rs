@@ -39,6 +39,8 @@ const TO_END: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(50);
 /// Bytes of a line that are looked at, at most.
 const LINE_MAX: usize = 64 << 10;
+/// What Linux writes when it goes no further; whether it restarts then is up to its command line (`panic=`).
+const PANIC: &str = "Kernel panic - not syncing";
 
 /// How a machine is run.
 #[derive(Clone, Debug)]
@@ -282,8 +284,15 @@ fn until(
             Ok(bytes) => {
                 // With nobody left to read it there is nothing to be done about that.
                 let _ = out.write_all(&bytes).and_then(|()| out.flush());
-                if console.add(&bytes, &wait_for.pattern) {
+                let found = console.add(&bytes, &wait_for.pattern);
+                if found == Some(Found::Match) {
                     return qemu.power_down(&mut keys, &said, wait_for.to_power_down, cancel);
+                }
+                if found == Some(Found::Panic) {
+                    qemu.quit(&mut keys, &said)?;
+                    return Err(console
+                        .last_line("the guest's kernel panicked before what was waited for was read")
+                        .with_hint("look at the console above"));
                 }
             }
             Err(RecvTimeoutError::Disconnected) => {
@@ -402,6 +411,15 @@ impl Drop for Qemu {
     }
 }
 
+/// What a line of the console has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// What is waited for.
+    Match,
+    /// The last words of a kernel.
+    Panic,
+}
+
 /// What the guest has written, as far as it matters.
 #[derive(Default)]
 struct Console {
@@ -412,23 +430,28 @@ struct Console {
 }
 
 impl Console {
-    /// Goes on with `bytes`; whether a line matches.
-    fn add(&mut self, bytes: &[u8], pattern: &Regex) -> bool {
+    /// Goes on with `bytes`, up to the first line that has anything. An expression with the word of a panic waits for more of one.
+    fn add(&mut self, bytes: &[u8], pattern: &Regex) -> Option<Found> {
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
             let room = LINE_MAX.saturating_sub(self.line.len());
             self.line
                 .extend(part.iter().filter(|byte| !b"\r\n".contains(byte)).take(room));
             if pattern.is_match(&self.line) {
-                return true;
+                return Some(Found::Match);
             }
             if part.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.line);
                 if !line.is_empty() {
                     self.before = line;
                 }
+                // Not before the line has ended: what is waited for may be in the rest of it.
+                let has_panic = String::from_utf8_lossy(&self.before).contains(PANIC);
+                if has_panic && !pattern.as_str().contains("panic") {
+                    return Some(Found::Panic);
+                }
             }
         }
-        false
+        None
     }
 
     /// An error that says what was last to be read.
@@ -458,11 +481,15 @@ mod tests {
         let text = b"a\r\nDebian GNU/Linux\r\n\r\nweb-1 login: ";
         for cut in 0..text.len() {
             let mut console = Console::default();
-            assert!(!console.add(&text[..cut], &wait_for.pattern), "{cut}");
-            assert!(console.add(&text[cut..], &wait_for.pattern), "{cut}");
+            assert_eq!(console.add(&text[..cut], &wait_for.pattern), None, "{cut}");
+            assert_eq!(
+                console.add(&text[cut..], &wait_for.pattern),
+                Some(Found::Match),
+                "{cut}"
+            );
         }
         let mut console = Console::default();
-        assert!(!console.add(b"one\nxweb-1 login: \n\n", &wait_for.pattern));
+        assert_eq!(console.add(b"one\nxweb-1 login: \n\n", &wait_for.pattern), None);
         let error = console.last_line("nothing").to_string();
         assert_eq!(error, "nothing; its last line is \"xweb-1 login: \"");
     }
@@ -472,9 +499,34 @@ mod tests {
         let wait_for = WaitFor::new("b", Duration::ZERO, Duration::ZERO).unwrap();
         let mut console = Console::default();
         for _ in 0..20 {
-            assert!(!console.add(&[b'a'; 10_000], &wait_for.pattern));
+            assert_eq!(console.add(&[b'a'; 10_000], &wait_for.pattern), None);
         }
         assert_eq!(console.line.len(), LINE_MAX);
+    }
+
+    #[test]
+    fn a_panic_ends_the_wait_unless_it_is_what_is_waited_for() {
+        let text = b"[1.0] Kernel panic - not syncing: VFS: Unable to mount root\r\n[1.1] ---[ end Kernel panic - not syncing ]---\r\n";
+        for (pattern, found) in [
+            ("login:", Found::Panic),
+            ("Unable to mount", Found::Match),
+            ("end Kernel panic", Found::Match),
+        ] {
+            let wait_for = WaitFor::new(pattern, Duration::ZERO, Duration::ZERO).unwrap();
+            for cut in 0..50 {
+                let mut console = Console::default();
+                assert_eq!(
+                    console.add(&text[..cut], &wait_for.pattern),
+                    None,
+                    "{pattern} {cut}"
+                );
+                assert_eq!(
+                    console.add(&text[cut..], &wait_for.pattern),
+                    Some(found),
+                    "{pattern} {cut}"
+                );
+            }
+        }
     }
 
     #[test]

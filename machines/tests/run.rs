@@ -140,6 +140,24 @@ fn an_end_and_a_time_before_what_is_waited_for_are_errors() {
 }
 
 #[test]
+fn a_guest_whose_kernel_panics_is_not_waited_for() {
+    let lab = tempfile::tempdir().unwrap();
+    let chain = make_chain(lab.path());
+    let machine = machine(
+        lab.path(),
+        "echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger; sleep 1000",
+        &chain,
+    );
+    let (said, result) = console(&machine, &options(true, "never"));
+    let error = result.unwrap_err().to_string();
+    assert!(
+        error.starts_with("the guest's kernel panicked")
+            && error.contains("Kernel panic - not syncing: sysrq"),
+        "{error}: {said}"
+    );
+}
+
+#[test]
 fn what_is_in_use_is_said_before_anything_runs() {
     let lab = tempfile::tempdir().unwrap();
     let chain = make_chain(lab.path());
