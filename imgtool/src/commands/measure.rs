@@ -131,7 +131,7 @@ impl MeasureArgs {
 }
 
 /// Bytes that the bitmaps of an image would take in another, if it is in a format that knows any.
-fn bitmaps_size(chain: &Chain, options: &CreateOptions) -> Result<Option<u64>> {
+pub(crate) fn bitmaps_size(chain: &Chain, options: &CreateOptions) -> Result<Option<u64>> {
     let layer = &chain.layers()[0];
     if layer.format != "qcow2" {
         return Ok(None);

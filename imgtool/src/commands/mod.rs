@@ -20,7 +20,7 @@ mod instances;
 mod launch;
 mod man;
 mod map;
-mod measure;
+pub(crate) mod measure;
 mod mkdisk;
 mod mkfs;
 mod partition;

@@ -160,6 +160,55 @@ pub(super) const LUKS: &[Definition] = &[
     ),
 ];
 
+/// Of qcow2 images that exist.
+pub(super) const AMEND: &[Definition] = &[
+    option(
+        "encrypt.state",
+        Kind::Text,
+        "Select new state of affected keyslots (active/inactive)",
+    ),
+    option(
+        "encrypt.keyslot",
+        Kind::Number,
+        "Select a single keyslot to modify explicitly",
+    ),
+    option(
+        "encrypt.old-secret",
+        Kind::Text,
+        "Select all keyslots that match this password",
+    ),
+    option(
+        "encrypt.new-secret",
+        Kind::Text,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    option(
+        "encrypt.iter-time",
+        Kind::Number,
+        "Time to spend in PBKDF in milliseconds",
+    ),
+    option("size", Kind::Size, "Virtual disk size"),
+    option(
+        "compat",
+        Kind::Text,
+        "Compatibility level (v2 [0.10] or v3 [1.1])",
+    ),
+    option("backing_file", Kind::Text, "File name of a base image"),
+    option("backing_fmt", Kind::Text, "Image format of the base image"),
+    option("data_file", Kind::Text, "File name of an external data file"),
+    option(
+        "data_file_raw",
+        Kind::Switch,
+        "The external data file must stay valid as a raw image",
+    ),
+    option("lazy_refcounts", Kind::Switch, "Postpone refcount updates"),
+    option(
+        "refcount_bits",
+        Kind::Number,
+        "Width of a reference count entry in bits",
+    ),
+];
+
 /// Of raw images.
 pub(super) const RAW: &[Definition] = &[option("size", Kind::Size, "Virtual disk size")];
 

@@ -14,12 +14,15 @@
     reason = "texts are short, and are read best where they are put together"
 )]
 
+mod amend;
+mod bitmap;
 mod check;
 mod commit;
 mod compare;
 mod console;
 mod convert;
 mod create;
+mod dd;
 mod encrypted;
 mod format_options;
 mod getopt;
@@ -27,6 +30,7 @@ mod image;
 mod info;
 mod json;
 mod map;
+mod measure;
 mod new_image;
 mod node;
 mod number;
@@ -53,6 +57,8 @@ type Outcome = Result<u8, Refusal>;
 type Command = (&'static str, &'static str, fn(&Console, &[String]) -> Outcome);
 
 const COMMANDS: &[Command] = &[
+    ("amend", "Change options of an image", amend::run),
+    ("bitmap", "Change a bitmap that is kept in an image", bitmap::run),
     ("check", "Check basic image integrity", check::run),
     ("commit", "Commit an image into its backing file", commit::run),
     ("compare", "Compare two images", compare::run),
@@ -62,8 +68,10 @@ const COMMANDS: &[Command] = &[
         convert::run,
     ),
     ("create", "Create and format a new image file", create::run),
+    ("dd", "Copy blocks of an image into another", dd::run),
     ("info", "Display information about an image", info::run),
     ("map", "Dump image metadata", map::run),
+    ("measure", "Say how much room an image would need", measure::run),
     ("rebase", "Change the backing file of an image", rebase::run),
     ("resize", "Change the size of an image", resize::run),
     (

@@ -1,0 +1,183 @@
+//! `qemu-img bitmap`.
+
+use qcow2::DirtyBits;
+
+use super::console::Console;
+use super::getopt::{Options, Table};
+use super::image::{self, Spec};
+use super::node::Flags;
+use super::refusal::Refusal;
+use super::secret::Secrets;
+use super::{Outcome, number, qcow2_of};
+
+const TABLE: Table = Table {
+    short: "b:f:F:g:h",
+    long: &[
+        ("help", "h"),
+        ("object=", ""),
+        ("image-opts", ""),
+        ("add", ""),
+        ("remove", ""),
+        ("clear", ""),
+        ("enable", ""),
+        ("disable", ""),
+        ("merge=", ""),
+        ("granularity=", "g"),
+        ("source-file=", "b"),
+        ("source-format=", "F"),
+    ],
+};
+
+/// What is done, in the order of the command line: what it is called, and the bitmap that is merged.
+type Action = (&'static str, String);
+
+#[derive(Debug, Default)]
+struct Wanted {
+    actions: Vec<Action>,
+    format: Option<String>,
+    source: Option<String>,
+    source_format: Option<String>,
+    granularity: Option<u64>,
+    image_opts: bool,
+}
+
+impl Wanted {
+    fn has(&self, action: &str) -> bool {
+        self.actions.iter().any(|asked| asked.0 == action)
+    }
+
+    /// Fails for options that mean nothing together.
+    fn check(&self) -> Result<(), Refusal> {
+        let wrong = match () {
+            () if self.actions.is_empty() => {
+                "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge"
+            }
+            () if self.granularity.is_some() && !self.has("add") => "granularity only supported with --add",
+            () if self.source_format.is_some() && self.source.is_none() => "-F only supported with -b",
+            () if self.source.is_some() && !self.has("merge") => {
+                "Merge bitmap source file only supported with --merge"
+            }
+            () => return Ok(()),
+        };
+        Err(Refusal::new(wrong))
+    }
+}
+
+pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
+    let mut wanted = Wanted::default();
+    let mut secrets = Secrets::default();
+    let mut options = Options::new(TABLE, arguments);
+    while let Some((name, value)) = options.next()? {
+        match name {
+            "h" => return super::help(console),
+            "b" => wanted.source = Some(value),
+            "f" => wanted.format = Some(value),
+            "F" => wanted.source_format = Some(value),
+            "g" => wanted.granularity = Some(number::argument("granularity", &value, 1, i64::MAX as u64)?),
+            "image-opts" => wanted.image_opts = true,
+            "object" => secrets.add(&value)?,
+            action => wanted.actions.push((action, value)),
+        }
+    }
+    let operands = options.operands();
+    let [file, bitmap] = &*operands else {
+        return Err(Refusal::new("Expecting filename and bitmap name"));
+    };
+    wanted.check()?;
+    let spec = super::spec(file, wanted.format.as_deref(), wanted.image_opts)?;
+    change(console, &spec, bitmap, &wanted)?;
+    Ok(0)
+}
+
+fn change(console: &Console, spec: &Spec, name: &str, wanted: &Wanted) -> Result<(), Refusal> {
+    let flags = Flags {
+        write: true,
+        ..Flags::default()
+    };
+    let image = super::open_to_write(console, spec, flags)?;
+    let failed =
+        |action: &str, why: &str| Refusal::new(format!("Operation {action} on bitmap {name} failed: {why}"));
+    let first = wanted.actions.first().map_or("add", |action| action.0);
+    let qcow2 = qcow2_of(&image)
+        .ok_or_else(|| failed(first, "Can't store persistent bitmaps: Operation not supported"))?;
+    let mut sources = sources(wanted, name)?.into_iter();
+    let mut names: Vec<String> = qcow2
+        .bitmaps()
+        .map_err(|error| image::engine_words(&error))?
+        .into_iter()
+        .map(|bitmap| bitmap.name)
+        .collect();
+    let mut refusal = None;
+    let changed = qcow2.edit_bitmaps(|bitmaps| {
+        wanted.actions.iter().try_for_each(|(action, source)| {
+            let missing = |wanted: &str| format!("Dirty bitmap '{wanted}' not found");
+            let known = names.iter().any(|known| known == name);
+            let done = match *action {
+                "add" => bitmaps.add(name, wanted.granularity, true),
+                "remove" => bitmaps.remove(name),
+                "clear" => bitmaps.clear(name),
+                "enable" => bitmaps.enable(name),
+                "disable" => bitmaps.disable(name),
+                _ => {
+                    let own = || bitmaps.dirty_bits(source);
+                    let bits = sources.next().map_or_else(own, Ok);
+                    bits.and_then(|bits| bitmaps.merge(name, &bits))
+                }
+            };
+            match (*action, done.is_ok()) {
+                ("add", true) => names.push(name.to_owned()),
+                ("remove", true) => names.retain(|known| known != name),
+                _ => {}
+            }
+            done.inspect_err(|error| {
+                let granularity = wanted.granularity.unwrap_or(512);
+                let why = match *action {
+                    "add" if known => format!("Bitmap already exists: {name}"),
+                    "add" if !granularity.is_power_of_two() || granularity < 512 => {
+                        "Granularity must be power of 2 and at least 512".to_owned()
+                    }
+                    "add" => error.message().to_owned(),
+                    _ if !known => missing(name),
+                    "merge" if wanted.source.is_none() && !names.contains(source) => missing(source),
+                    _ if error.kind() == block::ErrorKind::Unsupported => {
+                        format!("Bitmap '{name}' is inconsistent and cannot be used")
+                    }
+                    _ => error.message().to_owned(),
+                };
+                refusal = Some(failed(action, &why));
+            })
+        })
+    });
+    let saved = changed.and_then(|()| image.chain.settle());
+    match (refusal, saved) {
+        (Some(refusal), _) => Err(refusal),
+        (None, saved) => saved.map_err(|error| image::engine_words(&error)),
+    }
+}
+
+/// What is to be merged from another image, in order.
+fn sources(wanted: &Wanted, name: &str) -> Result<Vec<DirtyBits>, Refusal> {
+    let Some(file) = &wanted.source else {
+        return Ok(Vec::new());
+    };
+    let spec = Spec::new(file, wanted.source_format.as_deref(), false);
+    let flags = Flags {
+        no_backing: true,
+        ..Flags::default()
+    };
+    let image = image::open(&spec, flags)?;
+    let merged = wanted.actions.iter().filter(|action| action.0 == "merge");
+    let bits = merged.map(|(_, source)| {
+        let missing = || {
+            Refusal::new(format!(
+                "Operation merge on bitmap {name} failed: Dirty bitmap '{source}' not found"
+            ))
+        };
+        let image = qcow2_of(&image).ok_or_else(missing)?;
+        image.dirty_bits(source).map_err(|error| match error.kind() {
+            block::ErrorKind::InvalidInput => missing(),
+            _ => image::engine_words(&error),
+        })
+    });
+    bits.collect()
+}
