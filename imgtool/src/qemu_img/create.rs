@@ -104,6 +104,7 @@ pub(super) fn target_path(file: &str) -> Result<String, Refusal> {
     match name::protocol(file) {
         None => Ok(file.to_owned()),
         Some("file") => Ok(file["file:".len()..].to_owned()),
+        Some(_) if nbd::Address::names_one(file) => Ok(file.to_owned()),
         Some(protocol) if node::is_node_driver(protocol) => Err(Refusal::new(format!(
             "Protocol driver '{protocol}' does not support creating new images, so an existing image must be selected as \
              the target"

@@ -6,6 +6,7 @@
 
 mod blkdebug;
 mod disk;
+mod exports;
 pub(super) mod name;
 mod null;
 mod options;
@@ -123,7 +124,7 @@ pub(super) fn open(name: Option<&str>, mut options: NodeOptions, flags: Flags) -
         "file" | "host_device" => open_file(options, flags),
         "null-co" | "null-aio" => open_null(name, options, &written),
         "blkdebug" => blkdebug::open(options, &written, flags),
-        driver if name::is_nbd(driver) => Err(Refusal::new("NBD exports are not opened by this build")),
+        driver if name::is_nbd(driver) => exports::open(options, flags),
         "qcow2" | "raw" => {
             options.set_default("driver", &driver);
             open_disk(options, &written, flags)
