@@ -6,8 +6,10 @@ use block::Result;
 use ext4_reader::{FileKind, Inode};
 
 use super::operations::{OPERATIONS, Operation};
+use super::parts::holds_something;
 use super::plan::{Deed, Search};
 use super::shown;
+use super::swap::{Swap, SwapFile};
 use crate::Root;
 
 /// Where private keys are looked for, besides users' homes.
@@ -98,7 +100,25 @@ pub fn lint(root: &Root, but_for: &[&'static Operation]) -> Result<Vec<Finding>>
             Ok(())
         })?;
     }
+    for file in search.swap_files()? {
+        if let Some(reason) = swapped(root, &file)? {
+            more(&file.path, reason);
+        }
+    }
     Ok(findings.into_iter().collect())
+}
+
+/// What is wrong with a file that is swapped to.
+fn swapped(root: &Root, file: &SwapFile) -> Result<Option<&'static str>> {
+    if file.swap == Swap::Hibernated {
+        return Ok(Some("the memory of a machine that is hibernated"));
+    }
+    for range in &file.swapped {
+        if holds_something(&*root.device, range.clone())? {
+            return Ok(Some("memory that was swapped out, of which sealing makes zeros"));
+        }
+    }
+    Ok(None)
 }
 
 fn is_private_key(search: &Search<'_>, file: &Inode) -> Result<bool> {

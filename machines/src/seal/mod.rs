@@ -5,13 +5,14 @@
 //!
 //! A file that is deleted leaves its content on the disk, for whoever reads that past the filesystem. So when the files are
 //! gone, what is free in every ext4 filesystem of the disk is made zeros too, and so is the log of its journal: files that the guest
-//! itself has deleted before are gone as well. So does what is in swap, and in room that is no partition's. What else there is on
+//! itself has deleted before are gone as well. So does what is in swap, be that a partition or a file, and in room that is no partition's. What else there is on
 //! a disk is not looked into, and said by name: [`not_looked_into`].
 
 mod lint;
 mod operations;
 mod parts;
 mod plan;
+mod swap;
 mod wipe;
 
 use std::sync::Arc;
@@ -137,6 +138,7 @@ pub fn seal(
     };
     // A disk of which something cannot be wiped is not changed at all.
     not_looked_into(disk, true)?;
+    parts::refuse_hibernated_parts(disk)?;
     let mut guest = Guest::open(&root, is_new)?;
     let mut changes = Vec::new();
     for operation in &selection.0 {

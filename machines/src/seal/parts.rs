@@ -12,8 +12,10 @@ use block::{BlockDevice, Error, ErrorKind, Result};
 use ext4_reader::Filesystem;
 use raw::partition::{Partition, PartitionTable, Selector};
 
-/// Sizes of memory pages that systems have: where swap says that it is some depends on that.
-const PAGES: [u64; 4] = [4 << 10, 8 << 10, 16 << 10, 64 << 10];
+use super::plan::Search;
+use super::shown;
+use super::swap::{Swap, hibernated};
+use crate::Root;
 
 /// Bytes at the start of a partition by which filesystems are known.
 const START: usize = 128 << 10;
@@ -50,8 +52,20 @@ enum Content {
 }
 
 impl Part {
-    pub(super) fn is_ext4(&self) -> bool {
-        self.content == Content::Ext4
+    /// The filesystem on it, where that is ext4.
+    pub(super) fn filesystem(&self) -> Option<Root> {
+        (self.content == Content::Ext4).then(|| Root {
+            device: self.device.clone(),
+            partition: Some(self.number),
+        })
+    }
+
+    /// What is wrong with it, with which one it is.
+    pub(super) fn about(&self, error: Error) -> Error {
+        match error.hint() {
+            None => error.with_hint(format!("it is about partition {}", self.number)),
+            Some(_) => error,
+        }
     }
 
     /// What swap has behind the page that says that it is some.
@@ -92,6 +106,22 @@ pub(super) fn parts(disk: &Arc<dyn BlockDevice>, table: &PartitionTable) -> Resu
     Ok(parts)
 }
 
+/// [`refuse_hibernated`] for the filesystems of all partitions.
+///
+/// # Errors
+/// As there and for [`parts`].
+pub(super) fn refuse_hibernated_parts(disk: &Arc<dyn BlockDevice>) -> Result<()> {
+    let Ok(table) = PartitionTable::read(&**disk, None) else {
+        return Ok(());
+    };
+    for part in parts(disk, &table)? {
+        if let Some(filesystem) = part.filesystem() {
+            refuse_hibernated(&filesystem).map_err(|error| part.about(error))?;
+        }
+    }
+    Ok(())
+}
+
 fn content(device: &dyn BlockDevice, number: u32) -> Result<Content> {
     let mut start = vec![0; START.min(device.size() as usize)];
     device.read_at(&mut start, 0)?;
@@ -123,17 +153,25 @@ fn content(device: &dyn BlockDevice, number: u32) -> Result<Content> {
             _ => Ok(Content::Ext4),
         };
     }
-    for page in PAGES {
-        let at = page as usize - 10;
-        if has(at, b"SWAPSPACE2") || has(at, b"SWAP-SPACE") {
-            return Ok(Content::Swap(page));
-        }
-        if has(at, b"S1SUSPEND") || has(at, b"S2SUSPEND") || has(at, b"ULSUSPEND") || has(at, b"LINHIB0001") {
-            let message = format!("partition {number} holds the memory of a machine that is hibernated");
-            return Err(Error::invalid(message).with_hint("start the machine, and turn it off"));
+    match Swap::of(&start) {
+        Some(Swap::Used(page)) => Ok(Content::Swap(page)),
+        Some(Swap::Hibernated) => Err(hibernated(&format!("partition {number}"))),
+        None => Ok(found.map_or(Content::Unknown, Content::Other)),
+    }
+}
+
+/// Fails where a filesystem of a disk has the memory of a machine in a file.
+///
+/// # Errors
+/// `InvalidInput` for that; `Unsupported`, `Corrupt`, `Io`.
+pub(super) fn refuse_hibernated(filesystem: &Root) -> Result<()> {
+    let filesystem = filesystem.filesystem()?;
+    for file in Search::new(&filesystem)?.swap_files()? {
+        if file.swap == Swap::Hibernated {
+            return Err(hibernated(&shown(&file.path)));
         }
     }
-    Ok(found.map_or(Content::Unknown, Content::Other))
+    Ok(())
 }
 
 /// Bytes of a disk between its partitions and behind the last one, which are nobody's; none where the table is doubtful.
@@ -178,10 +216,14 @@ fn bytes_of(partition: &Partition) -> Range<u64> {
 /// # Errors
 /// As [`seal`](super::seal()).
 pub fn not_looked_into(disk: &Arc<dyn BlockDevice>, sealed: bool) -> Result<Vec<NotLookedInto>> {
+    let root = Root::find(disk)?;
+    if let Some(root) = &root {
+        refuse_hibernated(root)?;
+    }
     let Ok(table) = PartitionTable::read(&**disk, None) else {
         return Ok(Vec::new());
     };
-    let root = crate::Root::find(disk)?.and_then(|root| root.partition);
+    let root = root.and_then(|root| root.partition);
     let mut found = Vec::new();
     for part in parts(disk, &table)? {
         if Some(part.number) != root && !(sealed && part.swapped().is_some()) {
@@ -216,7 +258,8 @@ fn before_the_first(table: &PartitionTable) -> Option<Range<u64>> {
     (from < first).then_some(from..first)
 }
 
-fn holds_something(disk: &dyn BlockDevice, range: Range<u64>) -> Result<bool> {
+/// Whether there is anything but zeros.
+pub(super) fn holds_something(disk: &dyn BlockDevice, range: Range<u64>) -> Result<bool> {
     let mut at = range.start;
     let mut buffer = vec![0; 64 << 10];
     while at < range.end {

@@ -57,6 +57,10 @@ impl<'f> Search<'f> {
         Ok(search)
     }
 
+    pub(super) fn filesystem(&self) -> &Filesystem {
+        self.filesystem
+    }
+
     /// Where users live.
     pub(super) fn homes(&self) -> impl Iterator<Item = &[u8]> {
         self.homes.iter().map(Vec::as_slice)

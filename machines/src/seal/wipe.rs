@@ -8,6 +8,8 @@ use ops::Control;
 use raw::partition::PartitionTable;
 
 use super::parts::{gaps, parts};
+use super::plan::Search;
+use super::swap::Swap;
 use crate::Root;
 use crate::personalise::Guest;
 
@@ -15,7 +17,7 @@ use crate::personalise::Guest;
 const SMALL: u64 = 64 << 10;
 
 /// Makes zeros of all that is on a disk and in no file of its ext4 filesystems, of which nobody makes use: what they have left,
-/// what is swapped out, and room that is no partition's.
+/// what is swapped out, to their files too, and room that is no partition's.
 ///
 /// # Errors
 /// `Unsupported`, `Corrupt` for a filesystem of which that cannot be said; `NoSpace`, `Io`; `Interrupted`.
@@ -32,15 +34,8 @@ pub(super) fn wipe(disk: &Arc<dyn BlockDevice>, is_new: bool, control: &Control<
         if let Some(swapped) = part.swapped() {
             wipe_ranges(&*part.device, vec![swapped], control)?;
         }
-        if part.is_ext4() {
-            let filesystem = Root {
-                device: part.device,
-                partition: Some(part.number),
-            };
-            wipe_filesystem(&filesystem, is_new, control).map_err(|error| match error.hint() {
-                None => error.with_hint(format!("it is about partition {}", part.number)),
-                Some(_) => error,
-            })?;
+        if let Some(filesystem) = part.filesystem() {
+            wipe_filesystem(&filesystem, is_new, control).map_err(|error| part.about(error))?;
         }
     }
     wipe_ranges(&**disk, gaps(&**disk, &table), control)?;
@@ -51,7 +46,13 @@ fn wipe_filesystem(filesystem: &Root, is_new: bool, control: &Control<'_>) -> Re
     let mut guest = Guest::open(filesystem, is_new)?;
     // What its journal holds is done first.
     guest.editor.forget_names()?;
-    wipe_ranges(&*filesystem.device, guest.editor.leftovers()?, control)
+    wipe_ranges(&*filesystem.device, guest.editor.leftovers()?, control)?;
+    for file in Search::new(guest.editor.filesystem())?.swap_files()? {
+        if let Swap::Used(_) = file.swap {
+            wipe_ranges(&*filesystem.device, file.swapped, control)?;
+        }
+    }
+    Ok(())
 }
 
 fn wipe_ranges(device: &dyn BlockDevice, ranges: Vec<Range<u64>>, control: &Control<'_>) -> Result<()> {
