@@ -55,7 +55,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         return Ok(0);
     }
     let spec = super::one_image(&options.operands(), wanted.format.as_deref(), image_opts)?;
-    let progress = Progress::new(show && !quiet, 1.0);
+    let progress = Progress::new(console, show && !quiet, 1.0);
     let result = amend(console, &spec, &list, &wanted, &progress);
     if result.is_ok() {
         progress.end_at(100.0);

@@ -306,6 +306,11 @@ impl FormatOptions {
         parse_number(self.get(name)?)
     }
 
+    /// All that was said, by name.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.values.iter().map(|value| value.0)
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.definitions.iter().any(|known| known.name == name)
     }

@@ -52,6 +52,7 @@ pub(super) fn open(mut options: NodeOptions, flags: Flags) -> Result<Node, Refus
     shown.insert("driver", "nbd");
     Ok(Node {
         storage: Arc::new(export),
+        data: None,
         driver: "nbd",
         exact: Some(name(&address)),
         options: shown,

@@ -84,7 +84,7 @@ impl Node {
     pub(super) fn dirty_flag(&self) -> Option<bool> {
         match &self.child {
             Some((_, child)) => child.dirty_flag(),
-            None => (!self.driver.starts_with("null")).then_some(false),
+            None => (!self.driver.starts_with("null") && self.driver != "nbd").then_some(false),
         }
     }
 
