@@ -150,7 +150,7 @@ fn a_signature_says_what_is_wrong_with_it_and_nothing_is_imported() {
     // What an image is based on is in other files.
     lab.qemu_img("create -q -f qcow2 -b disk.qcow2 -F qcow2 overlay.qcow2");
     sign(&lab, "ours", "overlay.qcow2");
-    refused("--nested any overlay.qcow2", &["other files", "imgtool convert"]);
+    refused("overlay.qcow2 --nested any", &["other files", "imgtool convert"]);
     fs::create_dir(lab.path("layout")).unwrap();
     shell(&lab, "echo '{}' >layout/oci-layout");
     refused("layout", &["only a file can be signed"]);
@@ -199,4 +199,84 @@ fn a_template_that_was_trusted_once_is_looked_at_again_when_anything_changes() {
         &format!("chmod u+w {signed}; printf x | dd of={signed} bs=1 seek=400000 conv=notrunc status=none"),
     );
     clone(&lab, "signed", "four").fails(1, &["has changed"]);
+}
+
+#[test]
+fn what_a_signed_template_boots_with_is_what_it_was_when_it_was_found_right() {
+    let lab = lab();
+    trust(&lab, "ours");
+    sign(&lab, "ours", "disk.qcow2");
+    shell(&lab, "echo kernel >kernel; echo initrd >initrd");
+    import(
+        &lab,
+        "disk.qcow2 --alias signed --kernel kernel --initrd initrd --append quiet",
+    )
+    .ok();
+    clone(&lab, "signed", "one").ok();
+    let signed = image(&lab, "signed");
+    let stem = signed.strip_suffix(".qcow2").unwrap();
+    let run = || lab.run("imgtool run --store store --print one");
+    let refused = |says: &[&str]| {
+        clone(&lab, "signed", "two").fails(1, says);
+        run().fails(1, says);
+        // Its fault, and that of the machine on it.
+        let verified = lab.run("imgtool template verify --store store");
+        assert_eq!(verified.code(), 1);
+        assert!(verified.stderr().contains(says[0]), "{}", verified.stderr());
+        assert!(verified.stderr().contains("machine one"), "{}", verified.stderr());
+    };
+    run().ok();
+    // Another command line, until whoever has the key says that it is right.
+    shell(
+        &lab,
+        &format!("cp {stem}.toml toml; sed -i s/quiet/evil/ {stem}.toml"),
+    );
+    refused(&[&format!("{stem}.toml"), "has changed", "minisign -Sm"]);
+    sign(&lab, "theirs", &format!("{stem}.toml"));
+    clone(&lab, "signed", "two").fails(1, &["not trusted"]);
+    sign(&lab, "ours", &format!("{stem}.toml"));
+    clone(&lab, "signed", "three").ok();
+    assert!(run().ok().contains("evil"));
+    lab.imgtool("template verify --store store");
+    shell(&lab, &format!("cp toml {stem}.toml; rm {stem}.toml.minisig"));
+    clone(&lab, "signed", "two").fails(1, &["has changed"]);
+    sign(&lab, "ours", &format!("{stem}.toml"));
+    clone(&lab, "signed", "four").ok();
+    lab.imgtool("template tag --store store signed other");
+    clone(&lab, "other", "five").ok();
+    for file in ["kernel", "initrd"] {
+        shell(&lab, &format!("chmod u+w {stem}.{file}; echo x >>{stem}.{file}"));
+        clone(&lab, "signed", "six").fails(1, &[&format!("{stem}.{file}"), "has changed"]);
+        run().fails(1, &[&format!("{stem}.{file}"), "has changed"]);
+        shell(&lab, &format!("echo {file} >{stem}.{file}"));
+        clone(&lab, "signed", &format!("again-{file}")).ok();
+    }
+}
+
+#[test]
+fn what_is_signed_of_one_image_is_not_taken_for_another() {
+    let lab = lab();
+    import(&lab, "disk.qcow2 --alias one").ok();
+    lab.imgtool("template export --store store one -o one.qcow2");
+    lab.qemu_img("convert -O qcow2 disk.img two.qcow2");
+    shell(&lab, "cp one.qcow2.toml two.qcow2.toml; cp disk.img raw.img");
+    lab.imgtool("template export --store store --format raw one -o raw.img.raw");
+    lab.imgtool("template rm --store store one");
+    trust(&lab, "ours");
+    for file in ["one.qcow2", "two.qcow2", "raw.img.raw"] {
+        sign(&lab, "ours", file);
+        sign(&lab, "ours", &format!("{file}.toml"));
+    }
+    let before = stored(&lab);
+    import(&lab, "two.qcow2").fails(1, &["two.qcow2.toml", "another image"]);
+    import(&lab, "raw.img.raw").fails(1, &["raw.img.raw.toml", "does not say", "describes = "]);
+    assert_eq!(stored(&lab), before);
+    shell(
+        &lab,
+        "sed -i \"1i describes = \\\"$(sha256sum <raw.img.raw | cut -c-64)\\\"\" raw.img.raw.toml",
+    );
+    sign(&lab, "ours", "raw.img.raw.toml");
+    import(&lab, "raw.img.raw").ok();
+    import(&lab, "one.qcow2 --alias one").ok();
+    clone(&lab, "one", "web").ok();
 }

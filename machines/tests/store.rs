@@ -332,6 +332,36 @@ fn a_changed_template_is_found_before_it_is_cloned_or_run() {
 }
 
 #[test]
+fn a_changed_kernel_or_initrd_is_found_before_its_template_is_cloned_or_run() {
+    let lab = Lab::new();
+    let new = NewTemplate {
+        kernel: Some(b"a kernel".to_vec()),
+        initrd: Some(b"an initrd".to_vec()),
+        ..NewTemplate::default()
+    };
+    let disk = open(&lab.image("image.qcow2", "template"));
+    let template = lab.store.import(&disk, &new, &Control::unwatched()).unwrap();
+    let clone = lab.clones(&template, &["before"]).unwrap().remove(0);
+    // What was made before size and time were noted is read.
+    let mut older = template.clone();
+    (older.document.kernel_file, older.document.initrd_file) = (None, None);
+    older.check(&Control::unwatched()).unwrap();
+    for path in [template.kernel().unwrap(), template.initrd().unwrap()] {
+        let kept = fs::read(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&path, [kept.as_slice(), b"x"].concat()).unwrap();
+        let error = lab.clones(&template, &["after"]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        let error = lab.store.layers(&clone, &Control::unwatched()).unwrap_err();
+        assert!(error.to_string().contains("has changed"), "{error}");
+        older.check(&Control::unwatched()).unwrap_err();
+        // The same content at another time is as good.
+        fs::write(&path, kept).unwrap();
+        template.check(&Control::unwatched()).unwrap();
+    }
+}
+
+#[test]
 fn names_are_given_once_and_all_clones_or_none_are_made() {
     let lab = Lab::new();
     let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();

@@ -103,7 +103,12 @@ impl Template {
             Form::Incus => incus::write(self, &*disk, to, control)?,
         }
         if matches!(form, Form::Qcow2 | Form::Raw | Form::Tar) {
-            let content = self.document.to_toml()?.into_bytes();
+            let mut document = self.document.clone();
+            if form != Form::Qcow2 {
+                // Of another file, whose SHA-256 whoever signs it can add.
+                document.describes = None;
+            }
+            let content = document.to_toml()?.into_bytes();
             exported.beside.push(Beside {
                 suffix: NOTES,
                 content,

@@ -19,7 +19,7 @@ use block::{Error, Result};
 use ops::Control;
 
 use crate::export::Form;
-use crate::store::{NewTemplate, Store, Template};
+use crate::store::{Fingerprint, NewTemplate, Store, Template};
 use notes::BootFiles;
 
 /// Something that is to become a template.
@@ -60,7 +60,13 @@ impl Store {
         let signature = self.check_signed(importing, control)?;
         // Archives of Incus and container images have them inside.
         let noted = match notes::beside(file)? {
-            Some(notes) => new.take_notes(notes),
+            Some(notes) => {
+                if signature.is_some() {
+                    let is_of = notes.check_is_of(Fingerprint::of_file(file, control)?);
+                    is_of.map_err(|error| error.with_path(notes::path(file)))?;
+                }
+                new.take_notes(notes)
+            }
             None => BootFiles::default(),
         };
         let template = match form {

@@ -14,6 +14,12 @@ const MAX_LEN: u64 = 1 << 20;
 
 /// Reads the document at `path`; `None` where there is none.
 pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(text) = read(path)? else { return Ok(None) };
+    parse(&text).map(Some).map_err(|error| error.with_path(path))
+}
+
+/// The text of the document at `path`; `None` where there is none.
+pub(super) fn read(path: &Path) -> Result<Option<String>> {
     let failed = |error| Error::io("read", error).with_path(path);
     let file = match File::open(path) {
         Ok(file) => file,
@@ -26,7 +32,7 @@ pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         return Err(Error::invalid(format!("a document of more than {MAX_LEN} bytes")).with_path(path));
     }
     let text = String::from_utf8(bytes).map_err(|_| Error::invalid("it is not UTF-8").with_path(path))?;
-    parse(&text).map(Some).map_err(|error| error.with_path(path))
+    Ok(Some(text))
 }
 
 /// The document that `text` is.

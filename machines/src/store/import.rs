@@ -16,7 +16,7 @@ use raw::partition::PartitionTable;
 
 use super::document::{self, text_of};
 use super::scratch::Scratch;
-use super::template::modified;
+use super::template::{BESIDE, Stamp, modified};
 use super::{Alias, Fingerprint, Provenance, Store, Template, TemplateDocument, publish};
 use crate::{BootKind, Root, Settings};
 
@@ -163,23 +163,31 @@ impl Store {
         set_mode(&image, 0o444)?;
         let fingerprint = Fingerprint::of_file(&image, control)?;
         let file = fs::metadata(&image).map_err(|error| Error::io("look at", error).with_path(&image))?;
-        let beside = |bytes: &Option<Vec<u8>>, name: &str| -> Result<Option<Fingerprint>> {
-            let Some(bytes) = bytes else { return Ok(None) };
+        let beside = |bytes: &Option<Vec<u8>>, name: &str| -> Result<(Option<Fingerprint>, Option<Stamp>)> {
+            let Some(bytes) = bytes else {
+                return Ok((None, None));
+            };
             let to = scratch.path(name);
             document::create(&to, bytes, 0o444)?;
-            Fingerprint::of_file(&to, control).map(Some)
+            let file = fs::metadata(&to).map_err(|error| Error::io("look at", error).with_path(&to))?;
+            Ok((Some(Fingerprint::of_file(&to, control)?), Some(Stamp::of(&file))))
         };
+        let (kernel, kernel_file) = beside(&new.kernel, "kernel")?;
+        let (initrd, initrd_file) = beside(&new.initrd, "initrd")?;
         let document = TemplateDocument {
             os: new.os.clone(),
             created: now(),
+            describes: Some(fingerprint),
             disk_size,
             image_size: file.len(),
             image_modified: modified(&file),
             user: new.user.clone(),
             notes: new.notes.clone(),
             parent: new.parent,
-            kernel: beside(&new.kernel, "kernel")?,
-            initrd: beside(&new.initrd, "initrd")?,
+            kernel,
+            initrd,
+            kernel_file,
+            initrd_file,
             machine: new.machine.clone(),
             provenance: new.provenance.clone(),
         };
@@ -194,7 +202,7 @@ impl Store {
             .map_err(|error| Error::io("make a directory", error).with_path(&directory))?;
         // The same content is the same template: what is known of it stays, and what it lacks is given to it.
         let is_new = !Self::file(&directory, fingerprint, "qcow2").exists();
-        for name in ["toml", "kernel", "initrd"] {
+        for name in BESIDE {
             let to = Self::file(&directory, fingerprint, name);
             if is_new {
                 document::remove(&to)?;

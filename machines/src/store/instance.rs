@@ -388,8 +388,12 @@ impl Store {
     /// a template that has changed.
     pub fn layers(&self, instance: &Instance, control: &Control<'_>) -> Result<Vec<Layer>> {
         let layers = chain(instance.image())?;
+        if layers.len() == 1 && instance.document.alone {
+            return Ok(layers);
+        }
+        let template = self.load_template(instance.document.template)?;
+        self.check_noted(&template, control)?;
         if let Some(base) = layers.last().filter(|_| layers.len() > 1) {
-            let template = self.load_template(instance.document.template)?;
             let is = fs::canonicalize(&base.path).ok();
             if is.is_none() || is != fs::canonicalize(template.image()).ok() {
                 let message = format!(
@@ -400,6 +404,9 @@ impl Store {
                 return Err(Error::invalid(message).with_path(instance.image()));
             }
             template.check(control)?;
+        } else {
+            // Its disk needs none, but what it is started with is the template's.
+            template.check_boot_files(control)?;
         }
         Ok(layers)
     }

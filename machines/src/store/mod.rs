@@ -13,6 +13,8 @@
 //! instances/NAME.toml            what it is: InstanceDocument
 //! profiles/NAME.toml             settings that instances can share: Settings
 //! templates/FINGERPRINT.qcow2.minisig   who vouches for the disk
+//! templates/FINGERPRINT.toml.minisig    who vouches for what it is, if somebody does
+//! templates/FINGERPRINT.trusted         what of these was found right
 //! keys/NAME.pub                  whom the store trusts; with none, everybody
 //! aliases.toml                   names of templates
 //! .lock                          held while any of these are changed
@@ -60,7 +62,7 @@ pub(crate) use name::nearest;
 pub use name::{Alias, Hostname, InstanceName};
 pub use publish::Published;
 pub(crate) use signature::SUFFIX as SIGNATURE;
-pub use template::{Provenance, Template, TemplateDocument};
+pub use template::{Provenance, Stamp, Template, TemplateDocument};
 pub use upkeep::Verified;
 
 use scratch::Scratch;

@@ -6,19 +6,28 @@
 //! with the very bytes of the image goes into the store with them.
 //!
 //! To clone is to take milliseconds, and to read an image is not: so a signature that was found right is noted beside the image
-//! (`FINGERPRINT.trusted`), by the digests of signature and key, and time and size of the image, as they are for [`Template::check`]. Who can
-//! write there can put a key of their own there as well. `template verify` reads everything.
+//! (`FINGERPRINT.trusted`), by the digests of signature and key, and time and size of the image, as they are for [`Template::check`].
+//!
+//! A machine is started with more than its image: its kernel, initrd, command line and firmware are what the template's document
+//! says. That changes seldom, and never by a command of ours, so its digest is noted as well: of the document that came in with a signed
+//! image, or was there when the image's signature was first found right. Clones and runs compare it, and through it kernel and initrd, whose
+//! digests it has. Whoever changes a document signs it, which is `FINGERPRINT.toml.minisig`; a signed document names its image, so
+//! that it is taken for no other's.
+//!
+//! What this finds is a file that was changed, exchanged or restored wrongly, by whoever does not know of the notes. Against who
+//! means harm it helps only where they cannot write to `templates/`, since who can writes a note as well, or removes one; that
+//! `keys/` is kept more strictly protects what comes in, and what `template verify` reads: images, and documents that are signed.
+//! Files of the size and time that they had are not read but by that. What machines and profiles say themselves is not signed.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result};
 use minisign_verify::{PublicKey, Signature};
 use ops::Control;
 
-use super::template::modified;
+use super::template::Stamp;
 use super::{Fingerprint, Store, Template, document, publish, stems};
 
 /// Bytes of a key or a signature at most.
@@ -42,6 +51,14 @@ struct Detached {
     path: PathBuf,
     signature: Signature,
     bytes: Vec<u8>,
+}
+
+/// What was found right of a template.
+struct Noted {
+    /// Signature, key and image.
+    image: String,
+    /// The document's digest; not there in notes that were made before it was noted.
+    document: Option<Fingerprint>,
 }
 
 impl Store {
@@ -85,8 +102,8 @@ impl Store {
         Ok(Some(detached.bytes))
     }
 
-    /// Fails for a template that none of the trusted keys has signed, where there are some. The image is read only where that was not
-    /// found before.
+    /// Fails for a template that none of the trusted keys has signed, where there are some, and for one whose document is another
+    /// than it was. The image is read only where its signature was not found right before.
     ///
     /// # Errors
     /// As [`check_signature`](Self::check_signature).
@@ -97,26 +114,96 @@ impl Store {
         }
         let image = template.image();
         let detached = Detached::read(&suffixed(&image), &image)?;
-        let found = fs::metadata(&image).map_err(|error| Error::io("look at", error).with_path(&image))?;
-        let signature = Fingerprint::of_bytes(&detached.bytes);
-        let note = |key: &Key| {
-            let (size, time) = (found.size(), modified(&found));
-            format!("{signature} {} {size} {time}\n", key.digest)
-        };
-        let path = image.with_extension("trusted");
-        let before = fs::read_to_string(&path).unwrap_or_default();
-        if keys.iter().any(|key| note(key) == before) {
+        let before = Noted::of(template);
+        let mut by = None;
+        for key in &keys {
+            if Noted::image_of(template, &detached, key)? == before.image {
+                by = Some(key);
+            }
+        }
+        if by.is_some() && before.document == Some(template.digest) {
             return Ok(());
         }
-        let key = self.verify_by(&keys, &detached, &image, control)?;
+        self.check_document(&keys, template, &before, control)?;
+        let key = match by {
+            Some(key) => key,
+            None => self.verify_by(&keys, &detached, &image, control)?,
+        };
         // Where that cannot be written it is found out again.
-        let _ = fs::write(&path, note(key));
+        let _ = self.note(template, &detached, key);
         Ok(())
     }
 
-    /// Checks the signature of a template, reading its image, where keys are trusted.
+    /// Fails for a template whose document is another than it was when its signature was found right, where keys are trusted.
+    ///
+    /// # Errors
+    /// `Corrupt`; as [`check_signature`](Self::check_signature) for a document that is signed.
+    pub(super) fn check_noted(&self, template: &Template, control: &Control<'_>) -> Result<()> {
+        let keys = self.keys()?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.check_document(&keys, template, &Noted::of(template), control)
+    }
+
+    fn check_document(
+        &self,
+        keys: &[Key],
+        template: &Template,
+        before: &Noted,
+        control: &Control<'_>,
+    ) -> Result<()> {
+        if before.document == Some(template.digest) {
+            return Ok(());
+        }
+        let path = template.description();
+        let signature = suffixed(&path);
+        if signature.exists() {
+            let detached = Detached::read(&signature, &path)?;
+            self.verify_by(keys, &detached, &path, control)?;
+            let is_of = template.document.check_is_of(template.fingerprint);
+            return is_of.map_err(|error| error.with_path(path));
+        }
+        if before.document.is_none() {
+            return Ok(());
+        }
+        let hint = format!(
+            "bring it back from a copy; or if the change is yours, sign it: minisign -Sm {}",
+            block::escape(&path.to_string_lossy())
+        );
+        let message =
+            "what the template says of its machines has changed since its signature was found right";
+        Err(Error::new(ErrorKind::Corrupt, message)
+            .with_path(path)
+            .with_hint(hint))
+    }
+
+    /// Notes that the signature of a template was found right, and what its document is.
+    fn note(&self, template: &Template, detached: &Detached, key: &Key) -> Result<()> {
+        let text = format!(
+            "{}\n{}\n",
+            Noted::image_of(template, detached, key)?,
+            template.digest
+        );
+        let scratch = self.scratch()?;
+        let (new, path) = (scratch.path("trusted"), Noted::path(template));
+        document::create(&new, text.as_bytes(), 0o644)?;
+        fs::rename(&new, &path).map_err(|error| Error::io("replace", error).with_path(&path))
+    }
+
+    /// Checks the signatures of a template, reading its image, where keys are trusted.
     pub(super) fn verify_signature(&self, template: &Template, control: &Control<'_>) -> Result<()> {
-        self.check_signature(&template.image(), None, control).map(drop)
+        let keys = self.keys()?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.check_signature(&template.image(), None, control)?;
+        let mut before = Noted::of(template);
+        if suffixed(&template.description()).exists() {
+            // It is looked at, whatever is noted.
+            before.document = None;
+        }
+        self.check_document(&keys, template, &before, control)
     }
 
     /// Keeps a signature with a template, if it is that of its image.
@@ -131,14 +218,18 @@ impl Store {
         let scratch = self.scratch()?;
         let from = scratch.path("minisig");
         document::create(&from, bytes, 0o644)?;
-        match self.check_signature(&image, Some(&from), control) {
+        let (keys, detached) = (self.keys()?, Detached::read(&from, &image)?);
+        let key = match self.verify_by(&keys, &detached, &image, control) {
             // Of a file that the image was made of.
             Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(()),
-            checked => drop(checked?),
-        }
+            verified => verified?,
+        };
+        // The image may be one that was there already.
+        self.check_document(&keys, template, &Noted::of(template), control)?;
         let _held = self.hold()?;
         document::remove(&to)?;
         publish(&from, &to)?;
+        self.note(template, &detached, key)?;
         document::sync(&self.templates_directory())
     }
 
@@ -202,6 +293,34 @@ impl Store {
                 "trusted keys are those in {}",
                 block::escape(&keys.to_string_lossy())
             )))
+    }
+}
+
+impl Noted {
+    fn path(template: &Template) -> PathBuf {
+        template.image().with_extension("trusted")
+    }
+
+    /// What is noted of a template.
+    fn of(template: &Template) -> Self {
+        let bytes = read(&Self::path(template)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.lines();
+        Self {
+            image: lines.next().unwrap_or_default().to_owned(),
+            document: lines.next().and_then(|line| line.parse().ok()),
+        }
+    }
+
+    /// What is noted of its image when its signature is found to be that of a key.
+    fn image_of(template: &Template, detached: &Detached, key: &Key) -> Result<String> {
+        let image = template.image();
+        let found = fs::metadata(&image).map_err(|error| Error::io("look at", error).with_path(&image))?;
+        let (signature, file) = (Fingerprint::of_bytes(&detached.bytes), Stamp::of(&found));
+        Ok(format!(
+            "{signature} {} {} {}",
+            key.digest, file.size, file.modified
+        ))
     }
 }
 

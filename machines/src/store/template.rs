@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result, escape};
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use ops::Control;
 use serde::{Deserialize, Serialize};
 
 use super::aliases::Aliases;
-use super::document::{self, load, text_of};
+use super::document::{self, parse, text_of};
 use super::name::nearest;
 use super::{Alias, Fingerprint, Listing, Store, stems};
 use crate::Settings;
@@ -19,6 +19,16 @@ use crate::Settings;
 const MIN_PREFIX: usize = 4;
 /// Those that are shown where a fingerprint is shown in short.
 const SHORT: usize = 12;
+
+/// The files of a template beside its image.
+pub(super) const BESIDE: [&str; 6] = [
+    "toml",
+    "toml.minisig",
+    "kernel",
+    "initrd",
+    "qcow2.minisig",
+    "trusted",
+];
 
 /// What is known of a template, as its document has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +39,9 @@ pub struct TemplateDocument {
     pub os: Option<String>,
     /// When it was made, as in RFC 3339.
     pub created: Timestamp,
+    /// The image that all this is said of, by its SHA-256; not there where it is said of another file that was made of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub describes: Option<Fingerprint>,
     /// Bytes of the disk.
     pub disk_size: u64,
     /// Bytes of the image.
@@ -51,6 +64,12 @@ pub struct TemplateDocument {
     /// The initrd beside the disk, by its SHA-256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<Fingerprint>,
+    /// Size and time of the kernel, which is read to see whether it has changed where they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_file: Option<Stamp>,
+    /// Those of the initrd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_file: Option<Stamp>,
     /// How machines of it are, unless they say otherwise.
     #[serde(default)]
     pub machine: Settings,
@@ -66,6 +85,42 @@ impl TemplateDocument {
     /// `InvalidInput` for what TOML does not have: numbers from 2^63 on.
     pub fn to_toml(&self) -> Result<String> {
         text_of(self)
+    }
+
+    /// Fails unless it says itself that it is that of the file with a SHA-256: a signature of it says nothing of that.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub(crate) fn check_is_of(&self, file: Fingerprint) -> Result<()> {
+        match self.describes {
+            Some(image) if image == file => Ok(()),
+            Some(image) => Err(Error::invalid(format!(
+                "it is signed, and describes another image: its SHA-256 is {image}, and that of this one {file}"
+            ))
+            .with_hint("fetch both again from whom you trust")),
+            None => Err(Error::invalid("it is signed, and does not say which file it describes").with_hint(
+                format!("if that is this one, add a line at its start and sign it again: describes = \"{file}\""),
+            )),
+        }
+    }
+}
+
+/// Size and time of a file: one of the same is not read to see whether it has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Stamp {
+    /// Bytes.
+    pub size: u64,
+    /// When it was last written to, in nanoseconds since 1970.
+    pub modified: i64,
+}
+
+impl Stamp {
+    pub(super) fn of(file: &fs::Metadata) -> Self {
+        Self {
+            size: file.len(),
+            modified: modified(file),
+        }
     }
 }
 
@@ -93,6 +148,8 @@ pub struct Template {
     pub aliases: Vec<Alias>,
     /// What is known of it.
     pub document: TemplateDocument,
+    /// The SHA-256 of that as it stands in its file.
+    pub(super) digest: Fingerprint,
     pub(super) directory: PathBuf,
 }
 
@@ -114,6 +171,11 @@ impl Template {
         self.document.initrd.map(|_| path)
     }
 
+    /// What is known of it, as a file.
+    pub(super) fn description(&self) -> PathBuf {
+        Store::file(&self.directory, self.fingerprint, "toml")
+    }
+
     /// Who vouches for the image, if that is known.
     pub fn signature(&self) -> Option<PathBuf> {
         let path = Store::file(&self.directory, self.fingerprint, "qcow2.minisig");
@@ -128,17 +190,40 @@ impl Template {
         }
     }
 
-    /// Fails if the image is not what it was: read in full only where its time or size say that it may have changed.
+    /// Fails if the image is not what it was, or its kernel or initrd: each is read only where its time or size say that it may
+    /// have changed. A kernel or an initrd that is not there is for who loads one to miss.
     ///
     /// # Errors
-    /// `Corrupt` for another content; `Io` for none.
+    /// `Corrupt` for another content; `Io` for no image.
     pub fn check(&self, control: &Control<'_>) -> Result<()> {
-        let path = self.image();
-        let file = fs::metadata(&path).map_err(|error| Error::io("look at", error).with_path(&path))?;
-        if file.len() == self.document.image_size && modified(&file) == self.document.image_modified {
-            return Ok(());
+        let document = &self.document;
+        let was = Stamp {
+            size: document.image_size,
+            modified: document.image_modified,
+        };
+        let image = self.image();
+        if !is_as_it_was(&image, Some(was))? {
+            is_that_of(&image, self.fingerprint, control)?;
         }
-        self.verify(control)
+        self.check_boot_files(control)
+    }
+
+    /// [`check`](Self::check) without the image.
+    pub(super) fn check_boot_files(&self, control: &Control<'_>) -> Result<()> {
+        let document = &self.document;
+        let files = [
+            (self.kernel(), document.kernel, document.kernel_file),
+            (self.initrd(), document.initrd, document.initrd_file),
+        ];
+        for (path, wanted, was) in files {
+            let (Some(path), Some(wanted)) = (path, wanted) else {
+                continue;
+            };
+            if path.exists() && !is_as_it_was(&path, was)? {
+                is_that_of(&path, wanted, control)?;
+            }
+        }
+        Ok(())
     }
 
     /// Fails if the image is not what it was, or its kernel or initrd, reading all of them.
@@ -152,19 +237,30 @@ impl Template {
             (self.initrd(), self.document.initrd),
         ];
         for (path, wanted) in files {
-            let (Some(path), Some(wanted)) = (path, wanted) else {
-                continue;
-            };
-            let found = Fingerprint::of_file(&path, control)?;
-            if found != wanted {
-                let message = format!("the file has changed: its SHA-256 is {found} and was {wanted}");
-                return Err(Error::new(ErrorKind::Corrupt, message)
-                    .with_path(path)
-                    .with_hint("nothing based on it is reliable; bring back the file from a copy"));
+            if let (Some(path), Some(wanted)) = (path, wanted) {
+                is_that_of(&path, wanted, control)?;
             }
         }
         Ok(())
     }
+}
+
+/// Whether a file has the size and time that it had, if these are known.
+fn is_as_it_was(path: &Path, was: Option<Stamp>) -> Result<bool> {
+    let file = fs::metadata(path).map_err(|error| Error::io("look at", error).with_path(path))?;
+    Ok(was == Some(Stamp::of(&file)))
+}
+
+/// Fails for a file that has another SHA-256, reading it.
+fn is_that_of(path: &Path, wanted: Fingerprint, control: &Control<'_>) -> Result<()> {
+    let found = Fingerprint::of_file(path, control)?;
+    if found == wanted {
+        return Ok(());
+    }
+    let message = format!("the file has changed: its SHA-256 is {found} and was {wanted}");
+    Err(Error::new(ErrorKind::Corrupt, message)
+        .with_path(path)
+        .with_hint("nothing based on it is reliable; bring back the file from a copy"))
 }
 
 impl Store {
@@ -237,17 +333,19 @@ impl Store {
     pub(super) fn load_template(&self, fingerprint: Fingerprint) -> Result<Template> {
         let directory = self.templates_directory();
         let path = Self::file(&directory, fingerprint, "toml");
-        let Some(document) = load::<TemplateDocument>(&path)? else {
+        let Some(text) = document::read(&path)? else {
             return Err(Error::invalid("a template without its description")
                 .with_path(path)
                 .with_hint("bring it back from a copy, or import the image once more"));
         };
+        let document = parse(&text).map_err(|error| error.with_path(&path))?;
         let aliases = self.readable_aliases();
         let own = aliases.iter().filter(|(_, other)| **other == fingerprint);
         Ok(Template {
             fingerprint,
             aliases: own.map(|(alias, _)| alias.clone()).collect(),
             document,
+            digest: Fingerprint::of_bytes(text.as_bytes()),
             directory,
         })
     }
@@ -297,7 +395,7 @@ impl Store {
         let directory = self.templates_directory();
         document::remove(&Self::file(&directory, template.fingerprint, "qcow2"))?;
         document::sync(&directory)?;
-        for name in ["toml", "kernel", "initrd", "qcow2.minisig", "trusted"] {
+        for name in BESIDE {
             document::remove(&Self::file(&directory, template.fingerprint, name))?;
         }
         // Those that cannot be read are left to who mends them.

@@ -89,6 +89,7 @@ impl Store {
                 "kernel",
                 "initrd",
                 "qcow2.minisig",
+                "toml.minisig",
                 "trusted",
                 "vars",
                 "seed",
