@@ -21,6 +21,7 @@ mod opener;
 mod option_list;
 mod output;
 mod picture;
+mod qcow2_description;
 mod qemu_img;
 mod snapshots;
 mod stores;

@@ -7,11 +7,7 @@ use std::sync::Arc;
 
 use block::{Access, BlockDevice, Error, Result, Storage, chain, escape};
 use clap::Args;
-use encryption::{IvGenerator, KeySlot, Luks};
-use qcow2::{
-    AutoclearFeatures, Bitmap, CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Snapshot,
-    SnapshotTable, Version, read_luks,
-};
+use qcow2::Encryption;
 use raw::partition::{PartitionTable, Selector};
 use serde_json::{Value, json};
 
@@ -22,6 +18,7 @@ use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::opener::is_export;
 use crate::output::{self, OutputFormat, human_size};
+use crate::qcow2_description::Qcow2Description;
 use crate::stores::image_at;
 use crate::{interrupt, picture, snapshots};
 
@@ -153,15 +150,6 @@ struct Description {
     qcow2: Option<Qcow2Description>,
 }
 
-/// What only qcow2 images have.
-#[derive(Debug)]
-struct Qcow2Description {
-    header: Header,
-    snapshots: Vec<Snapshot>,
-    bitmaps: Vec<Bitmap>,
-    luks: Option<Luks>,
-}
-
 impl Description {
     fn of(path: &Path, format: &'static str, storage: &Arc<dyn Storage>) -> Result<Self> {
         let file = raw::Image::open(storage.clone(), Access::READ)?;
@@ -199,7 +187,7 @@ impl Description {
         remove_unknown(&mut image);
         let Some(qcow2) = &self.qcow2 else { return image };
         let header = &qcow2.header;
-        image["dirty-flag"] = header.incompatible.contains(IncompatibleFeatures::DIRTY).into();
+        image["dirty-flag"] = qcow2.is_dirty().into();
         image["cluster-size"] = header.geometry.cluster_size().into();
         if header.encryption != Encryption::None {
             image["encrypted"] = true.into();
@@ -264,7 +252,7 @@ impl Description {
             writeln!(out, "encrypted: yes")?;
         }
         writeln!(out, "cluster_size: {}", header.geometry.cluster_size())?;
-        if header.incompatible.contains(IncompatibleFeatures::DIRTY) {
+        if qcow2.is_dirty() {
             writeln!(out, "cleanly shut down: no")?;
         }
         if let Some(backing) = header.backing() {
@@ -283,60 +271,6 @@ impl Description {
         }
         writeln!(out, "Format specific information:")?;
         print_tree(out, 1, &qcow2.facts())
-    }
-}
-
-impl Qcow2Description {
-    fn read(storage: &dyn Storage) -> Result<Self> {
-        let header = Header::read(storage)?;
-        // Without the bit the bitmaps are those of an older disk.
-        let bitmaps = if header.autoclear.contains(AutoclearFeatures::BITMAPS) {
-            Bitmap::list(storage, &header)?
-        } else {
-            Vec::new()
-        };
-        Ok(Self {
-            snapshots: SnapshotTable::read(storage, &header)?.snapshots,
-            bitmaps,
-            luks: read_luks(storage, &header)?,
-            header,
-        })
-    }
-
-    /// The keys that only this format has.
-    fn facts(&self) -> Value {
-        let header = &self.header;
-        let v3 = header.version >= Version::V3;
-        let mut facts = json!({
-            "compat": if v3 { "1.1" } else { "0.10" },
-            "compression-type": header.compression.name(),
-        });
-        if let Some(data_file) = header.data_file() {
-            if let Some(name) = data_file.name {
-                facts["data-file"] = name.into();
-            }
-            facts["data-file-raw"] = data_file.raw.into();
-        }
-        if v3 {
-            facts["lazy-refcounts"] = header
-                .compatible
-                .contains(CompatibleFeatures::LAZY_REFCOUNTS)
-                .into();
-        }
-        if !self.bitmaps.is_empty() {
-            facts["bitmaps"] = self.bitmaps.iter().map(bitmap_json).collect();
-        }
-        facts["refcount-bits"] = (1 << header.geometry.refcount_order).into();
-        if header.encryption == Encryption::Aes {
-            facts["encrypt"] = json!({ "format": "aes" });
-        } else if let Some(luks) = &self.luks {
-            facts["encrypt"] = luks_json(luks);
-        }
-        if v3 {
-            facts["corrupt"] = header.incompatible.contains(IncompatibleFeatures::CORRUPT).into();
-            facts["extended-l2"] = header.geometry.extended_l2.into();
-        }
-        facts
     }
 }
 
@@ -359,46 +293,6 @@ fn remove_unknown(object: &mut Value) {
     if let Value::Object(object) = object {
         object.retain(|_, value| !value.is_null());
     }
-}
-
-fn luks_json(luks: &Luks) -> Value {
-    let [cipher, mode, hash] = luks.names();
-    // What is known is named as when an image is made.
-    let spec = luks.spec().ok();
-    let names = spec.map(|spec| (spec.mode.name(), spec.iv.name()));
-    let (mode, iv) = names.or(mode.split_once('-')).unwrap_or((mode, ""));
-    let mut facts = json!({
-        "ivgen-alg": iv,
-        "detached-header": false,
-        "hash-alg": hash,
-        "cipher-alg": spec.map_or(cipher, |spec| spec.cipher.name()),
-        "uuid": luks.uuid(),
-    });
-    if spec.is_some_and(|spec| spec.iv == IvGenerator::Essiv) {
-        facts["ivgen-hash-alg"] = "sha256".into();
-    }
-    facts["format"] = "luks".into();
-    facts["cipher-mode"] = mode.into();
-    facts["slots"] = luks.slots().iter().map(slot_json).collect();
-    facts["payload-offset"] = luks.payload_offset().into();
-    facts["master-key-iters"] = luks.digest_iterations().into();
-    facts
-}
-
-fn slot_json(slot: &KeySlot) -> Value {
-    let mut facts = json!({ "active": slot.active });
-    if slot.active {
-        facts["iters"] = slot.iterations.into();
-    }
-    facts["key-offset"] = slot.offset().into();
-    if slot.active {
-        facts["stripes"] = slot.stripes.into();
-    }
-    facts
-}
-
-fn bitmap_json(bitmap: &Bitmap) -> Value {
-    json!({ "flags": super::bitmap::flags(bitmap), "name": bitmap.name, "granularity": bitmap.granularity() })
 }
 
 /// A JSON value as an indented list of keys and values.

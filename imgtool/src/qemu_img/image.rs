@@ -238,18 +238,7 @@ fn find_options(
         Some(_) => "raw",
         None => probe(&*node.storage)?,
     };
-    for ignored in [
-        "read-only",
-        "auto-read-only",
-        "node-name",
-        "discard",
-        "detect-zeroes",
-        "cache.direct",
-        "cache.no-flush",
-        "force-share",
-    ] {
-        options.take(ignored);
-    }
+    node::ignore(&mut options, &[]);
     let below = match (options.take("backing"), options.take_node("backing")) {
         (Some(_), _) => Below::Nothing,
         (None, stated) if !stated.is_empty() => Below::Stated(stated),

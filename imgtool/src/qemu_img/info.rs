@@ -2,11 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use encryption::{IvGenerator, KeySlot, Luks};
-use qcow2::{
-    AutoclearFeatures, Bitmap, CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Snapshot,
-    SnapshotTable, Version, read_luks,
-};
+use qcow2::{Encryption, Snapshot};
 
 use super::console::Console;
 use super::getopt::{Options, Table};
@@ -17,6 +13,7 @@ use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::{Outcome, output_format};
 use crate::output::human_size as human;
+use crate::qcow2_description::Qcow2Description;
 use crate::snapshots;
 
 const TABLE: Table = Table {
@@ -98,22 +95,13 @@ fn collect(mut spec: Spec, flags: Flags) -> Result<Vec<Description>, Refusal> {
 struct Description {
     found: Found,
     size: u64,
-    qcow2: Option<Qcow2>,
-}
-
-/// What only qcow2 images have.
-#[derive(Debug)]
-struct Qcow2 {
-    header: Header,
-    snapshots: Vec<Snapshot>,
-    bitmaps: Vec<Bitmap>,
-    luks: Option<Luks>,
+    qcow2: Option<Qcow2Description>,
 }
 
 impl Description {
     fn of(found: Found) -> Result<Self, Refusal> {
         let qcow2 = match found.format {
-            "qcow2" => Some(Qcow2::read(&found).map_err(|error| {
+            "qcow2" => Some(Qcow2Description::read(&*found.node.storage).map_err(|error| {
                 image::engine_words(&error).after(format!("Could not open '{}': ", found.filename))
             })?),
             _ => None,
@@ -151,7 +139,7 @@ impl Description {
         object.insert("format", self.found.format);
         object.insert("virtual-size", self.size);
         object.insert_some("actual-size", self.found.node.allocated());
-        let dirty = self.qcow2.as_ref().map(Qcow2::is_dirty);
+        let dirty = self.qcow2.as_ref().map(Qcow2Description::is_dirty);
         object.insert_some("dirty-flag", dirty.or(self.found.node.dirty_flag()));
         let children = if self.is_bare() {
             children_json(&self.found.node)
@@ -192,7 +180,7 @@ impl Description {
         text
     }
 
-    fn human_qcow2(&self, text: &mut String, qcow2: &Qcow2) {
+    fn human_qcow2(&self, text: &mut String, qcow2: &Qcow2Description) {
         if qcow2.header.encryption != Encryption::None {
             *text += "encrypted: yes\n";
         }
@@ -232,7 +220,7 @@ fn disk_size(node: &Node) -> String {
     node.allocated().map_or_else(|| "unavailable".to_owned(), human)
 }
 
-fn specific(kind: &str, data: Object) -> Object {
+fn specific(kind: &str, data: impl Into<Json>) -> Object {
     let mut object = Object::default();
     object.insert("data", data);
     object.insert("type", kind);
@@ -326,109 +314,5 @@ fn snapshot_json(snapshot: &Snapshot) -> Object {
     object.insert("vm-clock-sec", snapshot.vm_clock_nanoseconds / SECOND);
     object.insert("vm-clock-nsec", snapshot.vm_clock_nanoseconds % SECOND);
     object.insert_some("icount", snapshot.icount);
-    object
-}
-
-impl Qcow2 {
-    fn read(found: &Found) -> block::Result<Self> {
-        let storage = &*found.node.storage;
-        let header = Header::read(storage)?;
-        // Without the bit the bitmaps are those of an older disk.
-        let bitmaps = if header.autoclear.contains(AutoclearFeatures::BITMAPS) {
-            Bitmap::list(storage, &header)?
-        } else {
-            Vec::new()
-        };
-        Ok(Self {
-            snapshots: SnapshotTable::read(storage, &header)?.snapshots,
-            bitmaps,
-            luks: read_luks(storage, &header)?,
-            header,
-        })
-    }
-
-    fn is_dirty(&self) -> bool {
-        self.header.incompatible.contains(IncompatibleFeatures::DIRTY)
-    }
-
-    /// The keys that only this format has.
-    fn facts(&self) -> Object {
-        let header = &self.header;
-        let v3 = header.version >= Version::V3;
-        let mut facts = Object::default();
-        facts.insert("compat", if v3 { "1.1" } else { "0.10" });
-        if v3 {
-            let lazy = header.compatible.contains(CompatibleFeatures::LAZY_REFCOUNTS);
-            facts.insert("lazy-refcounts", lazy);
-            facts.insert(
-                "corrupt",
-                header.incompatible.contains(IncompatibleFeatures::CORRUPT),
-            );
-            facts.insert("extended-l2", header.geometry.extended_l2);
-        }
-        facts.insert("refcount-bits", 1u32 << header.geometry.refcount_order);
-        if let Some(data_file) = header.data_file() {
-            facts.insert_some("data-file", data_file.name);
-            facts.insert("data-file-raw", data_file.raw);
-        }
-        if !self.bitmaps.is_empty() {
-            let bitmaps = self.bitmaps.iter().map(|bitmap| bitmap_json(bitmap).into());
-            facts.insert("bitmaps", Json::List(bitmaps.collect()));
-        }
-        facts.insert("compression-type", header.compression.name());
-        if let Some(luks) = &self.luks {
-            facts.insert("encrypt", luks_json(luks));
-        } else if header.encryption == Encryption::Aes {
-            let mut aes = Object::default();
-            aes.insert("format", "aes");
-            facts.insert("encrypt", aes);
-        }
-        facts
-    }
-}
-
-fn luks_json(luks: &Luks) -> Object {
-    let [cipher, mode, hash] = luks.names();
-    // What is known is named as when an image is made.
-    let spec = luks.spec().ok();
-    let names = spec.map(|spec| (spec.mode.name(), spec.iv.name()));
-    let (mode, iv) = names.or(mode.split_once('-')).unwrap_or((mode, ""));
-    let mut facts = Object::default();
-    facts.insert("format", "luks");
-    facts.insert("ivgen-alg", iv);
-    if spec.is_some_and(|spec| spec.iv == IvGenerator::Essiv) {
-        facts.insert("ivgen-hash-alg", "sha256");
-    }
-    facts.insert("hash-alg", hash);
-    facts.insert("cipher-alg", spec.map_or(cipher, |spec| spec.cipher.name()));
-    facts.insert("cipher-mode", mode);
-    facts.insert("uuid", luks.uuid());
-    facts.insert("payload-offset", luks.payload_offset());
-    facts.insert("master-key-iters", luks.digest_iterations());
-    facts.insert(
-        "slots",
-        Json::List(luks.slots().iter().map(|slot| slot_json(slot).into()).collect()),
-    );
-    facts.insert("detached-header", false);
-    facts
-}
-
-fn slot_json(slot: &KeySlot) -> Object {
-    let mut facts = Object::default();
-    facts.insert("active", slot.active);
-    facts.insert("key-offset", slot.offset());
-    if slot.active {
-        facts.insert("iters", slot.iterations);
-        facts.insert("stripes", slot.stripes);
-    }
-    facts
-}
-
-fn bitmap_json(bitmap: &Bitmap) -> Object {
-    let flags = crate::commands::bitmap_flags(bitmap).into_iter().map(Json::from);
-    let mut object = Object::default();
-    object.insert("flags", Json::List(flags.collect()));
-    object.insert("name", &*bitmap.name);
-    object.insert("granularity", bitmap.granularity());
     object
 }

@@ -54,6 +54,27 @@ fn bucket(key: &str) -> u32 {
     hash.wrapping_mul(1_103_515_243).wrapping_add(12345) % 512
 }
 
+/// A value of the native commands. What it does not know here, null and fractions, nothing says there.
+impl From<serde_json::Value> for Json {
+    fn from(value: serde_json::Value) -> Self {
+        use serde_json::Value;
+        match value {
+            Value::String(text) => Self::Text(text),
+            Value::Bool(value) => Self::Bool(value),
+            Value::Number(number) => Self::Number(number.as_i128().unwrap_or_default()),
+            Value::Array(values) => Self::List(values.into_iter().map(Self::from).collect()),
+            Value::Object(members) => {
+                let mut object = Object::default();
+                for (key, value) in members {
+                    object.insert(&key, value);
+                }
+                Self::Object(object)
+            }
+            Value::Null => Self::Text(String::new()),
+        }
+    }
+}
+
 impl Json {
     /// Over several lines, indented by four, with a line end.
     pub(super) fn pretty(&self) -> String {

@@ -15,20 +15,7 @@ const PORT: u16 = 10809;
 /// Opens what a name, or `server.*` and `export`, say.
 pub(super) fn open(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
     let address = address(&mut options)?;
-    for ignored in [
-        "reconnect-delay",
-        "open-timeout",
-        "cache.direct",
-        "cache.no-flush",
-        "read-only",
-        "auto-read-only",
-        "node-name",
-        "discard",
-        "detect-zeroes",
-        "force-share",
-    ] {
-        options.take(ignored);
-    }
+    super::ignore(&mut options, &["reconnect-delay", "open-timeout"]);
     if let Some(left) = options.first() {
         return Err(Refusal::new(format!(
             "Block protocol 'nbd' doesn't support the option '{left}'"

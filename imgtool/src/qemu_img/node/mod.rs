@@ -168,11 +168,9 @@ fn parse_name(text: &str, options: &mut NodeOptions) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
-    let path = options.take("filename").unwrap_or_default();
-    for ignored in [
-        "locking",
-        "aio",
+/// Takes the options out that change nothing that is read or written here: those of every node, and `own` ones.
+pub(super) fn ignore(options: &mut NodeOptions, own: &[&str]) {
+    let common = [
         "cache.direct",
         "cache.no-flush",
         "read-only",
@@ -181,9 +179,15 @@ fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
         "discard",
         "detect-zeroes",
         "force-share",
-    ] {
-        options.take(ignored);
+    ];
+    for name in common.iter().chain(own) {
+        options.take(name);
     }
+}
+
+fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
+    let path = options.take("filename").unwrap_or_default();
+    ignore(&mut options, &["locking", "aio"]);
     if path.is_empty() {
         return Err(Refusal::new("The 'file' block driver requires a file name"));
     }
