@@ -189,6 +189,10 @@ fn what_cannot_be_made_is_refused_in_the_same_words() {
         "-f raw -o preallocation=metadata x 1G",
         "-f raw -o preallocation=foo x 1G",
         "-f qcow2 -o encryption=on x 1M",
+        "-f qcow2 -o encrypt.format=foo x 1M",
+        "-f qcow2 -o encrypt.format=luks,encrypt.key-secret=s x 1M",
+        "-f qcow2 --object secret,id=s,data=x -o encrypt.format=luks,encrypt.key-secret=s,encrypt.cipher-alg=foo x 1M",
+        "-f luks x 1M",
         "-f bochs x 1M",
         "--object foo,id=x x 1M",
         "--object secret,data=x x 1M",
@@ -382,6 +386,66 @@ fn copies_that_cannot_be_made_are_refused_in_the_same_words() {
     ] {
         assert_eq!(twins.both(&format!("convert {line}")).code, Some(1), "{line}");
     }
+}
+
+#[test]
+fn encrypted_images_are_made_and_read_by_each_other() {
+    const KEY: &str = "--object secret,id=s,data=secret";
+    let twins = Twins::new();
+    for (name, format) in [("luks", "luks,encrypt.iter-time=10"), ("aes", "aes")] {
+        twins.ok(&format!(
+            "create -q -f qcow2 {KEY} -o encrypt.format={format},encrypt.key-secret=s {name} 1M"
+        ));
+        let opened = format!("driver=qcow2,file.filename={name},encrypt.key-secret=s");
+        twins.in_both(|directory| {
+            let output = Command::new("qemu-io")
+                .args([
+                    "--object",
+                    "secret,id=s,data=secret",
+                    "-c",
+                    "write -P 7 64k 64k",
+                    "--image-opts",
+                    &opened,
+                ])
+                .current_dir(directory)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+        });
+        twins.ok(&format!("convert {KEY} --image-opts -O raw {opened} {name}.raw"));
+        twins.assert_same_file(&format!("{name}.raw"));
+        twins.ok(&format!("map --output json {KEY} --image-opts {opened}"));
+        for line in [
+            format!("map {name}"),
+            format!("map --object secret,id=s,data=wrong --image-opts {opened}"),
+            format!("map --image-opts {opened}"),
+        ] {
+            // A wrong key of the old method is not noticed.
+            if name == "luks" || !line.contains("wrong") {
+                assert_eq!(twins.both(&line).code, Some(1), "{line}");
+            }
+        }
+    }
+    twins.ok("info aes");
+    twins.ok(&format!(
+        "create -f luks {KEY} -o key-secret=s,iter-time=10 disk 1M"
+    ));
+    twins.in_both(|directory| {
+        let options = "driver=luks,file.filename=disk,key-secret=s";
+        let output = Command::new("qemu-img")
+            .args([
+                "map",
+                "--output=json",
+                "--object",
+                "secret,id=s,data=secret",
+                "--image-opts",
+                options,
+            ])
+            .current_dir(directory)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    });
 }
 
 #[test]
