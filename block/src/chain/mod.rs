@@ -171,7 +171,7 @@ impl Chain {
 
     /// What the active layer is to be opened over, given the layers below it, the upper ones first, each opened by itself.
     pub fn base(below: &[Layer]) -> Backing {
-        open::joined(below)
+        open::joined(below.iter())
     }
 
     /// The layer that is written to, over all others.

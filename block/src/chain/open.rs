@@ -172,10 +172,7 @@ impl<'a> Opening<'a> {
         let mut layers = Vec::new();
         while let Some(image) = chain.pop() {
             let backing = if chain.is_empty() && !layers.is_empty() {
-                layers.reverse();
-                let backing = joined(&layers);
-                layers.reverse();
-                backing
+                joined(layers.iter().rev())
             } else if image.references.backing.is_some() {
                 Backing::Detached
             } else {
@@ -251,14 +248,12 @@ impl<'a> Found<'a> {
 }
 
 /// What the active layer lies on, given the layers below it, the upper ones first.
-pub(super) fn joined(layers: &[Layer]) -> Backing {
-    match layers {
-        [] => Backing::None,
-        [only] => Backing::Device(only.device.clone()),
-        several => {
-            let devices = several.iter().map(|layer| layer.device.clone());
-            Backing::Device(Arc::new(ChainBase::new(devices.collect())))
-        }
+pub(super) fn joined<'l>(layers: impl Iterator<Item = &'l Layer>) -> Backing {
+    let mut devices: Vec<_> = layers.map(|layer| layer.device.clone()).collect();
+    match devices.len() {
+        0 => Backing::None,
+        1 => Backing::Device(devices.remove(0)),
+        _ => Backing::Device(Arc::new(ChainBase::new(devices))),
     }
 }
 
