@@ -319,7 +319,7 @@ fn process_of_partial(name: &OsStr) -> Option<u32> {
 }
 
 /// Says which directory is missing.
-fn missing_directory(error: Error, path: &Path) -> Error {
+pub(crate) fn missing_directory(error: Error, path: &Path) -> Error {
     match error.io_kind() {
         Some(io::ErrorKind::NotFound) => {
             let directory = directory_of(path).display().to_string();

@@ -63,6 +63,25 @@ fn convert_leaves_nothing_behind() {
     }
 }
 
+/// As qemu-img it ends as one that the signal has ended, and leaves no more than it found.
+#[test]
+fn convert_as_qemu_img_leaves_nothing_behind() {
+    let lab = Lab::new();
+    endless(&lab, "disk");
+    let mut command = lab.command("imgtool");
+    command.args(["qemu-img", "convert", "-c", "-O", "qcow2", "disk", "new"]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = interrupt(&lab, child, "INT", || {
+        lab.names().iter().any(|name| name.ends_with(".partial"))
+    });
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(lab.names(), ["disk"]);
+}
+
 #[test]
 fn compare_stops() {
     let lab = Lab::new();

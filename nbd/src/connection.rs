@@ -48,7 +48,8 @@ pub(crate) fn connect(address: &Address) -> Result<Box<dyn Stream>> {
         Server::Unix(path) => UnixStream::connect(path).map(|stream| Box::new(stream) as _),
     };
     let stream = stream.and_then(|stream| stream.set_patience(Some(PATIENCE)).map(|()| stream));
-    stream.map_err(|error| Error::io(format!("connect to {}", address.server()), error))
+    let failed = |error| Error::io(format!("connect to {}", address.server()), error);
+    stream.map_err(|error| failed(error).with_hint("is the server running, and reached from here?"))
 }
 
 /// Why a request failed.

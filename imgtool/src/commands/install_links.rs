@@ -9,6 +9,7 @@ use block::{Error, Result};
 use clap::Args;
 
 use super::Outcome;
+use crate::target::missing_directory;
 
 /// Names that a link makes this program answer to.
 const NAMES: [&str; 1] = ["qemu-img"];
@@ -48,7 +49,7 @@ fn install(program: &Path, link: &Path) -> Result<bool> {
     let found = match fs::read_link(link) {
         Ok(target) => target,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let failed = |error| Error::io("make the link", error).with_path(link);
+            let failed = |error| missing_directory(Error::io("make the link", error).with_path(link), link);
             return symlink(program, link).map_err(failed).map(|()| true);
         }
         Err(_) => return Err(in_the_way(link)),

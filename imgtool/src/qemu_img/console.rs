@@ -4,15 +4,20 @@
 //! until the end, or until a command lets it go, unless somebody watches it on a terminal.
 
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use ops::Cancel;
 
 use super::refusal::Refusal;
+use crate::interrupt;
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Console {
     program: String,
     out: Mutex<BufWriter<Stdout>>,
+    /// What an interrupt sets, for a command that must tidy up after itself.
+    cancel: OnceLock<Cancel>,
 }
 
 impl Console {
@@ -21,7 +26,23 @@ impl Console {
         Self {
             program,
             out: Mutex::new(BufWriter::with_capacity(64 << 10, io::stdout())),
+            cancel: OnceLock::new(),
         }
+    }
+
+    /// For a command that makes files: from now on an interrupt asks whoever holds the result to stop, so that no unfinished file
+    /// is left. Others are ended by it, as QEMU's all are.
+    pub(super) fn stop_orderly(&self) -> Result<Cancel, Refusal> {
+        if let Some(cancel) = self.cancel.get() {
+            return Ok(cancel.clone());
+        }
+        let cancel = interrupt::watch().map_err(|error| Refusal::new(error.to_string()))?;
+        Ok(self.cancel.get_or_init(|| cancel).clone())
+    }
+
+    /// Whether an interrupt has stopped such a command.
+    pub(super) fn was_interrupted(&self) -> bool {
+        self.cancel.get().is_some_and(Cancel::is_cancelled)
     }
 
     fn out(&self) -> MutexGuard<'_, BufWriter<Stdout>> {

@@ -173,11 +173,12 @@ impl Wanted {
         let pieces = Pieces::of(&*source.plain, self.salvage)?;
         self.warn(console, &pieces.unknown, &[]);
         let report = |at: ops::Progress| pieces.report(at.done, progress);
-        let control = Control::new(ops::Cancel::new(), &report);
+        let cancel = console.stop_orderly()?;
+        let control = Control::new(cancel.clone(), &report);
         let copied = if self.no_create {
             self.fill(&source, target, &control)
         } else {
-            self.make(&source, target, &control)
+            self.make(&source, target, &control, &cancel)
         };
         copied?;
         if let Some(salvaged) = &source.salvaged {
@@ -268,7 +269,13 @@ impl Wanted {
     }
 
     /// Copies into a new image.
-    fn make(&self, source: &Source, target: &str, control: &Control<'_>) -> Result<(), Refusal> {
+    fn make(
+        &self,
+        source: &Source,
+        target: &str,
+        control: &Control<'_>,
+        cancel: &ops::Cancel,
+    ) -> Result<(), Refusal> {
         let format = self.out_format();
         let mut options = new_image::options_of(format, true)?;
         let path = create::target_path(target)?;
@@ -309,7 +316,7 @@ impl Wanted {
             copy.before = Before::Unknown;
         }
         fill_new(source, &new, &targets, below, &copy, control)?;
-        targets.finish(&ops::Cancel::new()).map_err(could_not)
+        targets.finish(cancel).map_err(could_not)
     }
 
     /// Copies into an image that exists.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use block::Storage;
+use ops::Cancel;
 
 use super::console::Console;
 use super::format_options::FormatOptions;
@@ -96,7 +97,7 @@ fn create(
         console.print(formatting(file, format, &options))?;
         console.flush()?;
     }
-    make(&path, format, &options, secrets)
+    make(&path, format, &options, secrets, &console.stop_orderly()?)
 }
 
 /// The path of a file that may be made.
@@ -187,9 +188,10 @@ pub(super) fn make(
     format: &str,
     options: &FormatOptions,
     secrets: &Secrets,
+    cancel: &Cancel,
 ) -> Result<(), Refusal> {
     if format == "luks" {
-        return make_luks(path, options, secrets);
+        return make_luks(path, options, secrets, cancel);
     }
     let new = new_image::image(format, options, secrets)?;
     let could_not = |error: block::Error| could_not_create(path, format, &error);
@@ -197,11 +199,11 @@ pub(super) fn make(
     targets.create(&new).map_err(could_not)?;
     let storage = targets.image().storage();
     formatted(&*storage, new.qcow2().as_ref()).map_err(could_not)?;
-    targets.finish(&ops::Cancel::new()).map_err(could_not)
+    targets.finish(cancel).map_err(could_not)
 }
 
 /// Makes an encrypted disk that is no image: a LUKS header, and room for the data behind it.
-fn make_luks(path: &str, options: &FormatOptions, secrets: &Secrets) -> Result<(), Refusal> {
+fn make_luks(path: &str, options: &FormatOptions, secrets: &Secrets, cancel: &Cancel) -> Result<(), Refusal> {
     let could_not = |error: block::Error| could_not_create(path, "luks", &error);
     let area = encrypted::luks_area(options, secrets)?;
     let size = options.size("size").unwrap_or_default();
@@ -213,7 +215,7 @@ fn make_luks(path: &str, options: &FormatOptions, secrets: &Secrets) -> Result<(
     targets.create(&new).map_err(could_not)?;
     let storage = targets.image().storage();
     storage.write_all_at(&area, 0).map_err(could_not)?;
-    targets.finish(&ops::Cancel::new()).map_err(could_not)
+    targets.finish(cancel).map_err(could_not)
 }
 
 /// Sees to it that the start of a file is no hole, as it is none in what QEMU makes: the header's whole cluster, and of a raw image the

@@ -104,6 +104,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         create::could_not_create(&path, format, &error)
             .after(format!("{output}: error while creating output image: "))
     };
+    let cancel = console.stop_orderly()?;
     let targets = Targets::new(Path::new(&path), &new, create::making()).map_err(could_not)?;
     targets.create(&new).map_err(could_not)?;
     let disk = SparseChain::device(&source.chain).map_err(|error| image::engine_words(&error))?;
@@ -111,7 +112,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         let part: Arc<dyn BlockDevice> = Arc::new(Window::new(disk, start, len)?);
         create::formatted(&*targets.image().storage(), new.qcow2().as_ref())?;
         let target = targets.open(&new, Backing::None, None)?;
-        let control = Control::new(ops::Cancel::new(), &|_| {});
+        let control = Control::new(cancel.clone(), &|_| {});
         ops::convert(&*part, target.device(), &ConvertOptions::new(), &control)?;
         target.close()
     })();
@@ -121,7 +122,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             reason(&error)
         ))
     })?;
-    targets.finish(&ops::Cancel::new()).map_err(could_not)?;
+    targets.finish(&cancel).map_err(could_not)?;
     if range.is_none() {
         console.error(&format!("{input}: cannot skip to specified offset"));
     }

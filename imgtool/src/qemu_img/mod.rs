@@ -50,6 +50,8 @@ use std::process::ExitCode;
 use console::Console;
 use refusal::Refusal;
 
+use crate::failure::INTERRUPTED;
+
 /// What a command gives: an exit code.
 type Outcome = Result<u8, Refusal>;
 
@@ -108,6 +110,9 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     });
     outcome.map_or_else(
         |refusal| {
+            if console.was_interrupted() {
+                return INTERRUPTED.into();
+            }
             console.refuse(&refusal);
             refusal.code().into()
         },
