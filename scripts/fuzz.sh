@@ -139,7 +139,27 @@ for path in sys.argv[1:]:
         file.write(image)
 END
 
-# text TARGET NAME TEXT: a text, after the byte that says what it is laid over.
+# The same with changes behind them: a directory, a file in it, a symlink, a rename, a removal, and what is small.
+mkdir -p fuzz/corpus/editor
+for name in ext2 ext3 ext4 inline sums journal built built-inline built-old; do
+    copy=fuzz/corpus/editor/$name
+    [ -e "$copy" ] || { cat "fuzz/corpus/filesystem/$name"; printf '\0\2\14\0\0\0\15\7\144\10\10\0\120\6\5\16\0\5\7\0\0\12\1\3\40\1\2\7\7\14\0\0\0'; } >"$copy"
+done
+
+# said NAME BYTES: what a server of NBD says, after the byte that says when.
+said() {
+    mkdir -p fuzz/corpus/nbd
+    [ -e "fuzz/corpus/nbd/$1" ] || printf '%b' "$2" >"fuzz/corpus/nbd/$1"
+}
+chunk='\x66\x8e\x33\xef\0\x01'
+cookie='\0\0\0\0\0\0\0\x01'
+said new '\x01NBDMAGICIHAVEOPT\0\x03\0\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x08\0\0\0\x01\0\0\0\0'
+said old '\x01NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53\0\0\0\0\0\x10\0\0'
+said hole "\\0$chunk\\0\\x02$cookie\\0\\0\\0\\x0c\\0\\0\\0\\0\\0\\0\\x10\\0\\0\\0\\x02\\0"
+said status "\\0$chunk\\0\\x05$cookie\\0\\0\\0\\x0c\\0\\0\\0\\x01\\0\\x10\\0\\0\\0\\0\\0\\x01"
+said error "\\0$chunk\\x80\\x01$cookie\\0\\0\\0\\x0a\\0\\0\\0\\x05\\0\\x04text"
+
+# text TARGET NAME TEXT: a text, where there is one after the byte that says what it is laid over.
 text() {
     mkdir -p "fuzz/corpus/$1"
     [ -e "fuzz/corpus/$1/$2" ] || printf '%b' "$3" >"fuzz/corpus/$1/$2"
@@ -147,6 +167,9 @@ text() {
 text manifest entries '\0[[entry]]\npath = "/etc/hostname"\ntype = "file"\ncontents = "a"\nmode = 0o644\n[[entry]]\nmatch = "/home/**"\nuid = 5\n'
 text manifest types '\4[[entry]]\npath = "a/b"\ntype = "link"\ntarget = "etc/null"\n[[entry]]\npath = "/etc"\ntype = "remove"\n'
 text manifest xattrs '\1[[entry]]\npath = "home"\nxattrs = { "user.a" = "0x00", "security.b" = "0sAP8=", "user.c" = false }\n'
+text recipes extends 'extends = ["b", "tiny"]\n[source]\ntar = "x"\nexclude = ["/a"]\n[[files]]\npath = "/a"\nimage = "i#1"\n\0extends = ["c"]\n[disk]\nsize = "1G"\n[[users]]\nname = "ada"\nuid = 5\nssh-keys = []\n\0[source.mmdebstrap]\nsuite = "x"\n[services]\nenable = ["ssh"]\n[machine]\nboot = { append = "a" }\n'
+text documents template 'created = "2024-01-02T03:04:05Z"\ndisk-size = 1\nimage-size = 2\nimage-modified = 3\nuser = "ada"\n[machine]\ncpus = 2\nmemory = "1G"\n[provenance]\nsource = "x"\npackages = ["a"]\n'
+text documents aliases 'debian-12 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"\n'
 text file_contexts rules '\0/.*\tu:all\n/etc(/.*)?\t--\tu:etc\n/home/[^/]+/.*\tu:home\n/etc/null -c <<none>>\n/link -l u:link\n'
 
 targets=("$@")
@@ -167,7 +190,7 @@ for target in "${targets[@]}"; do
     # Inputs that are lists of things to do are best long from the start.
     case $target in
         operations | partitions | layers) lengths=(-len_control=0 -max_len=600) ;;
-        filesystem) lengths=(-len_control=0 -max_len=1200000) ;;
+        filesystem | editor) lengths=(-len_control=0 -max_len=1200000) ;;
         *) lengths=() ;;
     esac
     # What it finds lies in artifacts, and is tried again with the same program and the file's name.

@@ -6,9 +6,7 @@
 
 use block::{ErrorKind, MemStorage, Result, Storage};
 use ext4_reader::{FileKind, Filesystem, InodeNumber, Visits};
-use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
-
-const BLOCK: usize = 1024;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 
 /// Bytes of the disk.
 const DISK: u64 = 3 << 20;
@@ -26,18 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    let used: Vec<usize> = (0..size / BLOCK)
-        .filter(|block| data[block * BLOCK..][..BLOCK].iter().any(|byte| *byte != 0))
-        .collect();
-    // Now and then, all of it: cut off, copied, and so on.
-    if used.is_empty() || seed.is_multiple_of(32) {
-        return fuzzer_mutate(data, size, max_size);
-    }
-    let block = &mut data[used[(seed / 32) as usize % used.len()] * BLOCK..][..BLOCK];
-    // What follows stays where it is.
-    let len = fuzzer_mutate(block, BLOCK, BLOCK);
-    block[len..].fill(0);
-    size
+    fuzz::change_a_block(data, size, max_size, seed)
 });
 
 fn is_expected(kind: ErrorKind) -> bool {

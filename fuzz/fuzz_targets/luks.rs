@@ -9,7 +9,10 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(luks) = Luks::parse(bytes) else {
         return;
     };
-    assert_eq!(Luks::parse(&luks.encode()).expect("what was encoded can be parsed"), luks);
+    assert_eq!(
+        Luks::parse(&luks.encode()).expect("what was encoded can be parsed"),
+        luks
+    );
     let active = (0..SLOTS).filter(|slot| luks.slots()[*slot].active);
     let mut places: Vec<_> = active.map(|slot| luks.material(slot)).collect();
     places.sort_by_key(|place| place.start);

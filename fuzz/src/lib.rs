@@ -6,9 +6,13 @@ use std::sync::Arc;
 use block::{Access, MemStorage, Result};
 use ext4_builder::{Builder, Metadata, Node, Options, Size, Special};
 use ext4_reader::{FileKind, Filesystem, Inode, InodeNumber, Visits};
+use libfuzzer_sys::fuzzer_mutate;
 
 /// Bytes of a file that are looked at: a file may be larger than memory, and a hole.
 const MOST: u64 = 1 << 20;
+
+/// Bytes of an image that are changed at once.
+const BLOCK: usize = 1024;
 
 /// What has a name in a filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,4 +124,20 @@ pub fn options(how: u8) -> Options {
         },
         ..Options::new(Size::Shrink, [7; 16])
     }
+}
+
+/// Changes an image within one of its blocks that hold anything, where all else stays in its place: for mutators of images.
+pub fn change_a_block(data: &mut [u8], size: usize, max_size: usize, seed: u32) -> usize {
+    let used: Vec<usize> = (0..size / BLOCK)
+        .filter(|block| data[block * BLOCK..][..BLOCK].iter().any(|byte| *byte != 0))
+        .collect();
+    // Now and then, all of it: cut off, copied, and so on.
+    if used.is_empty() || seed.is_multiple_of(32) {
+        return fuzzer_mutate(data, size, max_size);
+    }
+    let block = &mut data[used[(seed / 32) as usize % used.len()] * BLOCK..][..BLOCK];
+    // What follows stays where it is.
+    let len = fuzzer_mutate(block, BLOCK, BLOCK);
+    block[len..].fill(0);
+    size
 }
