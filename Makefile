@@ -6,7 +6,7 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-slow demo demo-images check deny bench compare comparefs fuzz install clean
+.PHONY: help build test test-slow demo demo-images check deny bench compare comparefs fuzz torture install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ comparefs: ## imgtool mkfs beside mke2fs -d and mkext4: processor time and memor
 
 fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a C++ compiler
 	scripts/fuzz.sh
+
+torture: ## Power cuts, TORTURE (10) times as many as in the tests, from seed TORTURE_SEED (0) on
+	scripts/torture.sh
 
 install: ## imgtool into cargo's bin directory
 	scripts/setup.sh build

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use block::test_utils::{Fault, FaultStorage, IoOp, Recorder};
+use block::test_utils::{Fault, FaultStorage, IoOp, Recorder, seeds};
 use block::{Access, BlockDevice, MemStorage, Result, Storage};
 use disk_builder::{BootLoader, Options, build};
 use ext4_builder::{Builder, Journal, Metadata, Options as Root, Size};
@@ -88,7 +88,7 @@ fn a_power_cut_leaves_the_old_disk_or_none_or_the_new() {
     let states = recorder.crash_states();
     let mut seen = Vec::new();
     for point in states.points() {
-        for seed in 0..6 {
+        for seed in seeds(6) {
             let state = state(&states.at(point, seed).remove(0), &old, &new);
             assert_ne!((point, state), (0, State::New));
             if !seen.contains(&state) {

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use block::test_utils::{Fault, FaultStorage, IoOp, Recorder};
+use block::test_utils::{Fault, FaultStorage, IoOp, Recorder, seeds};
 use block::{MemStorage, Storage};
 use ext4_builder::{Builder, Metadata, Options, Size};
 
@@ -32,7 +32,7 @@ fn a_power_cut_leaves_the_old_filesystem_or_none_or_the_new() {
     let states = recorder.crash_states();
     let mut seen = [0; 3];
     for point in states.points() {
-        for seed in 0..32 {
+        for seed in seeds(32) {
             let disk = states.at(point, seed).remove(0).to_vec();
             if !has_superblock(&disk) {
                 seen[1] += 1;

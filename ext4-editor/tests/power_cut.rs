@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::process::Command;
 use std::sync::Arc;
 
-use block::test_utils::{Fault, FaultStorage, IoOp, Recorder};
+use block::test_utils::{Fault, FaultStorage, IoOp, Recorder, seeds};
 use block::{MemStorage, Storage};
 use common::{Form, Image, NOW, Tree, disk, run, tree_of, with_journal};
 use ext4_editor::{Attributes, Durability, Editor, LastLink, Options};
@@ -82,8 +82,8 @@ fn a_power_cut_leaves_the_old_tree_or_the_new() {
 
         let mut seen = [0; 2];
         for point in states.points() {
-            let seeds = if point > uncommitted { 10 } else { 2 };
-            for seed in 0..seeds {
+            let count = if point > uncommitted { 10 } else { 2 };
+            for seed in seeds(count) {
                 let when = format!("{kind} {form:?}, point {point} of {end}, seed {seed}");
                 let crashed = states.at(point, seed).remove(0);
                 let read = without_lost(tree_of(&crashed).unwrap_or_else(|error| panic!("{when}: {error}")));
@@ -131,7 +131,7 @@ fn a_power_cut_while_it_grows_leaves_the_old_size_or_the_new() {
         let end = *states.points().end();
         let (old, new) = (tree_of(&before).unwrap(), tree_of(&states.at(end, 0)[0]).unwrap());
         for point in uncommitted..=end {
-            for seed in 0..8 {
+            for seed in seeds(8) {
                 let when = format!("{kind}, point {point} of {end}, seed {seed}");
                 let crashed = states.at(point, seed).remove(0);
                 let tree = tree_of(&crashed).unwrap_or_else(|error| panic!("{when}: {error}"));
@@ -194,7 +194,7 @@ fn what_a_kernel_left_in_the_journal_is_kept_and_gone_on_with() {
         );
         assert!(!new.contains_key(&b"etc/file50"[..]) && new.contains_key(&b"etc/file49"[..]));
         for point in states.points() {
-            for seed in 0..16 {
+            for seed in seeds(16) {
                 let crashed = states.at(point, seed).remove(0);
                 let tree = tree_of(&crashed)
                     .unwrap_or_else(|error| panic!("{kind}, point {point}, seed {seed}: {error}"));
@@ -264,7 +264,7 @@ fn without_a_journal_a_power_cut_is_told_of() {
     let new = tree_of(&states.at(*states.points().end(), 0)[0]).unwrap();
     let mut refused = 0;
     for point in states.points() {
-        for seed in 0..12 {
+        for seed in seeds(12) {
             let crashed = states.at(point, seed).remove(0);
             match Editor::open(disk(Arc::new(crashed.clone())), Options::new(NOW)) {
                 Ok(_) => {

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use block::test_utils::{Fault, FaultStorage, IoOp, Recorder};
+use block::test_utils::{Fault, FaultStorage, IoOp, Recorder, seeds};
 use block::{MemStorage, Storage};
 use fat_builder::{Builder, Options, Time};
 
@@ -43,7 +43,7 @@ fn a_power_cut_leaves_the_old_filesystem_or_none_or_the_new() {
     assert!(has_boot_sector(&new), "durable on return");
     let mut seen = [0; 3];
     for point in states.points() {
-        for seed in 0..8 {
+        for seed in seeds(8) {
             let disk = states.at(point, seed).remove(0);
             let mut start = [0; 512];
             disk.read_exact_at(&mut start, 0).expect("read");

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use block::chain::{Below, Chain, ChainOptions};
 use block::gate::{Permissive, Permit};
-use block::test_utils::{Fault, FaultStorage, IoOp, Recorder, Rng};
+use block::test_utils::{Fault, FaultStorage, IoOp, Recorder, Rng, seeds};
 use block::{
     Access, Backing, BackingReference, BlockDevice, DataFileReference, Error, ExtentState, FileOpener,
     Format, MemStorage, Preallocation, Result, SnapshotSelector, Storage, ZeroMode,
@@ -489,7 +489,7 @@ fn torture(kind: Kind, seed: u64) {
 
     let states = recorder.crash_states();
     for point in states.points() {
-        for cut in 0..5 {
+        for cut in seeds(5) {
             let what = format!("{what}, point {point} of {done}, cut {cut}");
             let left = left_by(states.at(point, cut));
             verify(&left, &before, &expected, job, &what);
@@ -552,12 +552,12 @@ fn the_disk_stays_what_it_is_whatever_the_layers_have() {
 
 #[test]
 fn a_power_cut_anywhere_loses_nothing() {
-    (0..45).for_each(|seed| torture(Kind::Plain, seed));
+    seeds(45).for_each(|seed| torture(Kind::Plain, seed));
 }
 
 #[test]
 fn a_power_cut_anywhere_loses_nothing_whatever_the_layers_have() {
-    (0..30).for_each(|seed| torture(Kind::Mixed, seed));
+    seeds(30).for_each(|seed| torture(Kind::Mixed, seed));
 }
 
 /// One job, and every call of it that a host can refuse, refused: it says so, and what it leaves is as after a power cut.
@@ -607,6 +607,6 @@ fn survives_faults(kind: Kind, seed: u64) {
 
 #[test]
 fn a_host_that_refuses_any_call_loses_nothing() {
-    (0..16).for_each(|seed| survives_faults(Kind::Plain, seed));
-    (0..24).for_each(|seed| survives_faults(Kind::Mixed, seed));
+    seeds(16).for_each(|seed| survives_faults(Kind::Plain, seed));
+    seeds(24).for_each(|seed| survives_faults(Kind::Mixed, seed));
 }

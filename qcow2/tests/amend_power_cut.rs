@@ -6,7 +6,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use block::test_utils::Recorder;
+use block::test_utils::{Recorder, seeds};
 use block::{
     Access, Backing, BackingReference, BlockDevice, ErrorKind, MemStorage, SnapshotSelector, Storage,
 };
@@ -189,7 +189,7 @@ fn torture(lab: &Lab, amendment: &Amendment, what: &str, seen: impl Fn(&Header) 
 
     let states = recorder.crash_states();
     for point in states.points() {
-        for cut in 0..6 {
+        for cut in seeds(6) {
             let what = format!("{what}, point {point} of {done}, cut {cut}");
             let mut disks = states.at(point, cut).into_iter();
             let found = after(disks.next().expect("the image"), disks.next());

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use block::test_utils::{Recorder, Rng};
+use block::test_utils::{Recorder, Rng, seeds};
 use block::{
     Access, Backing, BackingReference, BlockDevice, ErrorKind, ExtentState, MemStorage, Overlay, Storage,
     ZeroMode,
@@ -52,7 +52,7 @@ fn qemu_backing(image: &MemStorage) -> Option<BackingReference> {
 
 #[test]
 fn a_power_cut_leaves_the_old_name_or_the_new_one() {
-    for seed in 0..24 {
+    for seed in seeds(24) {
         let mut rng = Rng::new(seed);
         let options = [
             "compat=0.10",
@@ -93,7 +93,7 @@ fn a_power_cut_leaves_the_old_name_or_the_new_one() {
                 .rposition(|(position, _)| *position <= point)
                 .unwrap();
             let allowed = &names[done..names.len().min(done + 2)];
-            for cut in 0..6 {
+            for cut in seeds(6) {
                 let what = format!("{options} seed {seed} point {point} cut {cut}");
                 let disk = states.at(point, cut).remove(0);
                 let found = Header::read(&disk)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use block::test_utils::{Recorder, Rng};
+use block::test_utils::{Recorder, Rng, seeds};
 use block::{
     Access, Backing, BlockDevice, ErrorKind, ExtentState, Keys, MemStorage, Overlay, Passphrase,
     Preallocation, Resize, Result, SnapshotSelector, Storage, ZeroMode,
@@ -581,7 +581,7 @@ fn a_power_cut_while_keys_change_locks_nobody_out() {
         image.close().unwrap();
         let states = recorder.crash_states();
         for point in states.points().filter(|point| *point < last) {
-            for cut in 0..6 {
+            for cut in seeds(6) {
                 let what = format!("slot {slot} point {point} cut {cut}");
                 let disk = Arc::new(states.at(point, cut).remove(0));
                 let opens = |passphrase: &Passphrase| {

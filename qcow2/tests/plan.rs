@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use block::test_utils::{Recorder, Rng};
+use block::test_utils::{Recorder, Rng, seeds};
 use block::{BackingReference, BlockDevice, ErrorKind, MemStorage, Resize, Storage, ZeroMode};
 use common::Bytes;
 use qcow2::{CreateOptions, GuestOffset, Image, Mapped, OpenOptions, Place, WritePlan};
@@ -191,7 +191,7 @@ fn requests(cluster_bits: u32, data_file: Option<bool>, backing: Option<u64>, se
 
 #[test]
 fn plans_leave_what_a_vector_would_hold() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         for cluster_bits in [9, 12, 14, 16, 17] {
             requests(cluster_bits, None, None, seed);
             requests(cluster_bits, None, Some(100_000), seed);
@@ -201,7 +201,7 @@ fn plans_leave_what_a_vector_would_hold() {
 
 #[test]
 fn plans_leave_what_a_vector_would_hold_in_data_files() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         for cluster_bits in [9, 12, 14, 16, 17] {
             requests(cluster_bits, Some(false), Some(100_000), seed);
             requests(cluster_bits, Some(true), None, seed);
@@ -504,7 +504,7 @@ fn power_cuts_between_plan_and_commit() {
                 .iter()
                 .rfind(|promise| promise.0 <= point)
                 .expect("the first is 0");
-            for cut in 0..4 {
+            for cut in seeds(4) {
                 let what = format!("seed {seed}, point {point}, cut {cut}");
                 let mut disks = states.at(point, cut);
                 let file = disks.remove(0);

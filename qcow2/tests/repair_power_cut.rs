@@ -6,7 +6,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use block::test_utils::Recorder;
+use block::test_utils::{Recorder, seeds};
 use block::{BlockDevice, MemStorage, Storage};
 use qcow2::{CheckOptions, Finding, Header, Image, OpenOptions, RepairChange, RepairOptions, RepairReport};
 
@@ -136,7 +136,7 @@ fn torture(damaged: &Damaged, what: &str, expected: &[fn(&RepairChange) -> bool]
         .expect("readable");
     let states = recorder.crash_states();
     for point in states.points() {
-        for cut in 0..6 {
+        for cut in seeds(6) {
             let what = format!("{what}, point {point}, cut {cut}");
             let disk = states.at(point, cut).remove(0);
             if before.is_some() {

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use block::test_utils::{Recorder, Rng};
+use block::test_utils::{Recorder, Rng, seeds};
 use block::{Access, Backing, BlockDevice, MemStorage, Resize, SnapshotSelector};
 use common::Bytes;
 use qcow2::{CheckOptions, Finding, Image, OpenOptions, SnapshotProgress};
@@ -159,7 +159,7 @@ fn torture(options: &'static str, backing: Option<u64>, op: Op, seed: u64) {
 
     let states = recorder.crash_states();
     for point in states.points() {
-        for cut in 0..6 {
+        for cut in seeds(6) {
             let what = format!("{options} {op:?} seed {seed} point {point} of {done} cut {cut}");
             let disk = Arc::new(states.at(point, seed * 1000 + cut).remove(0));
             let found = lab.state(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));

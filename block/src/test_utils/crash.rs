@@ -12,8 +12,9 @@
 //! A state is named by a point in the log and a seed, so a failure found once can be looked at again.
 
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Change, Entry, Rng};
+use super::{Change, Entry, Rng, torture};
 use crate::{MemStorage, Storage, ZeroMode};
 
 /// What a disk writes whole or not at all.
@@ -25,7 +26,7 @@ const MAX_PIECES: u64 = 4096;
 /// The states in which a power cut can leave the storages of a [`Recorder`](super::Recorder).
 ///
 /// ```
-/// use block::test_utils::Recorder;
+/// use block::test_utils::{Recorder, seeds};
 /// use block::{MemStorage, Storage};
 ///
 /// // A format: a record of 1 KiB, and a header that says whether it is valid.
@@ -39,7 +40,7 @@ const MAX_PIECES: u64 = 4096;
 ///
 /// let states = recorder.crash_states();
 /// for point in states.points() {
-///     for seed in 0..16 {
+///     for seed in seeds(16) {
 ///         let disk = states.at(point, seed).remove(0).to_vec();
 ///         let valid = disk.starts_with(b"valid");
 ///         assert!(!valid || disk[512..] == [7; 1024], "point {point}, seed {seed}");
@@ -53,6 +54,8 @@ pub struct CrashStates {
     entries: Vec<Entry>,
     /// For each storage, what was durable from which entry on; ascending.
     durable: Vec<Vec<(usize, MemStorage)>>,
+    /// States that were asked for.
+    asked: AtomicU64,
 }
 
 impl CrashStates {
@@ -68,7 +71,11 @@ impl CrashStates {
                 }
             }
         }
-        Self { entries, durable }
+        Self {
+            entries,
+            durable,
+            asked: AtomicU64::new(0),
+        }
     }
 
     /// Where the power can go: `n` is after `n` entries of the log, before the next.
@@ -86,6 +93,7 @@ impl CrashStates {
     /// Seed 0 loses everything that was not synced, seed 1 keeps everything (a killed process, not a power cut),
     /// and every other one chooses: exactly one change lost, exactly one kept, or a fate for each.
     pub fn at(&self, point: usize, seed: u64) -> Vec<MemStorage> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let mut rng = Rng::new(Rng::new(seed).next_u64() ^ point as u64);
         (0..self.durable.len())
             .map(|storage| {
@@ -108,6 +116,12 @@ impl CrashStates {
         let synced = &self.durable[storage];
         let last = synced.partition_point(|(since, _)| *since <= point) - 1;
         (synced[last].0, synced[last].1.clone())
+    }
+}
+
+impl Drop for CrashStates {
+    fn drop(&mut self) {
+        torture::log(*self.asked.get_mut());
     }
 }
 

@@ -8,8 +8,10 @@ mod crash;
 mod fault;
 mod recorder;
 mod rng;
+mod torture;
 
 pub use crash::CrashStates;
 pub use fault::{Fault, FaultStorage, IoOp};
 pub use recorder::{Change, Entry, Recorder, RecordingStorage};
 pub use rng::Rng;
+pub use torture::seeds;

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::process::Command;
 
 use block::MemStorage;
-use block::test_utils::Recorder;
+use block::test_utils::{Recorder, seeds};
 
 use super::*;
 
@@ -280,7 +280,7 @@ fn a_power_cut_leaves_the_old_image_or_none_or_the_new_one() {
         let states = recorder.crash_states();
         let (mut refused, mut complete) = (0, 0);
         for point in states.points() {
-            for seed in 0..32 {
+            for seed in seeds(32) {
                 let disk = states.at(point, seed).remove(0);
                 match Header::read(&disk) {
                     Err(_) => refused += 1,

@@ -308,7 +308,7 @@ fn changed_sectors(old: &[u8], new: &[u8], wanted: impl Fn(usize) -> bool) -> St
 
 #[cfg(test)]
 mod tests {
-    use block::test_utils::{Recorder, Rng};
+    use block::test_utils::{Recorder, Rng, seeds};
     use block::{MemStorage, Storage};
 
     use super::*;
@@ -438,7 +438,7 @@ mod tests {
     #[test]
     fn a_power_cut_leaves_the_old_header_or_the_new_one() {
         let (mut refused, mut longest) = (0, 0);
-        for seed in 0..1500 {
+        for seed in seeds(1500) {
             let mut rng = Rng::new(seed);
             let bits = [9, 10, 11, 12, 13, 14][rng.below(6) as usize];
             let old = header(&mut rng, bits);
@@ -456,7 +456,7 @@ mod tests {
             let roomy = 3 * LARGEST / 8 <= 1 << bits;
             let states = recorder.crash_states();
             for point in states.points() {
-                for cut in 0..12 {
+                for cut in seeds(12) {
                     let what = format!("seed {seed} point {point} cut {cut}");
                     let disk = states.at(point, cut).remove(0);
                     let bytes = first_cluster(&disk, &old);

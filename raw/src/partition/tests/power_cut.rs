@@ -2,7 +2,7 @@
 //! or where they are to be.
 
 use block::Resize;
-use block::test_utils::Recorder;
+use block::test_utils::{Recorder, seeds};
 
 use super::*;
 
@@ -33,7 +33,7 @@ fn cut(what: &str, prepare: impl Fn(&dyn BlockDevice), act: impl Fn(&dyn BlockDe
     let states = recorder.crash_states();
     let mut seen = [0; 2];
     for point in states.points() {
-        for seed in 0..48 {
+        for seed in seeds(48) {
             let state = Arc::new(states.at(point, seed).remove(0));
             let device = disk(state);
             match (places(&*device), &old) {
