@@ -28,6 +28,7 @@ const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
+mount -t sysfs sys /sys
 for module in MODULES; do insmod /modules/$module.ko; done
 for word in $(cat /proc/cmdline); do
     case $word in
@@ -43,6 +44,7 @@ if [ -n "$stay" ]; then
 fi
 mount -t ext4 -o rw $root /root && echo "guest: the root says $(cat /root/etc/greeting)"
 echo "guest: $(nproc) processors"
+tr '\0' '\n' </sys/firmware/dmi/tables/DMI | grep -o 'io.systemd.*' | sed 's/^/guest: told /'
 echo hello again >/root/etc/greeting
 umount /root && echo "guest: done"
 poweroff -f
@@ -55,7 +57,7 @@ fn unpacked() -> PathBuf {
 /// A store with a template `tiny` that boots to its root, and a machine `web` of it.
 fn lab() -> Lab {
     let lab = Lab::new();
-    for directory in ["bin", "modules", "dev", "proc", "root"] {
+    for directory in ["bin", "modules", "dev", "proc", "sys", "root"] {
         fs::create_dir_all(lab.path("initrd").join(directory)).unwrap();
     }
     for module in MODULES {
@@ -304,11 +306,32 @@ fn credentials_of_profiles_machines_and_the_command_line_reach_launchers_and_nob
     );
     let printed = lab.imgtool("run --store store --accel tcg db --print --credential third=3");
     // What base64 makes of them.
-    for string in ["from.profile=b25l", "shared=dHdv", "third=Mw=="] {
-        let string = format!("type=11,value=io.systemd.credential.binary:{string}");
-        assert!(printed.contains(&string), "{string}: {printed}");
+    let strings = ["from.profile=b25l", "shared=dHdv", "third=Mw=="];
+    let strings = strings.map(|string| format!("io.systemd.credential.binary:{string}"));
+    for string in &strings {
+        let option = format!("-smbios type=11,path=<(printf %s {string})");
+        assert!(printed.contains(&option), "{option}: {printed}");
     }
     assert!(!printed.contains("bG9zdA"), "{printed}");
+    let told = strings.map(|string| format!("told {string}"));
+    // Without words of the kernel in between.
+    let quiet = ["--append", "root=/dev/vda console=ttyS0 quiet"];
+    lab.run_words(
+        &[
+            &["imgtool", "config", "set", "--store", "store", "db"],
+            &quiet[..],
+        ]
+        .concat(),
+    )
+    .ok();
+    let boots =
+        "run -q --store store --accel tcg --ephemeral --wait-for ^guest:.done db --credential third=3";
+    let booted = lab.imgtool(boots);
+    assert_eq!(said(&booted)[2..5], told, "{booted}");
+    let printed = lab.imgtool("run --store store --accel tcg db --print --credential third=3");
+    // The command line that is shown is one that bash runs.
+    fs::write(lab.path("db.sh"), printed).unwrap();
+    assert_eq!(said(&lab.run("bash db.sh").ok())[2..5], told);
 
     lab.imgtool("config set --store store web --credential later=x");
     assert_eq!(mode("store/instances/web.toml"), 0o600);

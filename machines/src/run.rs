@@ -30,7 +30,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::accel::{self, Accel};
 use crate::bridge;
-use crate::launch::{firmware, qemu};
+use crate::launch::{firmware, qemu, words};
 use crate::machine::{Boot, Disk, Forward, Layer, Machine, Network};
 
 /// How long QEMU may take to end when it is told to.
@@ -90,18 +90,6 @@ impl WaitFor {
     }
 }
 
-/// The command line that [`run`] would run, without checks and without a change to anything.
-///
-/// # Errors
-/// As [`qemu::arguments`]; `InvalidInput` where there is no firmware.
-pub fn command_line(machine: &Machine, accel: Accel) -> Result<Vec<OsString>> {
-    let machine = firmware::resolve(machine)?;
-    let mut line = vec![OsString::from(qemu::program(machine.architecture))];
-    line.extend(qemu::arguments(&machine, accel)?);
-    line.extend(qemu::console().map(OsString::from));
-    Ok(line)
-}
-
 /// Runs a machine until it ends, or until what is waited for is read, which `out` is given along with all that the guest
 /// writes. Without anything to wait for, the guest has the terminal.
 ///
@@ -112,17 +100,17 @@ pub fn run(machine: &Machine, options: &RunOptions, out: &mut dyn Write, cancel:
     let mut machine = firmware::resolve(machine)?;
     check_disks(&machine, options.ephemeral.is_some())?;
     check_network(&machine)?;
-    // Lives until QEMU has ended.
+    // Lives until QEMU has ended, as the files that the command line names.
     let place = options.ephemeral.as_deref();
     let scratch = place.map(|place| set_aside(&mut machine, place)).transpose()?;
     firmware::make_variables(&machine)?;
-    let line = command_line(&machine, options.accel)?;
-    let command = bound_to_us(&line);
+    let line = words::ready(&qemu::command_line(&machine, options.accel)?)?;
+    let command = bound_to_us(&line.words);
     let ended = match &options.wait_for {
         None => on_terminal(command, &machine, cancel),
         Some(wait_for) => until(command, &machine, wait_for, out, cancel),
     };
-    drop(scratch);
+    drop((line, scratch));
     ended
 }
 

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
@@ -205,6 +206,77 @@ fn what_is_in_use_is_said_before_anything_runs() {
     fs::remove_file(lab.path().join("middle")).unwrap();
     let (_, result) = console(&machine, &options(false, "x"));
     assert_eq!(result.unwrap_err().path(), Some(&*lab.path().join("middle")));
+}
+
+/// Keeps what the guest says, and looks at what the host's processes show of a machine when it has said `at`.
+struct Onlooker<'a> {
+    at: &'a str,
+    machine: &'a Machine,
+    said: Vec<u8>,
+    /// The command lines that have to do with the machine.
+    shown: Vec<String>,
+}
+
+impl Write for Onlooker<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.said.extend(bytes);
+        if self.shown.is_empty() && String::from_utf8_lossy(&self.said).contains(self.at) {
+            let uuid = self.machine.uuid.to_string();
+            let processes = fs::read_dir("/proc")?.map(|entry| entry.unwrap().path().join("cmdline"));
+            let lines = processes.filter_map(|path| fs::read(path).ok());
+            let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+            self.shown = lines.filter(|line| line.contains(&uuid)).collect();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_guest_is_told_its_credentials_and_the_command_line_does_not_show_them() {
+    let lab = tempfile::tempdir().unwrap();
+    let chain = make_chain(lab.path());
+    let script = "tr '\\0' '\\n' </sys/firmware/dmi/tables/DMI | grep -o 'io.systemd.*' | sed 's/^/guest: /'\n\
+                  echo 'guest: up'; sleep 1000";
+    // It has the same initrd, and does not look at it.
+    let arm = arm_machine(lab.path(), &chain);
+    let intel = machine(lab.path(), script, &chain);
+    let mut firmware = intel.clone();
+    firmware.boot = Boot::Uefi {
+        firmware: None,
+        variables: lab.path().join("variables"),
+    };
+    // What the guest says when it has all, and how it says what it was told.
+    let strings = "guest: io.systemd.credential.binary:empty=\r\n\
+                   guest: io.systemd.credential.binary:password=c2VjcmV0LCBpbmRlZWQK\r\n";
+    for (mut machine, at, told) in [
+        (intel, "guest: up", Some(strings)),
+        (firmware, "BdsDxe", None),
+        (arm, "secret", Some("secret, indeed\n")),
+    ] {
+        for (name, value) in [("password", "secret, indeed\n"), ("empty", "")] {
+            machine
+                .credentials
+                .insert(name.parse().unwrap(), value.to_owned());
+        }
+        let mut onlooker = Onlooker {
+            at,
+            machine: &machine,
+            said: Vec::new(),
+            shown: Vec::new(),
+        };
+        let at_end = format!("{at}|^guest: up");
+        run(&machine, &options(true, &at_end), &mut onlooker, &Cancel::new()).unwrap();
+        let said = String::from_utf8_lossy(&onlooker.said);
+        assert!(told.is_none_or(|told| said.contains(told)), "{said}");
+        assert!(!onlooker.shown.is_empty(), "{at}");
+        for line in &onlooker.shown {
+            assert!(!line.contains("secret, ") && !line.contains("c2Vjc"), "{line}");
+        }
+    }
 }
 
 #[test]

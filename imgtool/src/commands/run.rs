@@ -35,7 +35,7 @@ pub(crate) struct RunArgs {
     /// Make the machine first, of this template
     #[arg(long, value_name = "TEMPLATE")]
     from: Option<String>,
-    /// Print QEMU's command line, as a shell takes it, and run nothing
+    /// Print QEMU's command line, as a shell takes it (with credentials: as bash does), and run nothing
     #[arg(long, conflicts_with_all = ["ephemeral", "wait_for"])]
     print: bool,
     /// What runs the machine: kvm, tcg or auto, which is kvm where that works

@@ -1,7 +1,7 @@
 //! Credentials for systemd in the guest.
 //!
-//! They go in base64, so that a value may be anything: as OEM strings of SMBIOS where the launcher and the machine have
-//! it, otherwise on the kernel's command line, where every program in the guest can read them.
+//! They go as OEM strings of SMBIOS where the launcher and the machine have it, otherwise as files of QEMU's firmware, or on the
+//! kernel's command line, where every program in the guest can read them. Strings are in base64, so that a value may be anything.
 
 use std::fmt::Write as _;
 
@@ -16,6 +16,15 @@ const COMMAND_LINE_MAX: usize = 2047;
 /// The longest value, in bytes.
 const VALUE_MAX: usize = 64 << 10;
 
+/// Where systemd looks for them among the files of QEMU's firmware.
+const FIRMWARE_DIRECTORY: &str = "opt/io.systemd.credentials/";
+
+/// The longest name of such a file, in bytes (QEMU's `docs/specs/fw_cfg.rst`).
+const FIRMWARE_NAME_MAX: usize = 55;
+
+/// There is room for 32 files, and a machine has up to half of them itself.
+const FIRMWARE_FILES_MAX: usize = 16;
+
 /// One OEM string a credential.
 pub(super) fn oem_strings(machine: &Machine) -> Result<Vec<String>> {
     let each = machine.credentials.iter();
@@ -27,6 +36,33 @@ pub(super) fn oem_strings(machine: &Machine) -> Result<Vec<String>> {
         ))
     };
     each.map(string).collect()
+}
+
+/// A file of QEMU's firmware for each credential, with its name.
+pub(super) fn firmware_files(machine: &Machine) -> Result<Vec<(String, String)>> {
+    let hint = "have the machine boot by UEFI, or put it in a file of the image";
+    if machine.credentials.len() > FIRMWARE_FILES_MAX {
+        let message = format!(
+            "there are {} credentials, and QEMU hands {FIRMWARE_FILES_MAX} to a machine without SMBIOS tables",
+            machine.credentials.len()
+        );
+        return Err(Error::invalid(message).with_hint(hint));
+    }
+    let each = machine.credentials.iter();
+    let file = |(name, value): (&CredentialName, &String)| {
+        check(name, value)?;
+        let file = format!("{FIRMWARE_DIRECTORY}{name}");
+        if file.len() > FIRMWARE_NAME_MAX {
+            let message = format!(
+                "the name of the credential {name} has {} bytes, and QEMU hands those of {} to a machine without SMBIOS tables",
+                name.as_str().len(),
+                FIRMWARE_NAME_MAX - FIRMWARE_DIRECTORY.len()
+            );
+            return Err(Error::invalid(message).with_hint(hint));
+        }
+        Ok((file, value.clone()))
+    };
+    each.map(file).collect()
 }
 
 /// The command line, and the credentials after it.
@@ -111,5 +147,21 @@ mod tests {
         assert!(on_command_line("", &machine).is_err() && oem_strings(&machine).is_ok());
         machine.credentials = credentials([("a", &*"x".repeat(VALUE_MAX + 1))]);
         assert!(oem_strings(&machine).is_err());
+    }
+
+    #[test]
+    fn what_the_firmware_has_no_room_for_is_refused() {
+        let mut machine = machine();
+        let longest = "n".repeat(28);
+        machine.credentials = credentials([(&*longest, "x\n")]);
+        let file = (format!("opt/io.systemd.credentials/{longest}"), "x\n".to_owned());
+        assert_eq!(firmware_files(&machine).unwrap(), [file]);
+        machine.credentials = credentials([(&*format!("{longest}n"), "x")]);
+        let error = firmware_files(&machine).unwrap_err().to_string();
+        assert!(error.contains("29 bytes, and QEMU hands those of 28"), "{error}");
+        machine.credentials = (0..17)
+            .map(|number| (format!("n{number}").parse().unwrap(), String::new()))
+            .collect();
+        assert!(firmware_files(&machine).is_err());
     }
 }

@@ -1,7 +1,5 @@
 //! crosvm: the command line of `crosvm run`.
 
-use std::ffi::OsString;
-
 use block::Result;
 
 use super::{Description, Launcher, active, credentials, mac, mebibytes, tap, text};
@@ -10,10 +8,10 @@ use crate::machine::{Architecture, Boot, Machine, Network};
 const CROSVM: Launcher = Launcher::Crosvm;
 
 pub(super) fn describe(machine: &Machine) -> Result<Description> {
-    tap::script(machine, &arguments(machine)?)
+    Ok(tap::script(machine, arguments(machine)?))
 }
 
-fn arguments(machine: &Machine) -> Result<Vec<OsString>> {
+fn arguments(machine: &Machine) -> Result<Vec<String>> {
     CROSVM.no_limits(machine)?;
     let mut words = vec!["crosvm".to_owned(), "run".to_owned()];
     let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
@@ -78,7 +76,7 @@ fn arguments(machine: &Machine) -> Result<Vec<OsString>> {
             ));
         }
     }
-    Ok(words.into_iter().map(OsString::from).collect())
+    Ok(words)
 }
 
 /// A value among others with commas: in quotes where it has what ends one.

@@ -1,7 +1,5 @@
 //! kvmtool: the command line of `lkvm run`.
 
-use std::ffi::OsString;
-
 use block::{Error, Result};
 
 use super::{Description, Launcher, active, credentials, mac, mebibytes, tap, text};
@@ -13,10 +11,10 @@ const KVMTOOL: Launcher = Launcher::Kvmtool;
 const MAX_DISKS: usize = 4;
 
 pub(super) fn describe(machine: &Machine) -> Result<Description> {
-    tap::script(machine, &arguments(machine)?)
+    Ok(tap::script(machine, arguments(machine)?))
 }
 
-fn arguments(machine: &Machine) -> Result<Vec<OsString>> {
+fn arguments(machine: &Machine) -> Result<Vec<String>> {
     KVMTOOL.raw_disks_only(machine)?;
     KVMTOOL.no_limits(machine)?;
     if machine.disks.len() > MAX_DISKS {
@@ -63,7 +61,7 @@ fn arguments(machine: &Machine) -> Result<Vec<OsString>> {
             ));
         }
     }
-    Ok(words.into_iter().map(OsString::from).collect())
+    Ok(words)
 }
 
 /// Its options have no way to write a comma.

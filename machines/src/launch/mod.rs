@@ -16,6 +16,7 @@ pub mod qemu;
 mod shell;
 mod tap;
 pub mod vmlinux;
+pub(crate) mod words;
 mod xml;
 
 use std::fmt;

@@ -3,13 +3,12 @@
 //! Nothing is left to QEMU's defaults: no devices but those that are named here, every image with its format and all
 //! that it is based on, so that nothing is guessed from what a guest could have written.
 
-use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use block::{Error, Result};
 use serde_json::json;
 
-use super::{Description, Launcher, active, credentials, mac, mebibytes, shell, text};
+use super::{Description, Launcher, active, credentials, mac, mebibytes, shell, text, words::Word};
 use crate::accel::Accel;
 use crate::machine::{Architecture, Boot, Disk, Forward, Machine, Network};
 
@@ -32,27 +31,35 @@ pub fn package(architecture: Architecture) -> &'static str {
 }
 
 pub(super) fn describe(machine: &Machine, accel: Accel) -> Result<Description> {
-    let mut line = vec![OsString::from(program(machine.architecture))];
-    line.extend(arguments(machine, accel)?);
-    line.extend(console().map(OsString::from));
+    let line = command_line(machine, accel)?;
+    let needs_pipes = line.iter().any(Word::names_secret);
+    let shell = if needs_pipes { "bash" } else { "sh" };
     Ok(Description {
-        text: shell::command_line(&line)?,
-        steps: vec!["sh FILE".to_owned()],
+        text: shell::command_line(&line),
+        steps: vec![format!("{shell} FILE")],
     })
 }
 
-/// The options for a console on the terminal, shared with QEMU's monitor: Ctrl-A c goes from one to the other, and
-/// Ctrl-A x ends it all.
-pub fn console() -> [&'static str; 2] {
-    ["-serial", "mon:stdio"]
-}
-
-/// All options but those of the console.
+/// The program and its options.
 ///
 /// # Errors
 /// `InvalidInput` for UEFI without firmware, which [`firmware::resolve`](super::firmware::resolve) finds, and for names
 /// that QEMU cannot be told.
-pub fn arguments(machine: &Machine, accel: Accel) -> Result<Vec<OsString>> {
+pub(crate) fn command_line(machine: &Machine, accel: Accel) -> Result<Vec<Word>> {
+    let mut line = vec![Word::from(program(machine.architecture).to_owned())];
+    line.extend(arguments(machine, accel)?);
+    line.extend(console().map(|word| Word::from(word.to_owned())));
+    Ok(line)
+}
+
+/// The options for a console on the terminal, shared with QEMU's monitor: Ctrl-A c goes from one to the other, and
+/// Ctrl-A x ends it all.
+fn console() -> [&'static str; 2] {
+    ["-serial", "mon:stdio"]
+}
+
+/// All options but those of the console.
+fn arguments(machine: &Machine, accel: Accel) -> Result<Vec<Word>> {
     let mut options = Options::default();
     options.flag("-nodefaults");
     options.flag("-no-user-config");
@@ -73,15 +80,22 @@ pub fn arguments(machine: &Machine, accel: Accel) -> Result<Vec<OsString>> {
 }
 
 #[derive(Default)]
-struct Options(Vec<OsString>);
+struct Options(Vec<Word>);
 
 impl Options {
     fn flag(&mut self, name: &str) {
-        self.0.push(name.into());
+        self.0.push(name.to_owned().into());
     }
 
-    fn add(&mut self, name: &str, value: impl Into<OsString>) {
-        self.0.extend([name.into(), value.into()]);
+    fn add(&mut self, name: &str, value: impl Into<String>) {
+        self.flag(name);
+        self.0.push(value.into().into());
+    }
+
+    /// An option that is told the name of a file, which has a secret in it.
+    fn add_secret(&mut self, name: &str, value: &str, secret: String) {
+        self.flag(name);
+        self.0.push(Word::naming_secret(value, secret));
     }
 }
 
@@ -100,7 +114,11 @@ fn boot(options: &mut Options, machine: &Machine) -> Result<()> {
     let smbios = !direct || machine.architecture == Architecture::X86_64;
     if smbios {
         for string in credentials::oem_strings(machine)? {
-            options.add("-smbios", format!("type=11,value={}", escaped(&string)));
+            options.add_secret("-smbios", "type=11,path=", string);
+        }
+    } else {
+        for (name, value) in credentials::firmware_files(machine)? {
+            options.add_secret("-fw_cfg", &format!("name={name},file="), value);
         }
     }
     match &machine.boot {
@@ -114,11 +132,6 @@ fn boot(options: &mut Options, machine: &Machine) -> Result<()> {
             if let Some(initrd) = initrd {
                 options.add("-initrd", text(initrd)?);
             }
-            let command_line = if smbios {
-                command_line.clone()
-            } else {
-                credentials::on_command_line(command_line, machine)?
-            };
             options.add("-append", command_line);
         }
         Boot::Uefi {
@@ -216,7 +229,7 @@ fn network(options: &mut Options, machine: &Machine) {
         Network::None => {}
         Network::User { forwards } => {
             let words = user_network(machine, forwards);
-            options.0.extend(words.map(OsString::from));
+            options.0.extend(words.map(Word::from));
         }
         Network::Bridge { name } => {
             options.add("-netdev", format!("bridge,id=net0,br={}", escaped(name)));
@@ -261,7 +274,7 @@ mod tests {
   -no-user-config \
   -name web-1 \
   -uuid 6a1e5bd0-0000-4000-8000-0123456789ab \
-  -smbios type=11,value=io.systemd.credential.binary:a=Zm9v \
+  -smbios type=11,path=<(printf %s io.systemd.credential.binary:a=Zm9v) \
   -machine q35 \
   -kernel '/k, "1"/vmlinuz' \
   -initrd '/k, "1"/initrd <&>' \
@@ -302,6 +315,23 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn the_shell_that_takes_it_is_said_and_what_a_machine_without_smbios_has_instead() {
+        let mut machine = machine();
+        assert_eq!(describe(&machine, Accel::Tcg).unwrap().steps, ["sh FILE"]);
+        machine.architecture = Architecture::Aarch64;
+        machine.credentials = credentials([("a", "it's")]);
+        let description = describe(&machine, Accel::Tcg).unwrap();
+        assert_eq!(description.steps, ["bash FILE"]);
+        let option = r"-fw_cfg name=opt/io.systemd.credentials/a,file=<(printf %s 'it'\''s')";
+        assert!(description.text.contains(option), "{}", description.text);
+        assert!(
+            !description.text.contains("set_credential"),
+            "{}",
+            description.text
+        );
     }
 
     #[test]

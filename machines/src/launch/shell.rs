@@ -1,8 +1,6 @@
 //! Command lines for a shell.
 
-use std::ffi::OsString;
-
-use block::{Error, Result};
+use super::words::Word;
 
 /// A word as a POSIX shell reads it: as it is where nothing in it means anything, in single quotes otherwise.
 pub fn quoted(word: &str) -> String {
@@ -14,21 +12,19 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
-/// A command line, one option a line. `arguments` starts with the program, and words that follow it directly.
-pub(super) fn command_line(arguments: &[OsString]) -> Result<String> {
+/// A command line, one option a line. `line` starts with the program, and words that follow it directly.
+pub(super) fn command_line(line: &[Word]) -> String {
     let mut text = String::new();
-    for (number, argument) in arguments.iter().enumerate() {
-        let word = argument.to_str();
-        let word = word.ok_or_else(|| Error::invalid("a word of the command line is not UTF-8"))?;
-        text.push_str(match (number, word.starts_with('-')) {
+    for (number, word) in line.iter().enumerate() {
+        text.push_str(match (number, word.is_option()) {
             (0, _) => "",
             (_, true) => " \\\n  ",
             (_, false) => " ",
         });
-        text.push_str(&quoted(word));
+        text.push_str(&word.for_shell());
     }
     text.push('\n');
-    Ok(text)
+    text
 }
 
 #[cfg(test)]

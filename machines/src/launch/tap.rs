@@ -1,10 +1,6 @@
 //! The network device of the host that most launchers want, where QEMU and libvirt make one by themselves.
 
-use std::ffi::OsString;
-
-use block::Result;
-
-use super::{Description, shell};
+use super::{Description, shell, words::Word};
 use crate::machine::{Machine, Network};
 
 /// Its name, which follows from the machine's Ethernet address: at most 15 bytes, as the kernel wants.
@@ -23,14 +19,15 @@ pub(super) fn steps(machine: &Machine, bridge: &str) -> Vec<String> {
 }
 
 /// A script of a launcher's command line, with what has to be done before it is run.
-pub(super) fn script(machine: &Machine, arguments: &[OsString]) -> Result<Description> {
+pub(super) fn script(machine: &Machine, arguments: Vec<String>) -> Description {
+    let line: Vec<_> = arguments.into_iter().map(Word::from).collect();
     let mut steps = match &machine.network {
         Network::Bridge { name } => steps(machine, name),
         _ => Vec::new(),
     };
     steps.push("sh FILE".to_owned());
-    Ok(Description {
-        text: shell::command_line(arguments)?,
+    Description {
+        text: shell::command_line(&line),
         steps,
-    })
+    }
 }

@@ -126,12 +126,31 @@ pub(crate) fn make_chain(directory: &Path) -> [(&'static str, &'static str); 3] 
     chain
 }
 
-/// Makes a machine of another architecture, whose kernel is a dozen instructions: it writes `guest: up` to its console, and turns
-/// itself off.
+/// Makes a machine of another architecture, whose kernel is a few dozen instructions: it writes the start of each file of the
+/// firmware and `guest: up` to its console, and turns itself off.
 pub(crate) fn arm_machine(directory: &Path, images: &[(&str, &str)]) -> Machine {
     // movz x1, #0x0900, lsl #16: where the `virt` machine has its console
     let mut words = vec![0xd2a1_2001_u32];
-    for byte in b"guest: up\n" {
+    let back = |words: i32| 0x5400_0001 | (words.cast_unsigned() & 0x7_ffff) << 5;
+    words.extend([
+        // movz x3, #0x0902, lsl #16: where it has the files; movz w4, #0x20: the first of them
+        0xd2a1_2043,
+        0x5280_0404,
+        // rev16 w5, w4; strh w5, [x3, #8]; movz w6, #32
+        0x5ac0_0485,
+        0x7900_1065,
+        0x5280_0406,
+        // ldrb w2, [x3]; str w2, [x1]; subs w6, w6, #1; b.ne, so that 32 bytes are read
+        0x3940_0062,
+        0xb900_0022,
+        0x7100_04c6,
+        back(-3),
+        // add w4, w4, #1; cmp w4, #0x40; b.ne, so that 32 files are
+        0x1100_0484,
+        0x7101_009f,
+        back(-9),
+    ]);
+    for byte in b"\nguest: up\n" {
         // movz w2, #byte; str w2, [x1]
         words.extend([0x5280_0002 | u32::from(*byte) << 5, 0xb900_0022]);
     }
