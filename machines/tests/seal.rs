@@ -383,6 +383,32 @@ fn all_filesystems_of_a_partitioned_disk_lose_what_is_free() {
 }
 
 #[test]
+fn a_disk_that_is_a_filesystem_and_something_else_is_not_changed() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.raw");
+    // What mdadm writes at 4096 is in the room that ext4 has for descriptors of groups to come.
+    for (at, magic, name) in [
+        (0x1000, &b"\xfc\x4e\x2b\xa9"[..], "raid"),
+        (0, b"LUKS\xba\xbe", "luks"),
+        (0x200, b"LABELONE", "lvm"),
+    ] {
+        let mut bytes = fs::read(&disk).unwrap();
+        bytes[at..at + magic.len()].copy_from_slice(magic);
+        let both = lab.path(name);
+        fs::write(&both, &bytes).unwrap();
+        let chain = open(&both, Access::WRITE);
+        let error = seal(&chain.device(), &all(), false, &Control::unwatched()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("the disk says that it is ext4, and that it is {name}")
+        );
+        assert!(not_looked_into(&chain.device(), false).is_err());
+        drop(chain);
+        assert!(fs::read(&both).unwrap() == bytes, "{name}");
+    }
+}
+
+#[test]
 fn a_hibernated_machine_and_boot_loaders_are_left_alone() {
     let lab = Lab::new();
     let whole = lab.path("whole.raw");

@@ -27,7 +27,7 @@ use crate::store::nearest;
 
 pub use lint::{Finding, lint};
 pub use operations::{OPERATIONS, Operation};
-pub use parts::{NotLookedInto, not_looked_into};
+pub use parts::{NotLookedInto, instead_of_root, not_looked_into};
 
 use plan::{Deed, Search, Step};
 

@@ -30,6 +30,9 @@ impl fmt::Display for NotLookedInto {
     }
 }
 
+/// What messages call a disk without partitions.
+const THE_DISK: &str = "the disk";
+
 /// What has other filesystems in it, at places of its own.
 const HOLDERS: [&str; 3] = ["luks", "lvm", "raid"];
 
@@ -49,6 +52,17 @@ enum Content {
     Swap(u64),
     Other(&'static str),
     Unknown,
+}
+
+impl Content {
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Ext4 => Some("ext4"),
+            Self::Swap(_) => Some("swap"),
+            Self::Other(name) => Some(name),
+            Self::Unknown => None,
+        }
+    }
 }
 
 impl Part {
@@ -76,14 +90,13 @@ impl Part {
         }
     }
 
-    fn described(&self) -> NotLookedInto {
-        let content = match self.content {
-            Content::Ext4 => "ext4",
-            Content::Swap(_) => "swap",
-            Content::Other(name) => name,
-            Content::Unknown => self.kind.unwrap_or("of an unknown kind"),
-        };
-        NotLookedInto(format!("partition {} ({content})", self.number))
+    fn described(&self) -> String {
+        let kind = self.kind.unwrap_or("of an unknown kind");
+        format!(
+            "partition {} ({})",
+            self.number,
+            self.content.name().unwrap_or(kind)
+        )
     }
 }
 
@@ -98,7 +111,7 @@ pub(super) fn parts(disk: &Arc<dyn BlockDevice>, table: &PartitionTable) -> Resu
         let device: Arc<dyn BlockDevice> = Arc::new(table.open(disk.clone(), &selector)?);
         parts.push(Part {
             number: partition.number,
-            content: content(&*device, partition.number)?,
+            content: content(&*device, &format!("partition {}", partition.number))?,
             kind: partition.kind.name(),
             device,
         });
@@ -122,12 +135,13 @@ pub(super) fn refuse_hibernated_parts(disk: &Arc<dyn BlockDevice>) -> Result<()>
     Ok(())
 }
 
-fn content(device: &dyn BlockDevice, number: u32) -> Result<Content> {
+/// What is on a device that messages call `name`: a partition, or a disk without any.
+fn content(device: &dyn BlockDevice, name: &str) -> Result<Content> {
     let mut start = vec![0; START.min(device.size() as usize)];
     device.read_at(&mut start, 0)?;
     let has = |at: usize, magic: &[u8]| start.get(at..at + magic.len()) == Some(magic);
     // At these places each of them says what it is.
-    let known: [(usize, &[u8], &'static str); 11] = [
+    let known: [(usize, &[u8], &'static str); 13] = [
         (82, b"FAT32   ", "vfat"),
         (54, b"FAT1", "vfat"),
         (3, b"EXFAT   ", "exfat"),
@@ -137,7 +151,9 @@ fn content(device: &dyn BlockDevice, number: u32) -> Result<Content> {
         (0, b"hsqs", "squashfs"),
         (0x200, b"LABELONE", "lvm"),
         (0x400, b"\x10\x20\xf5\xf2", "f2fs"),
+        (0, b"\xfc\x4e\x2b\xa9", "raid"),
         (0x1000, b"\xfc\x4e\x2b\xa9", "raid"),
+        (0x8001, b"CD001", "iso9660"),
         (0x1_0040, b"_BHRfS_M", "btrfs"),
     ];
     let found = known.iter().find(|(at, magic, _)| has(*at, magic));
@@ -146,16 +162,16 @@ fn content(device: &dyn BlockDevice, number: u32) -> Result<Content> {
         // mdadm leaves the superblock of a filesystem that was there before, whose free blocks are somebody's data now.
         return match found {
             Some(other) if HOLDERS.contains(&other) => {
-                let message = format!("partition {number} says that it is ext4, and that it is {other}");
+                let message = format!("{name} says that it is ext4, and that it is {other}");
                 let error = Error::new(ErrorKind::Corrupt, message);
-                Err(error.with_hint("take away what is not so: wipefs -o OFFSET PARTITION"))
+                Err(error.with_hint("take away what is not so: wipefs -o OFFSET DEVICE"))
             }
             _ => Ok(Content::Ext4),
         };
     }
     match Swap::of(&start) {
         Some(Swap::Used(page)) => Ok(Content::Swap(page)),
-        Some(Swap::Hibernated) => Err(hibernated(&format!("partition {number}"))),
+        Some(Swap::Hibernated) => Err(hibernated(name)),
         None => Ok(found.map_or(Content::Unknown, Content::Other)),
     }
 }
@@ -221,13 +237,15 @@ pub fn not_looked_into(disk: &Arc<dyn BlockDevice>, sealed: bool) -> Result<Vec<
         refuse_hibernated(root)?;
     }
     let Ok(table) = PartitionTable::read(&**disk, None) else {
+        // What contradicts itself is found out.
+        content(&**disk, THE_DISK)?;
         return Ok(Vec::new());
     };
     let root = root.and_then(|root| root.partition);
     let mut found = Vec::new();
     for part in parts(disk, &table)? {
         if Some(part.number) != root && !(sealed && part.swapped().is_some()) {
-            found.push(part.described());
+            found.push(NotLookedInto(part.described()));
         }
     }
     for partition in table.partitions().iter().filter(|part| part.is_container()) {
@@ -246,6 +264,33 @@ pub fn not_looked_into(disk: &Arc<dyn BlockDevice>, sealed: bool) -> Result<Vec<
         found.push(NotLookedInto(what.to_owned()));
     }
     Ok(found)
+}
+
+/// What there is on a disk that has no root filesystem of ext4, in the words of a message.
+///
+/// # Errors
+/// As [`not_looked_into`].
+pub fn instead_of_root(disk: &Arc<dyn BlockDevice>) -> Result<String> {
+    let table = match PartitionTable::read(&**disk, None) {
+        Ok(table) => table,
+        Err(error) if error.kind() != ErrorKind::InvalidInput => {
+            return Ok(format!("its partition table cannot be read ({error})"));
+        }
+        Err(_) => {
+            return Ok(match content(&**disk, THE_DISK)?.name() {
+                Some(name) => format!("all of it is {name}"),
+                None if holds_something(&**disk, 0..disk.size())? => {
+                    "it has no partition table, and no filesystem that is known".to_owned()
+                }
+                None => "it is empty: all zeros".to_owned(),
+            });
+        }
+    };
+    let parts: Vec<String> = parts(disk, &table)?.iter().map(Part::described).collect();
+    Ok(match parts.as_slice() {
+        [] => "it has a partition table without partitions".to_owned(),
+        parts => format!("there is {}", parts.join(", ")),
+    })
 }
 
 /// What is between a table and the first partition.
