@@ -1,13 +1,16 @@
 //! Names of images, and of partitions in them, as [`split_name`] has them: `IMAGE#2`, `IMAGE#name:root`, `IMAGE#uuid:GUID`.
 
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::view::Window;
-use block::{BlockDevice, Error, ErrorKind, Result};
+use block::{BlockDevice, Error, ErrorKind, Result, escape};
+use machines::nearest;
 use raw::partition::{PartitionTable, Selector, split_name};
 
+use crate::images::directory_of;
 use crate::opener::is_export;
 
 /// The commands that take partitions, for messages.
@@ -85,16 +88,26 @@ impl ImageName {
     }
 }
 
-/// The hint for an image that is not there, if it has the name of a partition.
+/// Names of a directory that are looked at, at most, for those that may have been meant.
+const NEIGHBOURS: usize = 10_000;
+
+/// The hint for an image that is not there: where it has the name of a partition, that it has, and else what name beside it may have been
+/// meant.
 pub(crate) fn hint_for_missing(path: &Path) -> Option<String> {
-    ImageName::parse(path).ok()?.partition?;
-    Some(format!("only {COMMANDS} take partitions: name the image alone"))
+    if ImageName::parse(path).ok()?.partition.is_some() {
+        return Some(format!("only {COMMANDS} take partitions: name the image alone"));
+    }
+    let (directory, wanted) = (directory_of(path), path.file_name()?.to_str()?);
+    let names = fs::read_dir(directory).ok()?.take(NEIGHBOURS).flatten();
+    let names: Vec<String> = names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    let near = nearest(wanted, names.iter().map(String::as_str));
+    (!near.is_empty()).then(|| format!("there is {}", escape(&near.join(", "))))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn parsed(directory: &Path, name: &str) -> (String, Option<String>) {

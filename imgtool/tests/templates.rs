@@ -343,3 +343,77 @@ fn a_killed_command_leaves_no_machine_and_no_template() {
     let left = lab.run("find store -name '*x-*' -o -path '*/.work/*'").ok();
     assert_eq!(left, "");
 }
+
+#[test]
+fn an_image_without_a_system_is_told_to_be_that() {
+    let lab = Lab::new();
+    let script = "truncate -s 1M zeros; yes text | head -c 1M >text || :; truncate -s 1M swap; mkswap -q swap; \
+        truncate -s 4M parts; printf 'label: gpt\\nsize=1024,type=swap\\ntype=uefi\\n' | sfdisk -q parts; \
+        mkdir tree; echo a >tree/a; truncate -s 4M data; mke2fs -q -t ext4 -d tree data";
+    lab.run_words(&["sh", "-ec", script]).ok();
+    for (file, says) in [
+        (
+            "zeros",
+            "no root filesystem of ext4, so machines of it get no names",
+        ),
+        ("zeros", ": it is empty: all zeros"),
+        (
+            "text",
+            ": it has no partition table, and no filesystem that is known",
+        ),
+        ("swap", ": all of it is swap"),
+        ("parts", ": there is partition 1 (swap), partition 2 (efi)"),
+        ("data", "a filesystem of ext4 and no system in it"),
+    ] {
+        let done = lab.run(&format!("imgtool template import --store store {file}"));
+        assert_eq!(done.code(), 0, "{file}: {}", done.stderr());
+        assert!(done.stderr().contains(says), "{file}: {}", done.stderr());
+    }
+    // With keys, only a file can be imported.
+    fs::create_dir_all(lab.path("signed/keys")).unwrap();
+    fs::write(lab.path("signed/keys/own.pub"), "untrusted comment: x\nRWQ\n").unwrap();
+    for store in ["store", "signed"] {
+        lab.run(&format!("imgtool template import --store {store} zeroes"))
+            .fails(1, &["zeroes: open", "there is zeros"]);
+    }
+}
+
+#[test]
+fn a_template_is_called_as_it_was_asked_for() {
+    let lab = imported();
+    lab.imgtool("template tag --store store tiny a-first");
+    for (name, aliases) in [("tiny", "tiny, a-first"), ("a-first", "a-first, tiny")] {
+        let shown = lab.imgtool(&format!("template show --store store {name}"));
+        assert!(shown.contains(&format!(" {aliases}\n")), "{shown}");
+    }
+    let again = lab.run("imgtool template import --store store root.qcow2 --alias tiny --notes other");
+    assert!(
+        again.stderr().contains("that of template tiny already"),
+        "{}",
+        again.stderr()
+    );
+    lab.imgtool("clone -q --store store web --from tiny");
+    lab.run("imgtool template rm --store store tiny")
+        .fails(1, &["template tiny is what web is based on"]);
+}
+
+#[test]
+fn only_the_templates_that_are_named_are_verified() {
+    let lab = imported();
+    fs::write(lab.path("other"), vec![0; 1 << 20]).unwrap();
+    lab.imgtool("template import -q --store store other --alias other");
+    let image = lab.imgtool("template show --store store other --path");
+    lab.run(&format!("chmod u+w {image}")).ok();
+    fs::write(lab.path(image.trim()), "broken").unwrap();
+    assert_eq!(
+        lab.imgtool("template verify --store store tiny"),
+        "template tiny is as it should be\n"
+    );
+    let both = lab.run("imgtool template verify --store store tiny other");
+    assert_eq!(both.stdout(), "1 of 2 templates are as they should be\n");
+    both.fails(1, &["the file has changed"]);
+    lab.run("imgtool template verify --store store tinny")
+        .fails(1, &["there is tiny"]);
+    lab.run("imgtool template verify --store store")
+        .fails(1, &["the file has changed"]);
+}

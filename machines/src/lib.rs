@@ -30,3 +30,4 @@ pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Net
 pub use root::{Root, filesystem_in};
 pub use seed::Seed;
 pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};
+pub use store::nearest;

@@ -57,6 +57,10 @@ impl Store {
             let message = "a second file is the disk of an Incus image whose metadata is a file of its own";
             return Err(Error::invalid(message).with_path(file));
         }
+        if form == Form::Raw && !file.exists() {
+            // What opens it says so, and what else may have been meant.
+            (importing.open)(file, form)?;
+        }
         let signature = self.check_signed(importing, control)?;
         // Archives of Incus and container images have them inside.
         let noted = match notes::beside(file)? {

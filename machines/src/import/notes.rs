@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use block::{Error, ErrorKind, Result, escape};
+use block::{Error, ErrorKind, Result};
 
 use crate::export::{INITRD, KERNEL, NOTES};
 use crate::store::{Fingerprint, MAX_KERNEL, NewTemplate, Store, TemplateDocument, parse};
@@ -57,12 +57,8 @@ pub(super) fn boot_files(file: &Path, noted: BootFiles, new: &mut NewTemplate) -
         if found == wanted {
             return Ok(Some(bytes));
         }
-        let notes = self::path(file);
-        let notes = notes.file_name().unwrap_or_default().to_string_lossy();
-        let message = format!(
-            "its SHA-256 is {found}, and that in {} is {wanted}",
-            escape(&notes)
-        );
+        let message =
+            format!("its SHA-256 is {found}, and what is known of the template says that it is {wanted}");
         Err(Error::new(ErrorKind::Corrupt, message)
             .with_path(path)
             .with_hint("export the template again, or name a kernel with --kernel"))

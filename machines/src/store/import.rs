@@ -216,10 +216,11 @@ impl Store {
             publish(&image, &Self::file(&directory, fingerprint, "qcow2"))?;
             document::sync(&directory)?;
         }
-        if let Some(alias) = &new.alias {
-            self.add_alias(&held, alias, fingerprint)?;
-        }
-        self.load_template(fingerprint)
+        let Some(alias) = &new.alias else {
+            return self.load_template(fingerprint);
+        };
+        self.add_alias(&held, alias, fingerprint)?;
+        Ok(self.load_template(fingerprint)?.called(alias))
     }
 }
 

@@ -122,7 +122,7 @@ is_text!(InstanceName);
 is_text!(Alias);
 
 /// Those of `known` that `wanted` may have been meant for, the nearest first; at most three.
-pub(crate) fn nearest<'n>(wanted: &str, known: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
+pub fn nearest<'n>(wanted: &str, known: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
     let mut near: Vec<(usize, &str)> = known
         .into_iter()
         .map(|name| (distance(wanted, name), name))

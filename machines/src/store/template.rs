@@ -144,7 +144,7 @@ pub struct Provenance {
 pub struct Template {
     /// The SHA-256 of its image.
     pub fingerprint: Fingerprint,
-    /// What else it is called.
+    /// What else it is called: the alias that it was asked for by first, and the others in their order.
     pub aliases: Vec<Alias>,
     /// What is known of it.
     pub document: TemplateDocument,
@@ -182,7 +182,15 @@ impl Template {
         path.exists().then_some(path)
     }
 
-    /// The first of its aliases, or the start of its fingerprint.
+    /// The same, called by one of its aliases.
+    pub(super) fn called(mut self, alias: &Alias) -> Self {
+        if let Some(at) = self.aliases.iter().position(|own| own == alias) {
+            self.aliases[..=at].rotate_right(1);
+        }
+        self
+    }
+
+    /// The alias that it was asked for by or else the first one, or the start of its fingerprint.
     pub fn name(&self) -> String {
         match self.aliases.first() {
             Some(alias) => alias.to_string(),
@@ -299,12 +307,10 @@ impl Store {
         };
         // What may be an alias that cannot be read is not taken for another template's fingerprint.
         let least = if broken.is_some() { SHORT } else { MIN_PREFIX };
-        let by_alias = name
-            .parse::<Alias>()
-            .ok()
-            .and_then(|alias| aliases.get(&alias).copied());
-        if let Some(fingerprint) = by_alias {
-            return self.load_template(fingerprint);
+        if let Ok(alias) = name.parse::<Alias>()
+            && let Some(fingerprint) = aliases.get(&alias)
+        {
+            return Ok(self.load_template(*fingerprint)?.called(&alias));
         }
         let stems = stems(&self.templates_directory(), "qcow2")?;
         let begins = |stem: &&String| name.len() >= least && stem.starts_with(name);

@@ -7,7 +7,7 @@ use block::{Error, Result};
 use ops::Control;
 
 use super::scratch::Scratch;
-use super::{Fingerprint, Store, document, stems};
+use super::{Fingerprint, Store, Template, document, stems};
 
 /// What a look at a store has found.
 #[derive(Debug, Default)]
@@ -30,8 +30,7 @@ impl Store {
         let templates = self.templates()?;
         verified.faults.extend(templates.broken);
         for template in &templates.found {
-            let signed = |()| self.verify_signature(template, control);
-            match template.verify(control).and_then(signed) {
+            match self.verify_template(template, control) {
                 Ok(()) => verified.templates += 1,
                 Err(error) if error.kind() == block::ErrorKind::Interrupted => return Err(error),
                 Err(error) => verified.faults.push(error),
@@ -59,6 +58,15 @@ impl Store {
             }
         }
         Ok(verified)
+    }
+
+    /// Reads a template, and checks its signature where keys are trusted.
+    ///
+    /// # Errors
+    /// `Corrupt` for what has changed; `InvalidInput` for no signature of a trusted key; `Io`; `Interrupted`.
+    pub fn verify_template(&self, template: &Template, control: &Control<'_>) -> Result<()> {
+        template.verify(control)?;
+        self.verify_signature(template, control)
     }
 
     fn dangling(&self) -> Vec<String> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use block::{Access, Error, Result};
 use clap::Args;
 use machines::import::Importing;
+use machines::personalise::has_system;
 use machines::store::{NewTemplate, Provenance, Template};
 use machines::{Root, seal};
 use ops::Control;
@@ -179,16 +180,32 @@ impl ImportArgs {
     }
 }
 
-/// Says what on its disk should not be in a template, if there is a system on it.
+/// Says what on its disk should not be in a template, or that there is no system on it.
 fn tell_findings(template: &Template) {
-    let disk = Opening::default().alone(&template.image(), Some("qcow2"));
-    let root = disk.and_then(|disk| Root::find(&disk.device()));
-    let findings = root.and_then(|root| root.map_or(Ok(Vec::new()), |root| seal::lint(&root, &[])));
-    match findings {
-        Ok(findings) => findings.iter().for_each(|finding| note(&told(finding))),
-        Err(error) => note(&format!(
+    let look = || -> Result<()> {
+        let disk = Opening::default()
+            .alone(&template.image(), Some("qcow2"))?
+            .device();
+        let Some(root) = Root::find(&disk)? else {
+            note(&format!(
+                "the disk has no root filesystem of ext4, so machines of it get no names and keys of their own, and what is private \
+                 was not looked for: {}",
+                seal::instead_of_root(&disk)?
+            ));
+            return Ok(());
+        };
+        if !has_system(&disk)? {
+            note("the disk has a filesystem of ext4 and no system in it: there is no /etc");
+        }
+        seal::lint(&root, &[])?
+            .iter()
+            .for_each(|finding| note(&told(finding)));
+        Ok(())
+    };
+    if let Err(error) = look() {
+        note(&format!(
             "what is private on the disk was not looked for: {error}"
-        )),
+        ));
     }
 }
 

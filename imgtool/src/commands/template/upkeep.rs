@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
-use block::escape;
+use block::{ErrorKind, Result, escape};
 use clap::Args;
+use machines::store::{Store, Verified};
 use ops::Control;
 use serde_json::json;
 
@@ -17,10 +18,12 @@ use crate::watch::Watch;
 
 /// See whether templates are what they were, and machines based on what they should be
 ///
-/// All templates are read and compared with their fingerprints, and with their signatures where the store has keys.
+/// All templates are read and compared with their fingerprints, and with their signatures where the store has keys; or only those that are
+/// named, and no machines.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  imgtool template verify")]
+  imgtool template verify
+  imgtool template verify debian-12")]
 pub(super) struct VerifyArgs {
     /// How to print what was found
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
@@ -29,6 +32,9 @@ pub(super) struct VerifyArgs {
     store: StoreArgs,
     #[command(flatten)]
     watch: WatchArgs,
+    /// Their aliases, or the first digits of their fingerprints [default: all, and all machines]
+    #[arg(value_name = "TEMPLATE")]
+    templates: Vec<String>,
 }
 
 impl VerifyArgs {
@@ -36,7 +42,7 @@ impl VerifyArgs {
         let store = self.store.open()?;
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
-        let verified = store.verify(&Control::new(interrupt::watch()?, &report));
+        let verified = self.verify(&store, &Control::new(interrupt::watch()?, &report));
         watch.finish();
         let verified = verified?;
         if self.output == OutputFormat::Json {
@@ -51,12 +57,36 @@ impl VerifyArgs {
         }
         if !self.watch.quiet {
             let (templates, machines) = (verified.templates, verified.instances);
-            writeln!(
-                out,
-                "{templates} templates and {machines} machines are as they should be"
-            )?;
+            match self.templates.as_slice() {
+                [] => writeln!(
+                    out,
+                    "{templates} templates and {machines} machines are as they should be"
+                )?,
+                [one] if templates == 1 => writeln!(out, "template {one} is as it should be")?,
+                named => writeln!(
+                    out,
+                    "{templates} of {} templates are as they should be",
+                    named.len()
+                )?,
+            }
         }
         Ok(table::tell_broken(out, &verified.faults)?)
+    }
+
+    fn verify(&self, store: &Store, control: &Control<'_>) -> Result<Verified> {
+        if self.templates.is_empty() {
+            return store.verify(control);
+        }
+        let named = self.templates.iter().map(|name| store.template(name));
+        let mut verified = Verified::default();
+        for template in named.collect::<Result<Vec<_>>>()? {
+            match store.verify_template(&template, control) {
+                Ok(()) => verified.templates += 1,
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(error) => verified.faults.push(error),
+            }
+        }
+        Ok(verified)
     }
 }
 
