@@ -1,108 +1,10 @@
 //! `qemu-img` by our link and by QEMU's own program: the same arguments, output, exit codes and images.
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::process::Command;
 
-/// A directory for each of the two programs, in which the same is done.
-struct Twins {
-    theirs: tempfile::TempDir,
-    ours: tempfile::TempDir,
-    links: tempfile::TempDir,
-}
-
-/// What a program wrote and how it ended.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Twins {
-    fn new() -> Self {
-        let directory = || tempfile::tempdir().unwrap();
-        let twins = Self {
-            theirs: directory(),
-            ours: directory(),
-            links: directory(),
-        };
-        symlink(env!("CARGO_BIN_EXE_imgtool"), twins.link()).unwrap();
-        twins
-    }
-
-    fn link(&self) -> PathBuf {
-        self.links.path().join("qemu-img")
-    }
-
-    /// Runs both with the words of a line; `''` is an empty one.
-    fn both(&self, line: &str) -> Outcome {
-        let run = |program: &Path, directory: &Path| {
-            let words = line
-                .split_whitespace()
-                .map(|word| if word == "''" { "" } else { word });
-            let output = Command::new(program)
-                .args(words)
-                .current_dir(directory)
-                .output()
-                .unwrap_or_else(|error| {
-                    panic!("{} is needed (Debian: qemu-utils): {error}", program.display())
-                });
-            Outcome {
-                code: output.status.code(),
-                out: without_host_sizes(&String::from_utf8(output.stdout).unwrap()),
-                err: String::from_utf8(output.stderr).unwrap(),
-            }
-        };
-        let theirs = run(Path::new("qemu-img"), self.theirs.path());
-        let ours = run(&self.link(), self.ours.path());
-        assert_eq!(ours, theirs, "qemu-img {line}");
-        ours
-    }
-
-    /// Both succeed, in silence on standard error.
-    fn ok(&self, line: &str) -> String {
-        let outcome = self.both(line);
-        assert_eq!((outcome.code, &*outcome.err), (Some(0), ""), "qemu-img {line}");
-        outcome.out
-    }
-
-    /// Does something to both directories.
-    fn in_both(&self, change: impl Fn(&Path)) {
-        change(self.theirs.path());
-        change(self.ours.path());
-    }
-
-    fn qemu_io(&self, image: &str, commands: &[&str]) {
-        self.in_both(|directory| {
-            let mut qemu_io = Command::new("qemu-io");
-            for command in commands {
-                qemu_io.args(["-c", command]);
-            }
-            let output = qemu_io.arg(image).current_dir(directory).output().unwrap();
-            assert!(output.status.success(), "{output:?}");
-        });
-    }
-
-    /// Both directories have the same file, byte for byte.
-    fn assert_same_file(&self, name: &str) {
-        let read = |directory: &Path| fs::read(directory.join(name)).unwrap();
-        assert!(
-            read(self.ours.path()) == read(self.theirs.path()),
-            "{name} is not the same"
-        );
-    }
-}
-
-/// What a file takes on its host is less where we leave holes.
-fn without_host_sizes(text: &str) -> String {
-    let is_host_size =
-        |line: &&str| line.trim().starts_with("disk size:") || line.contains("\"actual-size\":");
-    text.split_inclusive('\n')
-        .filter(|line| !is_host_size(line))
-        .collect()
-}
+use common::twins::Twins;
 
 #[test]
 fn new_images_are_the_same_byte_for_byte() {
@@ -342,10 +244,10 @@ fn images_are_copied_with_the_same_result() {
         if line.contains("-O qcow2") {
             twins.ok(&format!("check {copy}"));
         }
-        let across = format!("{}/{copy}", twins.theirs.path().display());
+        let across = format!("{}/{copy}", twins.theirs().display());
         let output = Command::new("qemu-img")
             .args(["compare", &across, &copy])
-            .current_dir(twins.ours.path())
+            .current_dir(twins.ours())
             .output()
             .unwrap();
         assert!(output.status.success(), "{line}: {output:?}");

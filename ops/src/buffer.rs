@@ -2,6 +2,8 @@
 
 use std::ops::{Deref, DerefMut};
 
+use block::{Error, ErrorKind, Result};
+
 /// The alignment that direct I/O on any host asks of memory.
 const ALIGNMENT: usize = 4096;
 
@@ -15,7 +17,24 @@ pub(crate) struct Buffer {
 
 impl Buffer {
     pub(crate) fn new(len: usize) -> Self {
-        let bytes = vec![0; len + ALIGNMENT];
+        Self::within(vec![0; len + ALIGNMENT], len)
+    }
+
+    /// The same, of any length.
+    ///
+    /// # Errors
+    /// `Io` where there is no memory for it.
+    pub(crate) fn try_new(len: usize) -> Result<Self> {
+        let all = len.saturating_add(ALIGNMENT);
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(all)
+            .map_err(|_| Error::new(ErrorKind::Io, format!("there is no memory for {len} bytes")))?;
+        bytes.resize(all, 0);
+        Ok(Self::within(bytes, len))
+    }
+
+    fn within(bytes: Vec<u8>, len: usize) -> Self {
         let start = bytes.as_ptr().addr().next_multiple_of(ALIGNMENT) - bytes.as_ptr().addr();
         Self { bytes, start, len }
     }

@@ -3,7 +3,7 @@
 //! [`convert`](convert()) copies one onto another, [`receive`] does so from a pipe, [`compare`](compare()) finds where two differ, [`data_units`] counts
 //! what a copy would take, and [`commit`], [`rebase`] and [`stream`] move data between the layers of a chain. [`Extents`] walks a disk run by run, [`SparseChain`] adds what the host knows to what an
 //! image says of itself, [`Salvaged`] reads what can be read of a damaged disk, and [`Concat`] joins several disks into one;
-//! [`Offload`] has the host copy where it can.
+//! [`Offload`] has the host copy where it can. [`bench`](bench()) times requests.
 //!
 //! Everything here asks a [`BlockDevice`](block::BlockDevice) what is where, moves no more than that, uses as many
 //! threads as it is given and memory that does not grow with the image. A job is watched and stopped through its
@@ -40,6 +40,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bench;
 mod buffer;
 mod commit;
 mod compare;
@@ -57,6 +58,7 @@ mod salvage;
 mod testing;
 mod throttle;
 
+pub use bench::{BenchOptions, MAX_PARALLEL, bench};
 pub use block::is_zero;
 pub use commit::{CommitOptions, commit, empty};
 pub use compare::{CompareError, CompareOptions, Comparison, compare};

@@ -15,6 +15,7 @@
 )]
 
 mod amend;
+mod bench;
 mod bitmap;
 mod check;
 mod commit;
@@ -60,6 +61,7 @@ type Command = (&'static str, &'static str, fn(&Console, &[String]) -> Outcome);
 
 const COMMANDS: &[Command] = &[
     ("amend", "Change options of an image", amend::run),
+    ("bench", "Time requests to an image", bench::run),
     ("bitmap", "Change a bitmap that is kept in an image", bitmap::run),
     ("check", "Check basic image integrity", check::run),
     ("commit", "Commit an image into its backing file", commit::run),

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use block::{Error, ErrorKind, Storage};
+use raw::Io;
 
 pub(super) use self::options::NodeOptions;
 use super::json::{Json, Object};
@@ -29,6 +30,8 @@ pub(super) struct Flags {
     pub(super) force_share: bool,
     /// Past the page cache.
     pub(super) direct: bool,
+    /// By requests that the kernel queues.
+    pub(super) uring: bool,
     /// What the disk holds is not read: encrypted images need no key.
     pub(super) locked: bool,
     /// Only the image itself is opened.
@@ -209,6 +212,7 @@ fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
         .write(flags.write)
         .force_share(flags.force_share && !flags.write)
         .direct(flags.direct)
+        .io(if flags.uring { Io::Uring } else { Io::Auto })
         .open(&path);
     let storage = opened.map_err(|error| explain(&error, &path, flags))?;
     let exact = name::of_path(&path);
