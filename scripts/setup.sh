@@ -167,6 +167,7 @@ if [ "$task" = test ]; then
     # They need no emulator, which apt would take from another suite than the tools.
     need virsh libvirt-clients
     [ -x /usr/sbin/libvirtd ] || packages+=(libvirt-daemon-system libvirt-daemon-driver-qemu)
+    need virt-install virtinst
     need setpriv util-linux
     need cpio cpio
     need strace strace

@@ -1,151 +1,23 @@
 //! libvirt takes the XML as it is: its daemon, run for this test alone, defines machines, starts them, looks at their disks,
 //! takes a snapshot, and lets them go.
-//!
-//! It runs as another user where the test is root's, since root's own daemon has one place for all.
 
 mod common;
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
+use common::libvirt::{Libvirt, eventually};
 use common::{arm_machine, machine, make_chain};
 use machines::launch::Launcher;
 use machines::{Accel, Boot, Machine, Network};
-use tempfile::TempDir;
 
-/// Far more than it takes.
-const LIMIT: Duration = Duration::from_secs(300);
-/// Nobody.
-const USER: u32 = 65534;
-
-/// Daemons with directories of their own. Dropped, they and their machines are no more.
-struct Libvirt {
-    directory: TempDir,
-    daemons: Vec<Child>,
-}
-
-impl Libvirt {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        for below in ["run", "config/libvirt", "cache", "data", "lab"] {
-            fs::create_dir_all(directory.path().join(below)).unwrap();
-        }
-        // No AppArmor, which is the system's.
-        fs::write(
-            directory.path().join("config/libvirt/qemu.conf"),
-            "security_driver = \"none\"\n",
-        )
-        .unwrap();
-        let mut libvirt = Self {
-            directory,
-            daemons: Vec::new(),
-        };
-        libvirt.give();
-        for (daemon, socket) in [("virtlogd", "virtlogd-sock"), ("libvirtd", "libvirt-sock")] {
-            let socket = libvirt.directory.path().join("run/libvirt").join(socket);
-            let log = libvirt.directory.path().join(daemon);
-            let mut command = libvirt.command(&format!("/usr/sbin/{daemon}"));
-            command.stderr(fs::File::create(&log).unwrap());
-            let mut child = command.spawn().expect(daemon);
-            eventually(daemon, || {
-                let ended = child.try_wait().unwrap();
-                assert!(
-                    ended.is_none(),
-                    "{ended:?}: {}",
-                    fs::read_to_string(&log).unwrap()
-                );
-                socket.exists()
-            });
-            libvirt.daemons.push(child);
-        }
-        libvirt
-    }
-
-    /// Where images are.
-    fn lab(&self) -> PathBuf {
-        self.directory.path().join("lab")
-    }
-
-    /// All files become those of the user.
-    fn give(&self) {
-        if rustix::process::geteuid().is_root() {
-            let mut paths = vec![self.directory.path().to_owned()];
-            while let Some(path) = paths.pop() {
-                chown(&path, Some(USER), Some(USER)).unwrap();
-                if path.is_dir() {
-                    paths.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-                }
-            }
-        }
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = if rustix::process::geteuid().is_root() {
-            let mut command = Command::new("setpriv");
-            let user = USER.to_string();
-            command.args(["--reuid", &user, "--regid", &user, "--clear-groups", program]);
-            command
-        } else {
-            Command::new(program)
-        };
-        let at = |below: &str| self.directory.path().join(below);
-        command
-            .current_dir(self.lab())
-            .env("HOME", self.directory.path())
-            .env("XDG_RUNTIME_DIR", at("run"))
-            .env("XDG_CONFIG_HOME", at("config"))
-            .env("XDG_CACHE_HOME", at("cache"))
-            .env("XDG_DATA_HOME", at("data"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn try_virsh(&self, line: &str) -> Output {
-        let mut command = self.command("virsh");
-        command
-            .args(["-q", "-c", "qemu:///session"])
-            .args(line.split(' '));
-        command.output().expect("scripts/setup.sh test installs it")
-    }
-
-    fn virsh(&self, line: &str) -> String {
-        let output = self.try_virsh(line);
-        assert!(output.status.success(), "virsh {line}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Writes the XML of a machine, which the schemas must allow.
-    fn describe(&self, machine: &Machine) {
-        let description = Launcher::Libvirt.describe(machine, Accel::Tcg).unwrap();
-        fs::write(self.lab().join("domain.xml"), &description.text).unwrap();
-        self.give();
-        common::run(&self.lab(), "virt-xml-validate domain.xml domain");
-    }
-}
-
-impl Drop for Libvirt {
-    fn drop(&mut self) {
-        for machine in ["web-1", "web-2"] {
-            let _ = self.try_virsh(&format!("destroy {machine}"));
-        }
-        for daemon in self.daemons.iter_mut().rev() {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
-    }
-}
-
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !done() {
-        assert!(Instant::now() < end, "{what} does not come");
-        thread::sleep(Duration::from_millis(50));
-    }
+/// Writes the XML of a machine, which the schemas must allow.
+fn describe(libvirt: &Libvirt, machine: &Machine) {
+    let description = Launcher::Libvirt.describe(machine, Accel::Tcg).unwrap();
+    fs::write(libvirt.lab().join("domain.xml"), &description.text).unwrap();
+    libvirt.give();
+    common::run(&libvirt.lab(), "virt-xml-validate domain.xml domain");
 }
 
 /// The value of `name` in what virsh prints.
@@ -186,7 +58,7 @@ fn a_machine_is_defined_started_looked_at_snapshotted_and_gone() {
     machine.network = Network::User { forwards: vec![] };
     machine.credentials = [("a.b".parse().unwrap(), "<&>, \"c\"".to_owned())].into();
     copy_kernel(&lab, &mut machine);
-    libvirt.describe(&machine);
+    describe(&libvirt, &machine);
 
     libvirt.virsh("define --validate domain.xml");
     assert_eq!(libvirt.virsh("domuuid web-1").trim(), machine.uuid.to_string());
@@ -239,7 +111,7 @@ fn a_machine_with_firmware_starts() {
             firmware,
             variables: variables.clone(),
         };
-        libvirt.describe(&machine);
+        describe(&libvirt, &machine);
         libvirt.virsh("define --validate domain.xml");
         libvirt.virsh("start web-2");
         assert!(variables.exists());
@@ -269,7 +141,7 @@ fn every_kind_of_network_is_in_the_schemas_and_ports_are_forwarded() {
     for network in [Network::None, bridge, user] {
         machine.network = network;
         machine.disks[0].read_only ^= true;
-        libvirt.describe(&machine);
+        describe(&libvirt, &machine);
         libvirt.virsh("define --validate domain.xml");
     }
     libvirt.virsh("start web-1");
@@ -286,7 +158,7 @@ fn a_machine_of_another_processor_starts() {
     let libvirt = Libvirt::start();
     let chain = make_chain(&libvirt.lab());
     let mut machine = arm_machine(&libvirt.lab(), &chain);
-    libvirt.describe(&machine);
+    describe(&libvirt, &machine);
     // This libvirt and this QEMU start none without firmware: see docs/launch.md.
     libvirt.virsh("define --validate domain.xml");
     machine.credentials = [("a".parse().unwrap(), "b".to_owned())].into();
@@ -294,7 +166,7 @@ fn a_machine_of_another_processor_starts() {
         firmware: Some("/usr/share/AAVMF/AAVMF_CODE.fd".into()),
         variables: libvirt.lab().join("variables"),
     };
-    libvirt.describe(&machine);
+    describe(&libvirt, &machine);
     libvirt.virsh("define --validate domain.xml");
     libvirt.virsh("start web-1");
     assert_eq!(libvirt.virsh("domstate web-1").trim(), "running");

@@ -202,6 +202,9 @@ pub(super) fn make(
     targets.finish(cancel).map_err(could_not)
 }
 
+/// In steps of so many bytes what lies in front of encrypted data is left out where it is zero.
+const AREA_BLOCK: usize = 4096;
+
 /// Makes an encrypted disk that is no image: a LUKS header, and room for the data behind it.
 fn make_luks(path: &str, options: &FormatOptions, secrets: &Secrets, cancel: &Cancel) -> Result<(), Refusal> {
     let could_not = |error: block::Error| could_not_create(path, "luks", &error);
@@ -214,7 +217,13 @@ fn make_luks(path: &str, options: &FormatOptions, secrets: &Secrets, cancel: &Ca
     let targets = Targets::new(Path::new(path), &new, making()).map_err(could_not)?;
     targets.create(&new).map_err(could_not)?;
     let storage = targets.image().storage();
-    storage.write_all_at(&area, 0).map_err(could_not)?;
+    // Key slots that are not in use are holes.
+    for (number, block) in area.chunks(AREA_BLOCK).enumerate() {
+        if !block::is_zero(block) {
+            let offset = (number * AREA_BLOCK) as u64;
+            storage.write_all_at(block, offset).map_err(could_not)?;
+        }
+    }
     targets.finish(cancel).map_err(could_not)
 }
 

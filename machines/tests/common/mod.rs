@@ -3,6 +3,8 @@
 // Every test program uses some of it.
 #![allow(dead_code)]
 
+pub(crate) mod libvirt;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
