@@ -23,10 +23,11 @@ const TABLE: Table = Table {
 };
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
-    // A size may start with a minus, and so it is taken away before options are looked for.
-    let (size, arguments) = match arguments {
+    // A size may start with a minus, and so it is taken away before options are looked for, unless long options follow it.
+    let (last, arguments) = match arguments {
         [only] if matches!(&**only, "-h" | "--help") => return super::help(console),
-        [arguments @ .., size] if !arguments.is_empty() => (size, arguments),
+        [_, .., last] if last.starts_with("--") => (None, arguments),
+        [arguments @ .., size] if !arguments.is_empty() => (Some(size), arguments),
         _ => return Err(Refusal::usage("Not enough arguments")),
     };
     let (mut format, mut quiet, mut image_opts) = (None, false, false);
@@ -47,14 +48,15 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             _ => secrets.add(&value)?,
         }
     }
-    let operands = options.operands();
+    let mut operands = options.operands();
+    let size = last.cloned().or_else(|| operands.pop()).unwrap_or_default();
     if operands.len() != 1 {
         return Err(Refusal::usage("Expecting image file name and size"));
     }
     let (sign, digits) = match size.as_bytes().first() {
         Some(b'+') => (1, &size[1..]),
         Some(b'-') => (-1, &size[1..]),
-        _ => (0, &**size),
+        _ => (0, &*size),
     };
     let bytes = i128::from(format_options::parse_size("size", digits)?);
     let spec = super::one_image(&operands, format.as_deref(), image_opts)?;
