@@ -171,6 +171,7 @@ if [ "$task" = test ]; then
     need setpriv util-linux
     need cpio cpio
     need strace strace
+    need xorriso xorriso
     need nbdkit nbdkit
     need nbdinfo libnbd-bin
     need ssh-keygen openssh-client

@@ -10,6 +10,7 @@ fn every_command_helps() {
     for command in [
         "create",
         "info",
+        "inspect",
         "check",
         "map",
         "convert",

@@ -68,7 +68,8 @@ pub use bitmap::Bitmap;
 pub use bitmap::bits::DirtyBits;
 pub use check::{
     CheckOptions, CheckPhase, CheckProgress, CheckReport, Finding, RepairChange, RepairKind, RepairOptions,
-    RepairProgress, RepairReport, RestoreReport, Severity, TableKind, check, recover, repair, restore,
+    RepairProgress, RepairReport, RestoreReport, Severity, SharedCluster, TableKind, check, find_shared,
+    recover, repair, restore,
 };
 pub use compression::CompressionType;
 pub use create::{CreateOptions, EncryptionMethod, NewEncryption, Streamed, create};

@@ -15,6 +15,7 @@ mod diff;
 mod doctor;
 mod fs;
 mod info;
+mod inspect;
 mod install_links;
 mod instances;
 mod launch;
@@ -56,6 +57,7 @@ pub(crate) type Outcome = Result<u8, Failure>;
   imgtool create -f qcow2 -b base.qcow2 -F qcow2 clone.qcow2
   imgtool convert -p -c -O qcow2 disk.raw disk.qcow2
   imgtool info disk.qcow2
+  imgtool inspect --safe upload.img
   imgtool mkfs rootfs.tar.zst root.img
   imgtool mkdisk --size 20G -O qcow2 rootfs.tar.zst disk.qcow2
   imgtool convert -O raw disk.qcow2#name:root root.raw
@@ -78,6 +80,7 @@ pub(crate) struct Cli {
 enum Command {
     Create(create::CreateArgs),
     Info(info::InfoArgs),
+    Inspect(inspect::InspectArgs),
     Check(check::CheckArgs),
     Map(map::MapArgs),
     Convert(convert::ConvertArgs),
@@ -117,6 +120,7 @@ impl Cli {
         let outcome = match self.command {
             Command::Create(arguments) => arguments.run(&mut out),
             Command::Info(arguments) => arguments.run(&mut out),
+            Command::Inspect(arguments) => arguments.run(&mut out),
             Command::Check(arguments) => arguments.run(&mut out),
             Command::Map(arguments) => arguments.run(&mut out),
             Command::Convert(arguments) => {

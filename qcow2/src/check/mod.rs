@@ -27,6 +27,7 @@ mod reader;
 mod references;
 pub(crate) mod repair;
 mod report;
+mod shared;
 mod stored;
 mod sweep;
 mod tables;
@@ -53,6 +54,7 @@ pub use self::repair::{
     restore,
 };
 pub use self::report::{CheckReport, Finding, Severity, TableKind};
+pub use self::shared::{SharedCluster, find_shared};
 
 /// How to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
