@@ -10,6 +10,8 @@ use clap::{Args, ValueEnum};
 use machines::store::{InstanceName, Store};
 use machines::{BootKind, CredentialName, NetworkKind, NetworkSettings, Settings};
 
+use crate::output::note;
+
 /// Names the store, where no option does.
 const VARIABLE: &str = "IMGTOOL_STORE";
 
@@ -104,6 +106,14 @@ fn memory(text: &str) -> Result<u64> {
         return Err(error.with_hint("such as --memory 512M"));
     }
     Ok(bytes)
+}
+
+/// Says which files of keys cannot be read: what they are needed for is refused.
+pub(crate) fn tell_broken_keys(store: &Store) {
+    // Who cannot say which there are says so when it is asked for one.
+    for error in store.broken_keys().unwrap_or_default() {
+        note(&format!("{error}; whatever only this key has signed is refused"));
+    }
 }
 
 /// What `--credential` means.

@@ -46,6 +46,13 @@ fn clone(lab: &Lab, template: &str, name: &str) -> Done {
     lab.run(&format!("imgtool clone --store store --from {template} {name}"))
 }
 
+/// Fails with these words, whatever else is said.
+fn refuses(done: &Done, says: &[&str]) {
+    let said = done.stderr();
+    assert_eq!(done.code(), 1, "{said}");
+    assert!(says.iter().all(|what| said.contains(what)), "{said}");
+}
+
 fn stored(lab: &Lab) -> String {
     shell(lab, "find store -type f ! -name .lock ! -name '*.pub' | sort")
 }
@@ -154,9 +161,13 @@ fn a_signature_says_what_is_wrong_with_it_and_nothing_is_imported() {
     fs::create_dir(lab.path("layout")).unwrap();
     shell(&lab, "echo '{}' >layout/oci-layout");
     refused("layout", &["only a file can be signed"]);
-    fs::write(lab.path("store/keys/bad.pub"), "none").unwrap();
-    refused("disk.qcow2", &["bad.pub", "no public key of minisign"]);
-    fs::remove_file(lab.path("store/keys/bad.pub")).unwrap();
+    // Metadata of one image would go with the disk of another.
+    shell(
+        &lab,
+        "echo 'architecture: x86_64' >metadata.yaml; tar -cf incus.tar metadata.yaml",
+    );
+    sign(&lab, "ours", "incus.tar");
+    refused("incus.tar disk.qcow2", &["belong together", "one archive"]);
     fs::remove_file(lab.path("store/keys/ours.pub")).unwrap();
     refused(
         "disk.qcow2 --signature disk.qcow2.minisig",
@@ -279,4 +290,107 @@ fn what_is_signed_of_one_image_is_not_taken_for_another() {
     import(&lab, "raw.img.raw").ok();
     import(&lab, "one.qcow2 --alias one").ok();
     clone(&lab, "one", "web").ok();
+}
+
+#[test]
+fn without_its_note_a_template_is_not_taken_for_what_it_was() {
+    let lab = lab();
+    let noted = || shell(&lab, "find store/trusted -type f | sort");
+    // Made before there was a key, and noted as it was made.
+    import(&lab, "disk.qcow2 --alias early --append quiet").ok();
+    clone(&lab, "early", "one").ok();
+    trust(&lab, "ours");
+    let early = image(&lab, "early");
+    sign(&lab, "ours", &early);
+    let stem = early.strip_suffix(".qcow2").unwrap();
+    let (document, note) = (format!("{stem}.toml"), noted());
+    let run = || lab.run("imgtool run --store store --print one");
+    clone(&lab, "early", "two").ok();
+    run().ok();
+    shell(&lab, "cp -a store/trusted kept");
+    for damage in [
+        "rm -r store/trusted",
+        "echo x >NOTE",
+        "sed -i s/quiet/evil/ DOCUMENT; rm -r store/trusted",
+    ] {
+        shell(
+            &lab,
+            &damage.replace("NOTE", note.trim()).replace("DOCUMENT", &document),
+        );
+        let says = [&document[..], "not signed", "minisign -Sm"];
+        clone(&lab, "early", "three").fails(1, &says);
+        run().fails(1, &says);
+        refuses(&lab.run("imgtool template verify --store store"), &says[..2]);
+        lab.run("imgtool template verify --store store early")
+            .fails(1, &says[..2]);
+        // To import the image once more is not to say that the document is right.
+        import(&lab, &early).fails(1, &[]);
+        clone(&lab, "early", "three").fails(1, &says);
+        shell(
+            &lab,
+            &format!("sed -i s/evil/quiet/ {document}; rm -rf store/trusted; cp -a kept store/trusted"),
+        );
+        run().ok();
+    }
+    fs::remove_dir_all(lab.path("store/trusted")).unwrap();
+    sign(&lab, "ours", &document);
+    run().ok();
+    clone(&lab, "early", "three").ok();
+    assert_eq!(noted(), note);
+    // What is not there any more is not noted.
+    fs::write(lab.path(&format!("store/trusted/{}.toml", "0".repeat(64))), "").unwrap();
+    lab.imgtool("template gc --store store");
+    assert_eq!(noted(), note);
+    lab.imgtool("rm --store store one two three");
+    lab.imgtool("template rm --store store early");
+    assert_eq!(noted(), "");
+}
+
+#[test]
+fn a_key_that_cannot_be_read_is_named_and_only_what_needs_it_is_refused() {
+    let lab = lab();
+    trust(&lab, "ours");
+    sign(&lab, "ours", "disk.qcow2");
+    import(&lab, "disk.qcow2 --alias signed").ok();
+    clone(&lab, "signed", "one").ok();
+    let run = || lab.run("imgtool run --store store --print one");
+    let warns = |done: Done| {
+        assert_eq!(done.code(), 0, "{}", done.stderr());
+        let said = done.stderr();
+        assert!(
+            said.contains("theirs.pub: this is no public key of minisign"),
+            "{said}"
+        );
+    };
+    fs::write(lab.path("store/keys/theirs.pub"), "none").unwrap();
+    warns(run());
+    warns(clone(&lab, "signed", "two"));
+    warns(import(&lab, "disk.qcow2"));
+    warns(lab.run("imgtool template verify --store store signed"));
+    refuses(&lab.run("imgtool template verify --store store"), &["theirs.pub"]);
+    shell(
+        &lab,
+        "cp disk.qcow2 other.qcow2; printf x | dd of=other.qcow2 bs=1 seek=400000 conv=notrunc status=none",
+    );
+    sign(&lab, "theirs", "other.qcow2");
+    refuses(
+        &import(&lab, "other.qcow2"),
+        &["not trusted", "theirs.pub cannot be read"],
+    );
+    // With no key that can be read everything is as with none that has signed, and not as with none at all.
+    fs::remove_file(lab.path("store/keys/ours.pub")).unwrap();
+    warns(run());
+    for template in ["signed", "other.qcow2"] {
+        let done = match template {
+            "signed" => clone(&lab, "signed", "three"),
+            file => import(&lab, file),
+        };
+        refuses(&done, &["not trusted", "theirs.pub cannot be read"]);
+    }
+    fs::remove_file(lab.path("disk.qcow2.minisig")).unwrap();
+    refuses(&import(&lab, "disk.qcow2"), &["no signature"]);
+    shell(&lab, "rm -r store/keys; ln -s nowhere store/keys");
+    for done in [run(), clone(&lab, "signed", "three"), import(&lab, "disk.qcow2")] {
+        done.fails(1, &["store/keys: read the directory"]);
+    }
 }

@@ -371,7 +371,8 @@ fn an_image_without_a_system_is_told_to_be_that() {
     }
     // With keys, only a file can be imported.
     fs::create_dir_all(lab.path("signed/keys")).unwrap();
-    fs::write(lab.path("signed/keys/own.pub"), "untrusted comment: x\nRWQ\n").unwrap();
+    let key = "untrusted comment: x\nRWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\n";
+    fs::write(lab.path("signed/keys/own.pub"), key).unwrap();
     for store in ["store", "signed"] {
         lab.run(&format!("imgtool template import --store {store} zeroes"))
             .fails(1, &["zeroes: open", "there is zeros"]);

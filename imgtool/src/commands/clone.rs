@@ -17,7 +17,7 @@ use crate::arguments::WatchArgs;
 use crate::commands::personal::PersonalArgs;
 use crate::interrupt;
 use crate::output::{self, OutputFormat, note};
-use crate::stores::{MachineArgs, StoreArgs};
+use crate::stores::{MachineArgs, StoreArgs, tell_broken_keys};
 use crate::watch::Watch;
 
 /// Make machines that are copy-on-write clones of a template
@@ -106,6 +106,7 @@ impl CloneArgs {
             grow: false,
         };
         let store = self.store.open()?;
+        tell_broken_keys(&store);
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
         let control = Control::new(interrupt::watch()?, &report);

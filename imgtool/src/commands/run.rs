@@ -16,7 +16,7 @@ use ops::{Cancel, Control};
 use super::personal::PersonalArgs;
 use super::{Outcome, clone, doctor};
 use crate::interrupt;
-use crate::stores::{MachineArgs, StoreArgs};
+use crate::stores::{MachineArgs, StoreArgs, tell_broken_keys};
 
 /// Start a machine with QEMU, with its console on this terminal
 ///
@@ -136,9 +136,11 @@ fn scratch() -> PathBuf {
 pub(super) fn open(store: &StoreArgs) -> Result<Store> {
     let directory = store.open()?.directory().to_owned();
     let absolute = path::absolute(&directory);
-    absolute
+    let store = absolute
         .map(Store::at)
-        .map_err(|error| Error::io("find the store", error).with_path(&directory))
+        .map_err(|error| Error::io("find the store", error).with_path(&directory))?;
+    tell_broken_keys(&store);
+    Ok(store)
 }
 
 /// A machine of the store, with what the command line says of it.

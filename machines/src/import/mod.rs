@@ -100,16 +100,21 @@ impl Store {
     /// Checks the signatures of all that is imported, where the store trusts keys; gives that of the file.
     fn check_signed(&self, importing: &Importing<'_>, control: &Control<'_>) -> Result<Option<Vec<u8>>> {
         let file = &importing.file;
-        if self.wants_signatures()? && !fs::metadata(file).is_ok_and(|found| found.is_file()) {
+        let wants = self.wants_signatures()?;
+        if wants && !fs::metadata(file).is_ok_and(|found| found.is_file()) {
             let message = "the store has keys, and only a file can be signed";
             return Err(Error::invalid(message).with_path(file).with_hint(
                 "of an image layout, name an archive of it: skopeo copy oci:DIR:TAG oci-archive:FILE",
             ));
         }
-        let signature = self.check_signature(file, importing.signature.as_deref(), control)?;
-        if let (Some(_), Some(disk)) = (&signature, &importing.disk) {
-            self.check_signature(disk, None, control)?;
+        if let Some(disk) = importing.disk.as_ref().filter(|_| wants) {
+            // Signed metadata of one image would do for the signed disk of another.
+            let message = "the store has keys, and no signature says that an image's metadata and its disk belong together";
+            return Err(Error::invalid(message).with_path(disk).with_hint(
+                "put both into one archive, as metadata.yaml and rootfs.img, and have that signed",
+            ));
         }
+        let signature = self.check_signature(file, importing.signature.as_deref(), control)?;
         let notes = notes::path(file);
         if signature.is_some() && notes.exists() {
             // By its digests, this vouches for what else is beside the file.

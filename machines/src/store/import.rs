@@ -191,7 +191,8 @@ impl Store {
             machine: new.machine.clone(),
             provenance: new.provenance.clone(),
         };
-        document::create(&scratch.path("toml"), text_of(&document)?.as_bytes(), 0o644)?;
+        let text = text_of(&document)?;
+        document::create(&scratch.path("toml"), text.as_bytes(), 0o644)?;
         control.check()?;
         let held = self.hold()?;
         if let (Some(alias), false) = (&new.alias, new.move_alias) {
@@ -209,6 +210,9 @@ impl Store {
             }
             if scratch.path(name).exists() && !to.exists() {
                 publish(&scratch.path(name), &to)?;
+                if name == "toml" {
+                    self.note_made(fingerprint, Fingerprint::of_bytes(text.as_bytes()))?;
+                }
             }
         }
         if is_new {

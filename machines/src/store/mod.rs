@@ -14,7 +14,7 @@
 //! profiles/NAME.toml             settings that instances can share: Settings
 //! templates/FINGERPRINT.qcow2.minisig   who vouches for the disk
 //! templates/FINGERPRINT.toml.minisig    who vouches for what it is, if somebody does
-//! templates/FINGERPRINT.trusted         what of these was found right
+//! trusted/FINGERPRINT.toml       what of a template was found right
 //! keys/NAME.pub                  whom the store trusts; with none, everybody
 //! aliases.toml                   names of templates
 //! .lock                          held while any of these are changed
@@ -42,6 +42,7 @@ mod publish;
 mod scratch;
 mod signature;
 mod template;
+mod trusted;
 mod upkeep;
 
 use std::fs::{self, File, OpenOptions};
@@ -188,7 +189,10 @@ fn stems(directory: &Path, extension: &str) -> Result<Vec<String>> {
     let failed = |error| Error::io("read the directory", error).with_path(directory);
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // A link that leads nowhere is a directory that is elsewhere, for now.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && directory.symlink_metadata().is_err() => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(failed(error)),
     };
     let mut stems = Vec::new();

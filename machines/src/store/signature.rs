@@ -5,20 +5,22 @@
 //! `FINGERPRINT.qcow2.minisig`, which is where `minisign -Sm` puts it for a template that was built here. A signature that comes
 //! with the very bytes of the image goes into the store with them.
 //!
-//! To clone is to take milliseconds, and to read an image is not: so a signature that was found right is noted beside the image
-//! (`FINGERPRINT.trusted`), by the digests of signature and key, and time and size of the image, as they are for [`Template::check`].
+//! To clone is to take milliseconds, and to read an image is not: so a signature that was found right is [noted](super::trusted).
 //!
 //! A machine is started with more than its image: its kernel, initrd, command line and firmware are what the template's document
-//! says. That changes seldom, and never by a command of ours, so its digest is noted as well: of the document that came in with a signed
-//! image, or was there when the image's signature was first found right. Clones and runs compare it, and through it kernel and initrd, whose
-//! digests it has. Whoever changes a document signs it, which is `FINGERPRINT.toml.minisig`; a signed document names its image, so
-//! that it is taken for no other's.
+//! says. That changes seldom, and never by a command of ours, so its digest is noted as well, when the template is made. Clones and runs
+//! compare it, and through it kernel and initrd, whose digests it has. Whoever changes a document signs it, which is
+//! `FINGERPRINT.toml.minisig`; a signed document names its image, so that it is taken for no other's. A document of which nothing is noted is
+//! refused unless it is signed.
 //!
-//! What this finds is a file that was changed, exchanged or restored wrongly, by whoever does not know of the notes. Against who
-//! means harm it helps only where they cannot write to `templates/`, since who can writes a note as well, or removes one; that
-//! `keys/` is kept more strictly protects what comes in, and what `template verify` reads: images, and documents that are signed.
-//! Files of the size and time that they had are not read but by that. What machines and profiles say themselves is not signed.
+//! What this finds is a file that was changed, exchanged or restored wrongly, also by who means harm and may write to `templates/`, but
+//! for files that have the size and time that they had: those are not read but by `template verify`. Who may write to `keys/` or `trusted/`
+//! says what is right. What machines and profiles say themselves is not signed.
+//!
+//! A key that cannot be read has signed nothing: what it was needed for is refused, and the rest goes on. As long as there is a file of one, only
+//! what is signed is taken.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -28,6 +30,7 @@ use minisign_verify::{PublicKey, Signature};
 use ops::Control;
 
 use super::template::Stamp;
+use super::trusted::{Noted, SignedImage};
 use super::{Fingerprint, Store, Template, document, publish, stems};
 
 /// Bytes of a key or a signature at most.
@@ -46,19 +49,19 @@ struct Key {
     digest: Fingerprint,
 }
 
+/// What is in the files of keys, of which there is at least one.
+#[derive(Debug)]
+struct Keys {
+    trusted: Vec<Key>,
+    /// Those that cannot be read.
+    broken: Vec<Error>,
+}
+
 /// A signature that was read, and not looked at.
 struct Detached {
     path: PathBuf,
     signature: Signature,
     bytes: Vec<u8>,
-}
-
-/// What was found right of a template.
-struct Noted {
-    /// Signature, key and image.
-    image: String,
-    /// The document's digest; not there in notes that were made before it was noted.
-    document: Option<Fingerprint>,
 }
 
 impl Store {
@@ -87,15 +90,14 @@ impl Store {
         signature: Option<&Path>,
         control: &Control<'_>,
     ) -> Result<Option<Vec<u8>>> {
-        let keys = self.keys()?;
-        if keys.is_empty() {
+        let Some(keys) = self.keys()? else {
             return match signature {
                 None => Ok(None),
                 Some(_) => Err(Error::invalid("there is no key to check the signature by")
                     .with_path(self.keys_directory())
                     .with_hint("put the public key there, as NAME.pub")),
             };
-        }
+        };
         let beside = suffixed(file);
         let detached = Detached::read(signature.unwrap_or(&beside), file)?;
         self.verify_by(&keys, &detached, file, control)?;
@@ -108,52 +110,51 @@ impl Store {
     /// # Errors
     /// As [`check_signature`](Self::check_signature).
     pub(super) fn check_trusted(&self, template: &Template, control: &Control<'_>) -> Result<()> {
-        let keys = self.keys()?;
-        if keys.is_empty() {
+        let Some(keys) = self.keys()? else {
             return Ok(());
-        }
+        };
         let image = template.image();
         let detached = Detached::read(&suffixed(&image), &image)?;
-        let before = Noted::of(template);
+        let before = self.noted(template);
+        let signed = before.as_ref().and_then(|noted| noted.image.as_ref());
         let mut by = None;
-        for key in &keys {
-            if Noted::image_of(template, &detached, key)? == before.image {
+        for key in &keys.trusted {
+            if signed == Some(&detached.found_right(template, key)?) {
                 by = Some(key);
             }
         }
-        if by.is_some() && before.document == Some(template.digest) {
+        if by.is_some() && is_noted(template, before.as_ref()) {
             return Ok(());
         }
-        self.check_document(&keys, template, &before, control)?;
+        self.check_document(&keys, template, before.as_ref(), control)?;
         let key = match by {
             Some(key) => key,
             None => self.verify_by(&keys, &detached, &image, control)?,
         };
         // Where that cannot be written it is found out again.
-        let _ = self.note(template, &detached, key);
+        let _ = self.note_signed(template, &detached, key);
         Ok(())
     }
 
-    /// Fails for a template whose document is another than it was when its signature was found right, where keys are trusted.
+    /// Fails for a template whose document is not noted as it is nor signed, where keys are trusted.
     ///
     /// # Errors
-    /// `Corrupt`; as [`check_signature`](Self::check_signature) for a document that is signed.
+    /// `Corrupt` for one that is noted otherwise; as [`check_signature`](Self::check_signature) for a document that is signed.
     pub(super) fn check_noted(&self, template: &Template, control: &Control<'_>) -> Result<()> {
-        let keys = self.keys()?;
-        if keys.is_empty() {
+        let Some(keys) = self.keys()? else {
             return Ok(());
-        }
-        self.check_document(&keys, template, &Noted::of(template), control)
+        };
+        self.check_document(&keys, template, self.noted(template).as_ref(), control)
     }
 
     fn check_document(
         &self,
-        keys: &[Key],
+        keys: &Keys,
         template: &Template,
-        before: &Noted,
+        before: Option<&Noted>,
         control: &Control<'_>,
     ) -> Result<()> {
-        if before.document == Some(template.digest) {
+        if is_noted(template, before) {
             return Ok(());
         }
         let path = template.description();
@@ -164,46 +165,42 @@ impl Store {
             let is_of = template.document.check_is_of(template.fingerprint);
             return is_of.map_err(|error| error.with_path(path));
         }
-        if before.document.is_none() {
-            return Ok(());
+        let sign = format!("minisign -Sm {}", block::escape(&path.to_string_lossy()));
+        Err(match before {
+            Some(_) => Error::new(
+                ErrorKind::Corrupt,
+                "what the template says of its machines has changed since it was found right",
+            )
+            .with_hint(format!(
+                "bring it back from a copy; or if the change is yours, sign it: {sign}"
+            )),
+            None => Error::invalid(
+                "nothing vouches for what the template says of its machines: it is not signed, and that it is as it was made is not noted",
+            )
+            .with_hint(format!("if it is right, sign it: {sign}")),
         }
-        let hint = format!(
-            "bring it back from a copy; or if the change is yours, sign it: minisign -Sm {}",
-            block::escape(&path.to_string_lossy())
-        );
-        let message =
-            "what the template says of its machines has changed since its signature was found right";
-        Err(Error::new(ErrorKind::Corrupt, message)
-            .with_path(path)
-            .with_hint(hint))
+        .with_path(path))
     }
 
     /// Notes that the signature of a template was found right, and what its document is.
-    fn note(&self, template: &Template, detached: &Detached, key: &Key) -> Result<()> {
-        let text = format!(
-            "{}\n{}\n",
-            Noted::image_of(template, detached, key)?,
-            template.digest
-        );
-        let scratch = self.scratch()?;
-        let (new, path) = (scratch.path("trusted"), Noted::path(template));
-        document::create(&new, text.as_bytes(), 0o644)?;
-        fs::rename(&new, &path).map_err(|error| Error::io("replace", error).with_path(&path))
+    fn note_signed(&self, template: &Template, detached: &Detached, key: &Key) -> Result<()> {
+        let noted = Noted {
+            document: template.digest,
+            image: Some(detached.found_right(template, key)?),
+        };
+        self.note(template.fingerprint, &noted)
     }
 
     /// Checks the signatures of a template, reading its image, where keys are trusted.
     pub(super) fn verify_signature(&self, template: &Template, control: &Control<'_>) -> Result<()> {
-        let keys = self.keys()?;
-        if keys.is_empty() {
+        let Some(keys) = self.keys()? else {
             return Ok(());
-        }
+        };
         self.check_signature(&template.image(), None, control)?;
-        let mut before = Noted::of(template);
-        if suffixed(&template.description()).exists() {
-            // It is looked at, whatever is noted.
-            before.document = None;
-        }
-        self.check_document(&keys, template, &before, control)
+        // Where it is signed that is looked at, whatever is noted.
+        let is_signed = suffixed(&template.description()).exists();
+        let before = if is_signed { None } else { self.noted(template) };
+        self.check_document(&keys, template, before.as_ref(), control)
     }
 
     /// Keeps a signature with a template, if it is that of its image.
@@ -218,50 +215,59 @@ impl Store {
         let scratch = self.scratch()?;
         let from = scratch.path("minisig");
         document::create(&from, bytes, 0o644)?;
-        let (keys, detached) = (self.keys()?, Detached::read(&from, &image)?);
+        let Some(keys) = self.keys()? else {
+            return Ok(());
+        };
+        let detached = Detached::read(&from, &image)?;
         let key = match self.verify_by(&keys, &detached, &image, control) {
             // Of a file that the image was made of.
             Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(()),
             verified => verified?,
         };
         // The image may be one that was there already.
-        self.check_document(&keys, template, &Noted::of(template), control)?;
+        self.check_document(&keys, template, self.noted(template).as_ref(), control)?;
         let _held = self.hold()?;
         document::remove(&to)?;
         publish(&from, &to)?;
-        self.note(template, &detached, key)?;
+        self.note_signed(template, &detached, key)?;
         document::sync(&self.templates_directory())
     }
 
-    fn keys(&self) -> Result<Vec<Key>> {
+    /// Files of keys that cannot be read, which have signed nothing.
+    ///
+    /// # Errors
+    /// `Io` where it cannot be said which there are.
+    pub fn broken_keys(&self) -> Result<Vec<Error>> {
+        Ok(self.keys()?.map(|keys| keys.broken).unwrap_or_default())
+    }
+
+    /// The keys; `None` where there is no file of any, and everybody is trusted.
+    fn keys(&self) -> Result<Option<Keys>> {
         let directory = self.keys_directory();
         let stems = stems(&directory, "pub")?;
-        let keys = stems.iter().map(|stem| {
-            let path = Self::file(&directory, stem, "pub");
-            let wrong = || {
-                Error::invalid("this is no public key of minisign")
-                    .with_path(&path)
-                    .with_hint("it has two lines, as minisign -G makes it")
-            };
-            let bytes = read(&path)?;
-            let text = str::from_utf8(&bytes).map_err(|_| wrong())?;
-            let key = PublicKey::decode(text).map_err(|_| wrong())?;
-            let digest = Fingerprint::of_bytes(&bytes);
-            Ok(Key { key, digest })
-        });
-        keys.collect()
+        if stems.is_empty() {
+            return Ok(None);
+        }
+        let (mut trusted, mut broken) = (Vec::new(), Vec::new());
+        for stem in stems {
+            match Key::read(&Self::file(&directory, stem, "pub")) {
+                Ok(key) => trusted.push(key),
+                Err(error) => broken.push(error),
+            }
+        }
+        Ok(Some(Keys { trusted, broken }))
     }
 
     /// The key that has signed a file.
     fn verify_by<'k>(
         &self,
-        keys: &'k [Key],
+        keys: &'k Keys,
         detached: &Detached,
         file: &Path,
         control: &Control<'_>,
     ) -> Result<&'k Key> {
         let mut has_changed = false;
-        for key in keys {
+        for key in &keys.trusted {
             let mut verifier = match key.key.verify_stream(&detached.signature) {
                 Ok(verifier) => verifier,
                 Err(minisign_verify::Error::UnsupportedLegacyMode) => {
@@ -286,42 +292,35 @@ impl Store {
                 .with_path(file)
                 .with_hint("fetch both again from whom you trust"));
         }
-        let keys = self.keys_directory();
+        let shown = |path: &Path| block::escape(&path.to_string_lossy()).into_owned();
+        let mut hint = format!("trusted keys are those in {}", shown(&self.keys_directory()));
+        for path in keys.broken.iter().filter_map(Error::path) {
+            let _ = write!(hint, ", of which {} cannot be read", shown(path));
+        }
         Err(Error::invalid("it is signed with a key that is not trusted")
             .with_path(&detached.path)
-            .with_hint(format!(
-                "trusted keys are those in {}",
-                block::escape(&keys.to_string_lossy())
-            )))
+            .with_hint(hint))
     }
 }
 
-impl Noted {
-    fn path(template: &Template) -> PathBuf {
-        template.image().with_extension("trusted")
+impl Key {
+    fn read(path: &Path) -> Result<Self> {
+        let wrong = || {
+            Error::invalid("this is no public key of minisign")
+                .with_path(path)
+                .with_hint("it has two lines, as minisign -G makes it")
+        };
+        let bytes = read(path)?;
+        let text = str::from_utf8(&bytes).map_err(|_| wrong())?;
+        let key = PublicKey::decode(text).map_err(|_| wrong())?;
+        let digest = Fingerprint::of_bytes(&bytes);
+        Ok(Self { key, digest })
     }
+}
 
-    /// What is noted of a template.
-    fn of(template: &Template) -> Self {
-        let bytes = read(&Self::path(template)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        let mut lines = text.lines();
-        Self {
-            image: lines.next().unwrap_or_default().to_owned(),
-            document: lines.next().and_then(|line| line.parse().ok()),
-        }
-    }
-
-    /// What is noted of its image when its signature is found to be that of a key.
-    fn image_of(template: &Template, detached: &Detached, key: &Key) -> Result<String> {
-        let image = template.image();
-        let found = fs::metadata(&image).map_err(|error| Error::io("look at", error).with_path(&image))?;
-        let (signature, file) = (Fingerprint::of_bytes(&detached.bytes), Stamp::of(&found));
-        Ok(format!(
-            "{signature} {} {} {}",
-            key.digest, file.size, file.modified
-        ))
-    }
+/// Whether a template's document is what was found right.
+fn is_noted(template: &Template, noted: Option<&Noted>) -> bool {
+    noted.is_some_and(|noted| noted.document == template.digest)
 }
 
 impl Detached {
@@ -343,6 +342,19 @@ impl Detached {
             path: path.to_owned(),
             signature,
             bytes,
+        })
+    }
+}
+
+impl Detached {
+    /// What is noted of a template's image when this is found to be a key's signature of it.
+    fn found_right(&self, template: &Template, key: &Key) -> Result<SignedImage> {
+        let image = template.image();
+        let found = fs::metadata(&image).map_err(|error| Error::io("look at", error).with_path(&image))?;
+        Ok(SignedImage {
+            signature: Fingerprint::of_bytes(&self.bytes),
+            key: key.digest,
+            file: Stamp::of(&found),
         })
     }
 }

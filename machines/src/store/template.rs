@@ -21,14 +21,7 @@ const MIN_PREFIX: usize = 4;
 const SHORT: usize = 12;
 
 /// The files of a template beside its image.
-pub(super) const BESIDE: [&str; 6] = [
-    "toml",
-    "toml.minisig",
-    "kernel",
-    "initrd",
-    "qcow2.minisig",
-    "trusted",
-];
+pub(super) const BESIDE: [&str; 5] = ["toml", "toml.minisig", "kernel", "initrd", "qcow2.minisig"];
 
 /// What is known of a template, as its document has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -404,6 +397,7 @@ impl Store {
         for name in BESIDE {
             document::remove(&Self::file(&directory, template.fingerprint, name))?;
         }
+        document::remove(&self.trusted_path(template.fingerprint))?;
         // Those that cannot be read are left to who mends them.
         let mut aliases = self.readable_aliases();
         let before = aliases.len();

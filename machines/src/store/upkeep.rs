@@ -36,6 +36,7 @@ impl Store {
                 Err(error) => verified.faults.push(error),
             }
         }
+        verified.faults.extend(self.broken_keys()?);
         // Aliases that cannot be read are among what is broken.
         for alias in self.dangling() {
             let message = format!("the alias \"{alias}\" is that of a template that is not there");
@@ -98,7 +99,6 @@ impl Store {
                 "initrd",
                 "qcow2.minisig",
                 "toml.minisig",
-                "trusted",
                 "vars",
                 "seed",
             ] {
@@ -111,6 +111,7 @@ impl Store {
                 }
             }
         }
+        rubbish.extend(self.notes_of_nothing(&wanted)?);
         if !tried {
             rubbish.iter().try_for_each(|path| document::remove(path))?;
             let mut aliases = self.readable_aliases();

@@ -19,7 +19,7 @@ use crate::commands::Outcome;
 use crate::images::Opening;
 use crate::interrupt;
 use crate::output::{OutputFormat, note};
-use crate::stores::{MachineArgs, StoreArgs, image_at};
+use crate::stores::{MachineArgs, StoreArgs, image_at, tell_broken_keys};
 use crate::watch::Watch;
 
 /// Make a template of an image
@@ -143,6 +143,7 @@ impl ImportArgs {
             open: &open,
         };
         let store = self.store.open()?;
+        tell_broken_keys(&store);
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
         let made = store.take_in(&importing, new, &Control::new(interrupt::watch()?, &report));

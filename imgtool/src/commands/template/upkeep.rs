@@ -12,7 +12,7 @@ use crate::arguments::WatchArgs;
 use crate::commands::Outcome;
 use crate::interrupt;
 use crate::output::{self, OutputFormat};
-use crate::stores::StoreArgs;
+use crate::stores::{StoreArgs, tell_broken_keys};
 use crate::table;
 use crate::watch::Watch;
 
@@ -77,6 +77,7 @@ impl VerifyArgs {
         if self.templates.is_empty() {
             return store.verify(control);
         }
+        tell_broken_keys(store);
         let named = self.templates.iter().map(|name| store.template(name));
         let mut verified = Verified::default();
         for template in named.collect::<Result<Vec<_>>>()? {
