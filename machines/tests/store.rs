@@ -137,6 +137,7 @@ fn an_image_that_stands_alone_is_a_template_byte_by_byte() {
             "aliases.toml".to_owned(),
             format!("templates/{}.qcow2", template.fingerprint),
             format!("templates/{}.toml", template.fingerprint),
+            format!("trusted/{}.toml", template.fingerprint),
         ]
     );
 }
