@@ -42,7 +42,7 @@ impl Iterations {
         match self {
             Self::Exactly(0) => Err(Error::invalid("a key takes at least one iteration")),
             Self::Exactly(iterations) => Ok(iterations),
-            Self::Time(time) => Ok(measured(time, hash, key_len)),
+            Self::Time(time) => measured(time, hash, key_len),
         }
     }
 
@@ -57,7 +57,7 @@ impl Iterations {
 }
 
 /// A machine that is busy is slower than it can be, and whoever guesses passphrases has one that is not: the fastest run counts.
-fn measured(time: Duration, hash: Hash, key_len: usize) -> u32 {
+fn measured(time: Duration, hash: Hash, key_len: usize) -> Result<u32> {
     let mut key = Zeroizing::new(vec![0; key_len]);
     let mut run = |iterations| {
         let start = Instant::now();
@@ -74,7 +74,15 @@ fn measured(time: Duration, hash: Hash, key_len: usize) -> u32 {
         fastest = fastest.min(run(iterations));
     }
     let fitting = f64::from(iterations) * time.as_secs_f64() / fastest;
-    (fitting.min(f64::from(u32::MAX)) as u32).max(MIN_ITERATIONS)
+    if fitting > f64::from(u32::MAX) {
+        let message = format!(
+            "{} s are {fitting:.0} iterations here, and {} are the most",
+            time.as_secs(),
+            u32::MAX
+        );
+        return Err(Error::invalid(message).with_hint("ask for less time"));
+    }
+    Ok((fitting as u32).max(MIN_ITERATIONS))
 }
 
 /// What a new header is to be. The default is QEMU's: AES-256 in XTS mode, SHA-256, two seconds for a passphrase.
@@ -329,4 +337,16 @@ pub(crate) fn random(out: &mut [u8]) -> Result<()> {
             format!("cannot get random bytes from the host: {error}"),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_time_than_there_are_iterations_is_refused() {
+        let centuries = Iterations::Time(Duration::from_secs(1 << 34));
+        let error = centuries.resolve(Hash::Sha256, 64).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
 }

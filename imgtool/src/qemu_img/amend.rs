@@ -12,7 +12,7 @@ use super::node::Flags;
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, option_list};
+use super::{Outcome, key_slots, option_list};
 
 const TABLE: Table = Table {
     short: "ho:f:t:pq",
@@ -26,12 +26,14 @@ struct Wanted {
     format: Option<String>,
     options: Option<String>,
     direct: bool,
+    /// Also what loses the data.
+    force: bool,
+    secrets: Secrets,
 }
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::default();
     let (mut image_opts, mut show, mut quiet) = (false, false, false);
-    let mut secrets = Secrets::default();
     let mut options = Options::new(TABLE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
@@ -42,8 +44,8 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "p" => show = true,
             "q" => quiet = true,
             "image-opts" => image_opts = true,
-            "force" => {}
-            _ => secrets.add(&value)?,
+            "force" => wanted.force = true,
+            _ => wanted.secrets.add(&value)?,
         }
     }
     let Some(list) = wanted.options.clone() else {
@@ -112,6 +114,10 @@ fn amend(
     let amendment = amendment(&options, header)?;
     let snapshots = qcow2.snapshots().map_err(|error| Refusal::new(reason(&error)))?;
     judge(&amendment, header, !snapshots.is_empty())?;
+    let keys = key_slots::of_options(&options, header, &wanted.secrets)?;
+    if let Some(keys) = keys {
+        keys.apply(qcow2, wanted.force)?;
+    }
     let changed = qcow2.amend(&amendment, &mut |at| {
         progress.report(at.fraction() * 100.0);
         ControlFlow::Continue(())
@@ -139,9 +145,6 @@ fn amendment(options: &FormatOptions, header: &Header) -> Result<Amendment, Refu
         return Err(
             Refusal::new("Cannot amend the backing file").with_hint("You can use 'qemu-img rebase' instead.")
         );
-    }
-    if options.names().any(|name| name.starts_with("encrypt.")) {
-        return refuse("Key slots are not changed by this build");
     }
     let bits = options.number("refcount_bits");
     if bits.is_some_and(|bits| !bits.is_power_of_two() || bits > 64) {

@@ -30,6 +30,7 @@ mod getopt;
 mod image;
 mod info;
 mod json;
+mod key_slots;
 mod map;
 mod measure;
 mod new_image;
