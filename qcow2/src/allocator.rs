@@ -243,6 +243,20 @@ impl Allocator {
         self.lower(clusters)
     }
 
+    /// Takes back refcount blocks that the table in the file no longer names.
+    pub(crate) fn release_blocks(&mut self, blocks: &[ClusterIndex]) -> Result<()> {
+        for block in blocks {
+            let cluster = block.0..block.0 + 1;
+            if self.refcounts.missing_block(cluster.clone()).is_some() {
+                // What counted it has gone with it.
+                self.vacate(cluster)?;
+            } else {
+                self.lower(cluster)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes back room for compressed data that nothing has ever named.
     pub(crate) fn give_back_compressed(&mut self, data: CompressedCluster) -> Result<()> {
         self.packing = None;

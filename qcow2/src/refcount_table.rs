@@ -32,7 +32,7 @@ pub(crate) struct Write {
 #[derive(Debug, Default)]
 pub(crate) struct RefcountWrites {
     pub(crate) blocks: Vec<Write>,
-    /// Entries for new blocks, or the whole table at a new place.
+    /// Entries for blocks that are new or gone, or the whole table at a new place.
     pub(crate) table: Vec<Write>,
     /// Where the header finds the table from now on: offset and clusters.
     pub(crate) moved_to: Option<(HostOffset, u32)>,
@@ -50,7 +50,7 @@ pub(crate) struct RefcountTable {
     blocks: HashMap<usize, CachedBlock>,
     capacity: usize,
     clock: u64,
-    /// Blocks that the table in the file does not name yet.
+    /// Blocks that the table in the file does not name yet, or still does.
     unlinked: BTreeSet<usize>,
     /// Clusters of the table that the header in the file names. Others than the table's own once it has moved.
     named: Range<u64>,
@@ -346,6 +346,28 @@ impl RefcountTable {
             last_used: self.clock,
         };
         self.blocks.insert(number, block);
+    }
+
+    /// Takes the blocks out of the table that count no cluster, or none but their own. Gives their clusters.
+    pub(crate) fn drop_empty_blocks(&mut self) -> Result<Vec<ClusterIndex>> {
+        let order = self.geometry.refcount_order;
+        let mut dropped = Vec::new();
+        for number in 0..self.table.len() {
+            let Some(block) = self.block(number)? else {
+                continue;
+            };
+            let first = refcount::find(&block.bytes, order, 0, true);
+            let second = first.and_then(|first| refcount::find(&block.bytes, order, first + 1, true));
+            let cluster = self.geometry.cluster_of(HostOffset(self.table[number]));
+            let own = first.is_some_and(|first| self.cluster_at(number, first) == cluster);
+            if second.is_none() && (first.is_none() || own) {
+                self.table[number] = 0;
+                self.unlinked.insert(number);
+                self.blocks.remove(&number);
+                dropped.push(cluster);
+            }
+        }
+        Ok(dropped)
     }
 
     /// Clusters of a table that has an entry for block `number`, and room to grow.

@@ -77,3 +77,48 @@ fn clusters_left_mapped_past_the_end_stay_hidden() {
         finish(image, &storage);
     }
 }
+
+/// Refcount blocks of clusters that are gone count nothing: their room goes too.
+#[test]
+fn refcount_blocks_that_count_nothing_are_given_back() {
+    let storage = Arc::new(common::create("cluster_size=512,refcount_bits=64", 3 << 20, None));
+    let image = common::open(storage.clone(), None);
+    // Out of order, so that blocks are counted by others.
+    for at in [2, 0, 1] {
+        image.write_at(&vec![7; 1 << 20], at << 20).expect("write");
+    }
+    image.flush().expect("flush");
+    let before = refcount_blocks(&storage);
+    let how = Resize {
+        shrink: true,
+        ..Resize::default()
+    };
+    image.resize(1 << 20, how).expect("shrink");
+    assert!(read(&image).iter().all(|byte| *byte == 7), "the data is gone");
+    let after = refcount_blocks(&storage);
+    assert!(after.len() < before.len(), "{} of {}", after.len(), before.len());
+    let bytes = storage.to_vec();
+    for block in after {
+        let counts = bytes.get(block as usize..block as usize + 512).expect("a block");
+        assert!(counts.iter().any(|byte| *byte != 0), "{block:#x} counts nothing");
+    }
+    // They come back where they are needed.
+    image.resize(3 << 20, Resize::default()).expect("grow");
+    image.write_at(&vec![8; 2 << 20], 1 << 20).expect("write");
+    finish(image, &storage);
+}
+
+/// The offsets in the refcount table.
+fn refcount_blocks(storage: &MemStorage) -> Vec<u64> {
+    let header = qcow2::Header::read(storage).expect("header");
+    let clusters = u64::from(header.refcount_table_clusters);
+    let mut table = vec![0; (clusters * header.geometry.cluster_size()) as usize];
+    storage
+        .read_exact_at(&mut table, header.refcount_table_offset.0)
+        .expect("read");
+    let entries = table.as_chunks::<8>().0.iter();
+    entries
+        .map(|entry| u64::from_be_bytes(*entry))
+        .filter(|entry| *entry != 0)
+        .collect()
+}

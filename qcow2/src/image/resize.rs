@@ -192,7 +192,24 @@ impl Image {
         self.write_back()?;
         self.drop_tables(writer, self.geometry.l1_entries(size) as usize)?;
         self.write_back()?;
+        self.drop_refcount_blocks(writer)?;
         self.cut_data_file(size)
+    }
+
+    /// Takes back the refcount blocks that count nothing any more. One that another counts goes first, and so that may
+    /// have become empty.
+    fn drop_refcount_blocks(&self, writer: &Writer) -> Result<()> {
+        loop {
+            let dropped = writer.meta().allocator.refcounts.drop_empty_blocks()?;
+            if dropped.is_empty() {
+                return Ok(());
+            }
+            // The table first: a cut leaves clusters that are counted and not named.
+            self.write_back()?;
+            let released = writer.meta().allocator.release_blocks(&dropped);
+            released.inspect_err(|error| writer.latch(error))?;
+            self.write_back()?;
+        }
     }
 
     /// Takes back the L2 tables from `from` on. They map nothing any more.
