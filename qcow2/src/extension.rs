@@ -76,7 +76,8 @@ impl Extensions {
         let mut seen = Vec::new();
         for raw in RawExtensions::new(bytes, start, end) {
             let raw = raw?;
-            if seen.contains(&raw.kind) {
+            // Of two backing formats the last one holds, as QEMU has it: both write it anew as one.
+            if seen.contains(&raw.kind) && raw.kind != BACKING_FORMAT {
                 return Err(raw.problem("the header has two extensions of this type"));
             }
             if seen.len() == MAX_EXTENSIONS {
@@ -322,6 +323,10 @@ mod tests {
         push(&mut twice, 9, b"a");
         push(&mut twice, 9, b"b");
         assert!(decode(&twice).unwrap_err().to_string().contains("two extensions"));
+        let mut formats = Vec::new();
+        push(&mut formats, BACKING_FORMAT, b"raw");
+        push(&mut formats, BACKING_FORMAT, b"qcow2");
+        assert_eq!(decode(&formats).unwrap().backing_format.as_deref(), Some("qcow2"));
 
         let mut many = Vec::new();
         for kind in 1..=257 {
