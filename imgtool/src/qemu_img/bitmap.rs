@@ -1,6 +1,6 @@
 //! `qemu-img bitmap`.
 
-use qcow2::DirtyBits;
+use qcow2::{BitmapEdit, DirtyBits};
 
 use super::console::Console;
 use super::getopt::{Options, Table};
@@ -109,6 +109,7 @@ fn change(console: &Console, spec: &Spec, name: &str, wanted: &Wanted) -> Result
         .collect();
     let mut refusal = None;
     let changed = qcow2.edit_bitmaps(|bitmaps| {
+        store_anew(bitmaps)?;
         wanted.actions.iter().try_for_each(|(action, source)| {
             let missing = |wanted: &str| format!("Dirty bitmap '{wanted}' not found");
             let known = names.iter().any(|known| known == name);
@@ -153,6 +154,16 @@ fn change(console: &Console, spec: &Spec, name: &str, wanted: &Wanted) -> Result
         (Some(refusal), _) => Err(refusal),
         (None, saved) => saved.map_err(|error| image::engine_words(&error)),
     }
+}
+
+/// QEMU writes all bitmaps that it can read to new places, whichever it changes, and files are as long as that makes them.
+fn store_anew(bitmaps: &mut BitmapEdit<'_>) -> block::Result<()> {
+    let names: Vec<String> = bitmaps.list().map(|bitmap| bitmap.name.clone()).collect();
+    names.iter().try_for_each(|name| match bitmaps.dirty_bits(name) {
+        Ok(bits) => bitmaps.merge(name, &bits),
+        // It stays as it is, and can be removed.
+        Err(_) => Ok(()),
+    })
 }
 
 /// What is to be merged from another image, in order.

@@ -208,7 +208,8 @@ impl NewClusters<'_> {
         let rest = (count << geometry.cluster_bits) - len;
         let storage = &self.image.storage;
         storage.write_all_at(bytes, place.0)?;
-        if rest > 0 {
+        // Past the end of the file there are zeros.
+        if rest > 0 && !allocation.fresh {
             storage.zero((place + len).0, rest, ZeroMode::Allocate)?;
         }
         Ok(place)
