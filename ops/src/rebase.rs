@@ -50,15 +50,18 @@ pub struct RebaseOptions {
     pub compress: bool,
     /// Bytes a second that are written at most.
     pub rate: Option<NonZeroU64>,
+    /// Write zeros as data, instead of stating that they are some.
+    pub write_zeros: bool,
 }
 
 impl Default for RebaseOptions {
-    /// One thread per processor, uncompressed, no limit.
+    /// One thread per processor, uncompressed, no limit, zeros stated.
     fn default() -> Self {
         Self {
             threads: ConvertOptions::new().threads,
             compress: false,
             rate: None,
+            write_zeros: false,
         }
     }
 }
@@ -85,7 +88,7 @@ pub fn rebase(
         (depth, _) => depth,
     };
     let zero = |offset: u64, len: u64| match below {
-        Some(below) => state_zeros(overlay, below, offset..offset + len, control),
+        Some(below) => make_zeros(overlay, below, offset..offset + len, options.write_zeros, control),
         None => Ok(0),
     };
     let target = Metered::new(overlay, &zero);
@@ -138,11 +141,13 @@ pub fn stream(
     rebase(chain, new.transpose()?, options, control)
 }
 
-/// States in `overlay` that `range` reads as zeros, as far as it would not over `below` anyway. Gives how much that was.
-fn state_zeros(
+/// Makes `range` of `overlay` read as zeros, as far as it would not over `below` anyway: by a statement, or if asked for as
+/// data. Gives how much that was.
+fn make_zeros(
     overlay: &dyn Overlay,
     below: &dyn BlockDevice,
     range: Range<u64>,
+    as_data: bool,
     control: &Control<'_>,
 ) -> Result<u64> {
     let cluster = overlay.info().cluster_size.unwrap_or(1);
@@ -170,7 +175,12 @@ fn state_zeros(
         let zero = |part: &Range<u64>| is_zero(&bytes[(part.start - at) as usize..(part.end - at) as usize]);
         for (zero, part) in split(&look, cluster, zero) {
             if !zero {
-                overlay.state_zero(part.start, part.end - part.start)?;
+                if as_data {
+                    let zeros = vec![0; (part.end - part.start) as usize];
+                    overlay.write_at(&zeros, part.start)?;
+                } else {
+                    overlay.state_zero(part.start, part.end - part.start)?;
+                }
                 stated += part.end - part.start;
             }
         }

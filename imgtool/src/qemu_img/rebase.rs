@@ -122,6 +122,8 @@ fn rebase(console: &Console, spec: &Spec, wanted: &Wanted, progress: &Progress) 
         compress: wanted.compress,
         // Room is taken in the order of the disk, as QEMU takes it.
         threads: NonZeroUsize::MIN,
+        // As QEMU does: what lies in the image afterwards is data.
+        write_zeros: true,
         ..RebaseOptions::default()
     };
     ops::rebase(&image.chain, new, &options, &control)
