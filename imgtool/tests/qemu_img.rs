@@ -162,6 +162,10 @@ fn images_are_described_in_the_same_words() {
     twins.ok("info --backing-chain top");
     twins.ok("info --backing-chain --output json top");
     twins.ok("map -s 3M -l 2M --output json top");
+    // The disk of a node above an image lies where the image has it.
+    let above = "driver=blkdebug,image.driver=qcow2,image.file.driver=file,image.file.filename=top";
+    twins.ok(&format!("map --image-opts {above}"));
+    twins.ok(&format!("map --output json --image-opts {above}"));
     twins.ok("check top");
     twins.ok("check --output json top");
     assert_eq!(twins.both("check raw").code, Some(63));
@@ -274,6 +278,8 @@ fn copies_that_cannot_be_made_are_refused_in_the_same_words() {
         "-O qcow2 -B disk -F qcow2 disk disk x",
         "-O qcow2 -B gone -F qcow2 disk x",
         "-O qcow2 -n disk gone",
+        "-O qcow2 -l snapshot.foo=bar disk x",
+        "-O qcow2 -l snapshot.id=1,name=x disk x",
         "-O qcow2 -n disk small",
         "-O qcow2 -n -o size=1M disk small",
         "-O qcow2 --target-is-zero disk x",
@@ -317,6 +323,9 @@ fn encrypted_images_are_made_and_read_by_each_other() {
         twins.ok(&format!("convert {KEY} --image-opts -O raw {opened} {name}.raw"));
         twins.assert_same_file(&format!("{name}.raw"));
         twins.ok(&format!("map --output json {KEY} --image-opts {opened}"));
+        if name == "aes" {
+            twins.ok(&format!("info {KEY} --image-opts {opened}"));
+        }
         for line in [
             format!("map {name}"),
             format!("map --object secret,id=s,data=wrong --image-opts {opened}"),
@@ -368,6 +377,7 @@ fn comparisons_come_to_the_same_result() {
         ("-q a longer", 0),
         ("-s a longer", 1),
         ("a c", 1),
+        ("c longer", 1),
         ("-f raw -F raw a c", 1),
     ] {
         assert_eq!(twins.both(&format!("compare {line}")).code, Some(code), "{line}");

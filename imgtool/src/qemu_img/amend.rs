@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use qcow2::{Amendment, Header, IncompatibleFeatures, Version};
+use qcow2::{Amendment, Header, IncompatibleFeatures, Snapshot, Version};
 
 use super::console::Console;
 use super::format_options::{self, FormatOptions};
@@ -56,7 +56,11 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         console.print(help_of(format)?)?;
         return Ok(0);
     }
-    let spec = super::one_image(&options.operands(), wanted.format.as_deref(), image_opts)?;
+    let operands = options.operands();
+    if help && operands.len() != 1 {
+        return Err(Refusal::new("Expecting one image file name"));
+    }
+    let spec = super::one_image(&operands, wanted.format.as_deref(), image_opts)?;
     let progress = Progress::new(console, show && !quiet, 1.0);
     let result = amend(console, &spec, &list, &wanted, &progress);
     if result.is_ok() {
@@ -113,7 +117,7 @@ fn amend(
     })?;
     let amendment = amendment(&options, header)?;
     let snapshots = qcow2.snapshots().map_err(|error| Refusal::new(reason(&error)))?;
-    judge(&amendment, header, !snapshots.is_empty())?;
+    judge(&amendment, header, &snapshots)?;
     let keys = key_slots::of_options(&options, header, &wanted.secrets)?;
     if let Some(keys) = keys {
         keys.apply(qcow2, wanted.force)?;
@@ -170,7 +174,7 @@ fn amendment(options: &FormatOptions, header: &Header) -> Result<Amendment, Refu
 }
 
 /// Fails for what there cannot be together, in QEMU's words.
-fn judge(amendment: &Amendment, header: &Header, snapshots: bool) -> Result<(), Refusal> {
+fn judge(amendment: &Amendment, header: &Header, snapshots: &[Snapshot]) -> Result<(), Refusal> {
     let refuse = |text: String| Err(Refusal::new(text));
     let version = amendment.version.unwrap_or(header.version);
     let order = amendment.refcount_order.unwrap_or(header.geometry.refcount_order);
@@ -200,7 +204,9 @@ fn judge(amendment: &Amendment, header: &Header, snapshots: bool) -> Result<(), 
             "Cannot downgrade an image with incompatible features {features:#x} set"
         ));
     }
-    if snapshots {
+    let size = amendment.size.unwrap_or(header.size);
+    let of_old = |snapshot: &Snapshot| snapshot.size == size && u32::try_from(snapshot.vm_state_size).is_ok();
+    if !snapshots.iter().all(of_old) {
         return refuse("Internal snapshots prevent downgrade of image".to_owned());
     }
     if order != 4 {

@@ -87,10 +87,12 @@ fn differences(
 ) -> Result<(String, u8), Refusal> {
     let mut options = CompareOptions::new();
     options.strict = strict;
-    let sizes_differ = first.device().size() != second.device().size();
-    if sizes_differ && !strict && !quiet {
-        console.print("Warning: Image size mismatch!\n")?;
-    }
+    let sizes = [first, second].map(|image| image.device().size());
+    // What only one of them has is looked at last.
+    let warn = |at: u64| match () {
+        () if sizes[0] == sizes[1] || strict || quiet || at < sizes[0].min(sizes[1]) => Ok(()),
+        () => console.print("Warning: Image size mismatch!\n"),
+    };
     let report = |at: ops::Progress| progress.bytes(at.done, at.total);
     let control = Control::new(ops::Cancel::new(), &report);
     let result = match (
@@ -101,9 +103,15 @@ fn differences(
         (Err(error), _) | (_, Err(error)) => Err(CompareError::Extents(error)),
     };
     Ok(match result {
-        Ok(Comparison::Identical) => ("Images are identical.\n".to_owned(), 0),
+        Ok(Comparison::Identical) => {
+            warn(u64::MAX)?;
+            ("Images are identical.\n".to_owned(), 0)
+        }
         Ok(Comparison::Size) => ("Strict mode: Image size mismatch!\n".to_owned(), DIFFERENT),
-        Ok(Comparison::Content(offset)) => (format!("Content mismatch at offset {offset}!\n"), DIFFERENT),
+        Ok(Comparison::Content(offset)) => {
+            warn(offset)?;
+            (format!("Content mismatch at offset {offset}!\n"), DIFFERENT)
+        }
         Ok(Comparison::State(offset)) => (
             format!("Strict mode: Offset {offset} block status mismatch!\n"),
             DIFFERENT,
@@ -112,13 +120,17 @@ fn differences(
             let text = format!("Failed to read block status: {}", reason(&error));
             return Err(Refusal::new(text).with_code(CANNOT_MAP));
         }
-        Err(CompareError::Read(error)) => return Err(unreadable(first, second, &error)),
+        Err(CompareError::Read(error)) => {
+            let (image, offset) = unreadable(first, second, &error);
+            warn(offset)?;
+            return Err(read_failed(image, offset, &error));
+        }
     })
 }
 
 /// Says where one of the two cannot be read. The comparison has read in large pieces and from many threads; here they are read
 /// from the start on, as QEMU does.
-fn unreadable(first: &Image, second: &Image, error: &block::Error) -> Refusal {
+fn unreadable<'a>(first: &'a Image, second: &'a Image, error: &block::Error) -> (&'a Image, u64) {
     const PIECE: u64 = 2 << 20;
     let mut buffer = vec![0; PIECE as usize];
     let size = first.device().size().max(second.device().size());
@@ -137,13 +149,13 @@ fn unreadable(first: &Image, second: &Image, error: &block::Error) -> Refusal {
             len = extent.len;
             let bytes = &mut buffer[..len as usize];
             if !extent.state.reads_as_zero() && device.read_at(bytes, offset).is_err() {
-                return read_failed(image, offset, error);
+                return (image, offset);
             }
         }
         offset += len;
     }
     // It can be read now.
-    read_failed(first, error.offset().unwrap_or_default(), error)
+    (first, error.offset().unwrap_or_default())
 }
 
 fn read_failed(image: &Image, offset: u64, error: &block::Error) -> Refusal {

@@ -20,6 +20,7 @@ use super::node::Flags;
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
+use super::stated::Stated;
 use super::{Outcome, cache_mode, create, new_image, number, option_list};
 use crate::commands::convert::bitmaps::CopiedBitmaps;
 use crate::formats::NewImage;
@@ -112,9 +113,7 @@ impl Wanted {
             "c" => self.compress = true,
             "o" => option_list::accumulate(&mut self.options, &value)?,
             "l" => {
-                let selector = SnapshotSelector::parse(&value);
-                let wrong = |_| Refusal::new(format!("Failed in parsing snapshot param '{value}'"));
-                self.snapshot = Some(selector.map_err(wrong)?);
+                self.snapshot = Some(super::snapshot_param(&value)?);
             }
             "S" => self.sparse = Some(sparse(&value)?),
             "p" => self.show = true,
@@ -346,7 +345,15 @@ impl Wanted {
         let words = |error: block::Error| Refusal::new(error.message().to_owned());
         let bitmaps = source.bitmaps.resized(opened.device().size()).map_err(words)?;
         bitmaps.check_target(&opened.chain).map_err(words)?;
-        ops::convert(&*source.device, &**opened.device(), &copy, control).map_err(|error| failed(&error))?;
+        let target = opened.device().clone();
+        let header = opened.layers[0].header.as_ref();
+        let stated = header.is_some_and(|header| header.version >= qcow2::Version::V3);
+        let converted = if stated && !self.target_is_zero {
+            ops::convert(&*source.device, &Stated(target), &copy, control)
+        } else {
+            ops::convert(&*source.device, &*target, &copy, control)
+        };
+        converted.map_err(|error| failed(&error))?;
         bitmaps.add_to_target(&opened.chain).map_err(words)?;
         opened.device().settle().map_err(|error| failed(&error))
     }

@@ -271,11 +271,13 @@ fn find_options(
         let stored = header.as_ref().map(|header| header.encryption);
         check_method(stored, encrypt_format.as_deref())?;
     }
-    let filename = if let Some(exact) = node.exact() {
+    // A name that leaves out how to read the image would not say everything.
+    let filename = if let Some(exact) = node.exact().filter(|_| key_secret.is_none()) {
         exact.to_owned()
     } else {
         let mut shown = Object::default();
         shown.insert("driver", format);
+        shown.insert_some("encrypt.key-secret", key_secret.clone());
         shown.insert("file", node.to_json());
         format!("json:{}", Json::from(shown).compact())
     };

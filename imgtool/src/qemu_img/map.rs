@@ -46,10 +46,18 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     }
     let spec = super::one_image(&options.operands(), format.as_deref(), image_opts)?;
     let image = image::open(&spec, flags)?;
-    let mut rows = rows(&image, start, length)
+    // A node above an image has nothing of its own: the disk lies where the image has it.
+    let below = image.layers[0].node.disk();
+    let shown = below.unwrap_or(&image);
+    let mut rows = rows(shown, start, length)
         .map_err(|error| Refusal::new(format!("Failed to read image metadata: {}", reason(&error))))?;
-    let alignment = image.layers[0].node.storage.alignment().offset;
-    if image.chain.active().info().cluster_size.is_none() {
+    if below.is_some() {
+        for row in &mut rows {
+            row.depth = 0;
+        }
+    }
+    let alignment = shown.layers[0].node.storage.alignment().offset;
+    if shown.chain.active().info().cluster_size.is_none() {
         round_up(&mut rows, alignment.into());
     }
     console.print(if json { objects(&rows) } else { lines(&rows)? })?;

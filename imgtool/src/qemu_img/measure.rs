@@ -48,14 +48,13 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "h" => return super::help(console),
             "f" => wanted.format = Some(value),
             "l" => {
-                let wrong = |_| Refusal::new(format!("Failed in parsing snapshot param '{value}'"));
-                wanted.snapshot = Some(SnapshotSelector::parse(&value).map_err(wrong)?);
+                wanted.snapshot = Some(super::snapshot_param(&value)?);
             }
             "o" => option_list::accumulate(&mut wanted.options, &value)?,
             "O" => wanted.out_format = Some(value),
             "U" => wanted.flags.force_share = true,
             "image-opts" => wanted.image_opts = true,
-            "output" => wanted.json = output_format(&value)?,
+            "output" => wanted.json = output_format(&value).map_err(Refusal::without_hint)?,
             "size" => wanted.size = Some(number::disk_size("image size", &value)?),
             _ => wanted.secrets.add(&value)?,
         }
@@ -82,7 +81,7 @@ impl Wanted {
     fn check(&self, file: Option<&str>) -> Result<(), Refusal> {
         let of_file = self.image_opts || self.format.is_some() || self.snapshot.is_some();
         let wrong = match file {
-            None if of_file => "--image-opts, -f, and -l can only be used with a filename argument.",
+            None if of_file => "--image-opts, -f, and -l require a filename argument.",
             None if self.size.is_none() => "Either --size N or one filename must be specified.",
             Some(_) if self.size.is_some() => "--size N cannot be used together with a filename.",
             _ => return Ok(()),
@@ -102,7 +101,7 @@ impl Wanted {
             .as_ref()
             .map_or(self.size, |image| Some(image.device().size()));
         options.set("size", &size.unwrap_or_default().to_string())?;
-        let new = new_image::image(format, &options, &self.secrets)?;
+        let new = new_image::image(format, &options, &self.secrets).map_err(without_format)?;
         let measured = measure(&new, source.as_ref()).map_err(|error| image::engine_words(&error))?;
         let bitmaps = match (&source, new.qcow2()) {
             (Some(image), Some(options)) if options.version >= qcow2::Version::V3 => {
@@ -119,6 +118,14 @@ impl Wanted {
             None => image::open(&spec, self.flags),
             Some(snapshot) => image::open_snapshot(&spec, self.flags, Some(snapshot)),
         }
+    }
+}
+
+/// There is no file here that the size could be too large for.
+fn without_format(refusal: Refusal) -> Refusal {
+    match refusal.text().split_once(" for file format 'qcow2'") {
+        Some((too_large, hint)) => Refusal::new(format!("{too_large}{hint}")),
+        None => refusal,
     }
 }
 

@@ -44,11 +44,13 @@ mod refusal;
 mod resize;
 mod secret;
 mod snapshot;
+mod stated;
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use block::SnapshotSelector;
 use console::Console;
 use refusal::Refusal;
 
@@ -167,7 +169,7 @@ fn help(console: &Console) -> Outcome {
          '-V', '--version'    output version information and exit\n    \
          '-T', '--trace'      accepted and ignored\n\n\
          Command syntax:\n\n{}\n\
-         Supported formats: blkdebug file host_device null-aio null-co qcow2 raw\n",
+         Supported formats: blkdebug file host_device null-aio null-co qcow2 quorum raw\n",
         env!("CARGO_PKG_VERSION"),
         commands.collect::<String>(),
     ))?;
@@ -188,6 +190,20 @@ fn spec(text: &str, format: Option<&str>, image_opts: bool) -> Result<image::Spe
         return Err(Refusal::new("--image-opts and --format are mutually exclusive"));
     }
     Ok(image::Spec::new(text, format, image_opts))
+}
+
+/// The snapshot that `-l` asks for.
+fn snapshot_param(text: &str) -> Result<SnapshotSelector, Refusal> {
+    SnapshotSelector::parse(text).map_err(|_| {
+        let wrong = format!("Failed in parsing snapshot param '{text}'");
+        let mut keys = option_list::pairs(text).into_iter().map(|pair| pair.0);
+        match keys.find(|key| key != "snapshot.id" && key != "snapshot.name") {
+            Some(key) if text.starts_with("snapshot.") => {
+                Refusal::new(format!("Invalid parameter '{key}'")).with_more(wrong)
+            }
+            _ => Refusal::new(wrong),
+        }
+    })
 }
 
 /// Whether `--output` asks for JSON.

@@ -11,7 +11,7 @@ use block::{Error, ErrorKind};
 pub(super) struct Refusal {
     text: String,
     /// What is printed after the program's name in a line of its own.
-    more: Option<&'static str>,
+    more: Option<String>,
     hint: String,
     code: u8,
 }
@@ -32,8 +32,8 @@ impl Refusal {
     }
 
     /// The same, with another line after the program's name.
-    pub(super) fn with_more(mut self, line: &'static str) -> Self {
-        self.more = Some(line);
+    pub(super) fn with_more(mut self, line: impl Into<String>) -> Self {
+        self.more = Some(line.into());
         self
     }
 
@@ -41,6 +41,12 @@ impl Refusal {
     pub(super) fn with_hint(mut self, line: &str) -> Self {
         self.hint.push_str(line);
         self.hint.push('\n');
+        self
+    }
+
+    /// The same, without its other lines.
+    pub(super) fn without_hint(mut self) -> Self {
+        self.hint.clear();
         self
     }
 
@@ -59,8 +65,8 @@ impl Refusal {
         &self.text
     }
 
-    pub(super) fn more(&self) -> Option<&'static str> {
-        self.more
+    pub(super) fn more(&self) -> Option<&str> {
+        self.more.as_deref()
     }
 
     /// Lines for after the text, each with its end.

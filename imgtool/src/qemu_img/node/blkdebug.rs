@@ -140,6 +140,7 @@ pub(super) fn open(
         options: shown,
         directory: child.directory.clone(),
         child: Some(("image", Box::new(child))),
+        disk: None,
     })
 }
 

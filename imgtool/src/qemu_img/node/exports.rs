@@ -45,6 +45,7 @@ pub(super) fn open(mut options: NodeOptions, flags: Flags) -> Result<Node, Refus
         options: shown,
         directory: None,
         child: None,
+        disk: None,
     })
 }
 

@@ -1,5 +1,5 @@
 //! Nodes: what an image is stored in, as a name or a tree of options says. A node is a file or a device of the host, and for
-//! tests one that fails on command ([`blkdebug`]) or holds nothing ([`null`]).
+//! tests one that fails on command ([`blkdebug`]) or holds nothing ([`null`]), or copies that must agree ([`quorum`]).
 //!
 //! Only what the user named gets here, or what an image names that the user named: where the native commands ask a gate, this
 //! personality opens what QEMU opens. See docs/qemu-img.md.
@@ -10,6 +10,7 @@ mod exports;
 pub(super) mod name;
 mod null;
 mod options;
+mod quorum;
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -19,6 +20,7 @@ use block::{Error, ErrorKind, Storage};
 use raw::Io;
 
 pub(super) use self::options::NodeOptions;
+use super::image::Image;
 use super::json::{Json, Object};
 use super::refusal::{Refusal, reason};
 
@@ -54,6 +56,8 @@ pub(super) struct Node {
     pub(super) directory: Option<String>,
     /// The node below, and what it is called.
     pub(super) child: Option<(&'static str, Box<Node>)>,
+    /// The image whose disk it is.
+    disk: Option<Box<Image>>,
 }
 
 impl Node {
@@ -91,6 +95,14 @@ impl Node {
         }
     }
 
+    /// The image whose disk is at the bottom of it.
+    pub(super) fn disk(&self) -> Option<&Image> {
+        match &self.child {
+            Some((_, child)) => child.disk(),
+            None => self.disk.as_deref(),
+        }
+    }
+
     /// The files of the host that it is.
     pub(super) fn file(&self) -> &Arc<dyn Storage> {
         match &self.child {
@@ -104,7 +116,7 @@ impl Node {
 pub(super) fn is_node_driver(driver: &str) -> bool {
     matches!(
         driver,
-        "file" | "host_device" | "blkdebug" | "null-co" | "null-aio"
+        "file" | "host_device" | "blkdebug" | "null-co" | "null-aio" | "quorum"
     ) || name::is_nbd(driver)
 }
 
@@ -127,6 +139,7 @@ pub(super) fn open(name: Option<&str>, mut options: NodeOptions, flags: Flags) -
         "file" | "host_device" => open_file(options, flags),
         "null-co" | "null-aio" => open_null(name, options, &written),
         "blkdebug" => blkdebug::open(options, &written, flags),
+        "quorum" => quorum::open(options, &written, flags),
         driver if name::is_nbd(driver) => exports::open(options, flags),
         "qcow2" | "raw" => {
             options.set_default("driver", &driver);
@@ -228,6 +241,7 @@ fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
         exact: Some(exact),
         options: shown,
         child: None,
+        disk: None,
     })
 }
 
@@ -271,6 +285,7 @@ fn open_null(name: Option<&str>, mut options: NodeOptions, written: &NodeOptions
         options: written.to_json(),
         directory: None,
         child: None,
+        disk: None,
     })
 }
 
@@ -285,5 +300,6 @@ fn open_disk(options: NodeOptions, written: &NodeOptions, flags: Flags) -> Resul
         options: written.to_json(),
         directory: image.layers[0].node.directory.clone(),
         child: None,
+        disk: Some(Box::new(image)),
     })
 }
