@@ -21,6 +21,13 @@ fn snapshots_are_taken_gone_back_to_and_deleted() {
     twins.assert_same_disk("a");
     twins.ok("snapshot -d one a");
     twins.assert_same_disk("a");
+    // What lies behind the disk comes along.
+    twins.qemu_io("a", &["write -b -P 3 1T 4k"]);
+    twins.ok("snapshot -c three a");
+    twins.qemu_io("a", &["write -b -P 4 1T 4k"]);
+    twins.ok("snapshot -a three a");
+    twins.qemu_io("a", &["read -b -P 3 1T 4k", "read -P 2 0 128k"]);
+    twins.assert_same_disk("a");
     twins.refused("snapshot -a one a", "No such file or directory");
     twins.refused("snapshot -d one a", "snapshot not found");
     twins.refused(

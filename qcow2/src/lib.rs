@@ -81,7 +81,7 @@ pub use geometry::Geometry;
 pub use header::{Encryption, Header, Version};
 pub use image::{
     AmendProgress, Amendment, BitmapEdit, Image, Mapped, NewBacking, OpenOptions, Place, PlannedRun,
-    SnapshotProgress, WritePlan, read_luks,
+    SnapshotPart, SnapshotProgress, WritePlan, read_luks,
 };
 pub use measure::{Measure, measure, measure_bitmaps};
 pub use snapshot::{Snapshot, SnapshotTable};

@@ -6,14 +6,14 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use block::test_utils::Rng;
 use block::{
     Access, Backing, BlockDevice, ErrorKind, MemStorage, Resize, Result, SnapshotSelector, Storage, ZeroMode,
 };
 use common::{Bytes, run_ok, text};
-use qcow2::{CreateOptions, Image, OpenOptions, Snapshot, SnapshotProgress};
+use qcow2::{CreateOptions, Image, OpenOptions, Snapshot, SnapshotPart, SnapshotProgress};
 
 fn go_on(_: SnapshotProgress) -> ControlFlow<()> {
     ControlFlow::Continue(())
@@ -734,4 +734,39 @@ fn version_2_keeps_its_size() {
     assert!(error.to_string().contains("compat=0.10"), "{error}");
     let snapshot = Image::open_snapshot(storage, &named("a"), OpenOptions::default()).expect("open");
     assert_eq!(snapshot.size(), 512 << 10);
+}
+
+/// What lies behind the disk and is no VM state by the snapshot table: taken and gone back to where that is asked for.
+#[test]
+fn everything_may_be_taken_with_what_lies_behind_the_disk() {
+    let storage = Arc::new(MemStorage::new());
+    let options = CreateOptions {
+        size: 512 << 10,
+        cluster_bits: 9,
+        ..CreateOptions::default()
+    };
+    qcow2::create(&*storage, &options).expect("create");
+    let image = common::open(storage.clone(), None);
+    image.write_at(&vec![1; 512 << 10], 0).expect("write");
+    image.close().expect("close");
+    let resize = |size: u64| storage.write_all_at(&size.to_be_bytes(), 24).expect("poke");
+    resize(256 << 10);
+
+    let image = common::open(storage.clone(), None);
+    let taken = image
+        .create_snapshot_of(SnapshotPart::Everything, "all", SystemTime::now(), &mut go_on)
+        .expect("take");
+    assert_eq!(taken.l1_entries, 16);
+    image.write_at(&vec![2; 256 << 10], 0).expect("write");
+    image.apply_snapshot(&named("all"), &mut go_on).expect("apply");
+    assert_eq!(image.header().l1_entries, 8);
+    image
+        .apply_snapshot_of(SnapshotPart::Everything, &named("all"), &mut go_on)
+        .expect("apply");
+    assert_eq!(image.header().l1_entries, 16);
+    image.close().expect("close");
+    let (code, words) = common::qemu_check(&storage.to_vec());
+    assert_eq!(code, 0, "{words}");
+    resize(512 << 10);
+    assert!(read_all(&common::open(storage.clone(), None)) == vec![1; 512 << 10]);
 }

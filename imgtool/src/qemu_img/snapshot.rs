@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 use block::SnapshotSelector;
-use qcow2::{Image as Qcow2, SnapshotProgress, SnapshotTable};
+use qcow2::{Image as Qcow2, SnapshotPart, SnapshotProgress, SnapshotTable};
 
 use super::console::Console;
 use super::getopt::{Options, Table};
@@ -70,7 +70,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         Action::List => list(console, &spec, flags)?,
         Action::Create(name) => create(&super::open_to_write(console, &spec, flags)?, &name)?,
         Action::Apply(name) => apply(&super::open_to_write(console, &spec, flags)?, &name)?,
-        Action::Delete(name) => delete(&super::open_to_write(console, &spec, flags)?, &name)?,
+        Action::Delete(name) => delete(console, &super::open_to_write(console, &spec, flags)?, &name)?,
     }
     Ok(0)
 }
@@ -94,7 +94,7 @@ fn list(console: &Console, spec: &Spec, flags: Flags) -> Result<(), Refusal> {
 fn create(image: &Image, name: &str) -> Result<(), Refusal> {
     let could_not = |why: &str| Refusal::new(format!("Could not create snapshot '{name}': {why}"));
     let qcow2 = qcow2_of(image).ok_or_else(|| could_not("Operation not supported"))?;
-    let made = qcow2.create_snapshot(name, SystemTime::now(), &mut go_on);
+    let made = qcow2.create_snapshot_of(SnapshotPart::Everything, name, SystemTime::now(), &mut go_on);
     made.map(|_| ())
         .and_then(|()| image.chain.settle())
         .map_err(|error| {
@@ -115,12 +115,12 @@ fn apply(image: &Image, name: &str) -> Result<(), Refusal> {
         return Err(could_not("Failed to load snapshot: No such file or directory"));
     };
     qcow2
-        .apply_snapshot(&which, &mut go_on)
+        .apply_snapshot_of(SnapshotPart::Everything, &which, &mut go_on)
         .and_then(|()| image.chain.settle())
         .map_err(|error| could_not(&format!("Failed to load snapshot: {}", reason(&error))))
 }
 
-fn delete(image: &Image, name: &str) -> Result<(), Refusal> {
+fn delete(console: &Console, image: &Image, name: &str) -> Result<(), Refusal> {
     let could_not = |why: &str| Refusal::new(format!("Could not delete snapshot '{name}': {why}"));
     let not_found = || could_not("snapshot not found");
     let qcow2 = qcow2_of(image).ok_or_else(not_found)?;
@@ -130,8 +130,9 @@ fn delete(image: &Image, name: &str) -> Result<(), Refusal> {
         .delete_snapshot(&which, &mut go_on)
         .and_then(|_| image.chain.settle())
         .map_err(|error| {
-            let why = format!("Failed to free the cluster and L1 table: {}", reason(&error));
-            could_not(&why)
+            let why = reason(&error);
+            console.note(&format!("qcow2_free_clusters failed: {why}\n"));
+            could_not(&format!("Failed to free the cluster and L1 table: {why}"))
         })
 }
 

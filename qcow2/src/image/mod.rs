@@ -42,7 +42,7 @@ mod write;
 mod zero;
 
 pub use amend::{AmendProgress, Amendment, NewBacking};
-pub use snapshot::SnapshotProgress;
+pub use snapshot::{SnapshotPart, SnapshotProgress};
 
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -5,7 +5,8 @@
 //! Rules come from a file of `[inject-error]` and `[set-state]` sections, or from options of those names. An error is injected into
 //! requests of the kinds that its rule names, at the sector that it names or at all, while the node is in the state that it
 //! names or in any; one that is to come `once` goes away with it. Of QEMU's events there are `none`, which is always, and `read_aio` and
-//! `write_aio`, which are requests for guest data: a format sends these another way ([`Node::data`]).
+//! `write_aio`, which are requests for guest data: a format sends these another way ([`Node::data`]). And `cluster_free`, when room is
+//! given back.
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -43,11 +44,12 @@ impl Request {
         self != Self::BlockStatus
     }
 
-    /// The event that guest data of this kind is.
+    /// The event that guest data of this kind is, or any discard.
     fn event(self) -> &'static str {
         match self {
             Self::Read => "read_aio",
             Self::Write | Self::WriteZeroes => "write_aio",
+            Self::Discard => "cluster_free",
             _ => "none",
         }
     }
@@ -203,7 +205,8 @@ impl Failing {
                 Some(kind) => kind == request,
                 None => request.is_usual(),
             };
-            let event = rule.event == "none" || (self.data && rule.event == request.event());
+            let known = self.data || request == Request::Discard;
+            let event = rule.event == "none" || (known && rule.event == request.event());
             let sector = rule.sector.is_none_or(|sector| {
                 let at = sector.saturating_mul(512);
                 at < offset.saturating_add(len) && offset < at.saturating_add(512)

@@ -48,6 +48,15 @@ pub(super) use tree::{Batch, Tree};
 pub use watch::SnapshotProgress;
 pub(super) use watch::Steps;
 
+/// What a snapshot is taken of, or gone back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotPart {
+    /// The disk.
+    Disk,
+    /// The disk and what lies behind it in the L1 table, such as VM state.
+    Everything,
+}
+
 /// Bytes of an L1 entry.
 const L1_ENTRY: usize = 8;
 
@@ -93,9 +102,24 @@ impl Image {
         date: SystemTime,
         watch: &mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>,
     ) -> Result<Snapshot> {
+        self.create_snapshot_of(SnapshotPart::Disk, name, date, watch)
+    }
+
+    /// [`create_snapshot`](Self::create_snapshot), of a part of the image. What lies behind the disk is not called VM state by
+    /// that.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_snapshot_of(
+        &self,
+        part: SnapshotPart,
+        name: &str,
+        date: SystemTime,
+        watch: &mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>,
+    ) -> Result<Snapshot> {
         self.change_snapshots("take a snapshot", |change| {
             let snapshot = change.new_snapshot(name, date)?;
-            change.create(snapshot, watch)
+            change.create(part, snapshot, watch)
         })
     }
 
@@ -115,9 +139,22 @@ impl Image {
         which: &SnapshotSelector,
         watch: &mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>,
     ) -> Result<()> {
+        self.apply_snapshot_of(SnapshotPart::Disk, which, watch)
+    }
+
+    /// [`apply_snapshot`](Self::apply_snapshot), for a part of the image: VM state may come along.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn apply_snapshot_of(
+        &self,
+        part: SnapshotPart,
+        which: &SnapshotSelector,
+        watch: &mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>,
+    ) -> Result<()> {
         self.change_snapshots("go back to a snapshot", |change| {
             let index = snapshot::find(&change.table.snapshots, which)?;
-            change.apply(index, watch)
+            change.apply(part, index, watch)
         })
     }
 
@@ -268,11 +305,15 @@ impl Change<'_> {
 
     fn create(
         &self,
+        part: SnapshotPart,
         mut snapshot: Snapshot,
         watch: &mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>,
     ) -> Result<Snapshot> {
         let image = self.image;
-        let mut l1 = self.active_l1(self.entries_for(snapshot.size));
+        let mut l1 = self.active_l1(match part {
+            SnapshotPart::Disk => self.entries_for(snapshot.size),
+            SnapshotPart::Everything => image.l1.entries(),
+        });
         let tree = Tree::new(image, &l1)?;
         let mut steps = Steps::new(3 * tree.tables().len(), watch);
         tree.verify(
@@ -311,6 +352,7 @@ impl Change<'_> {
 
     fn apply(
         &mut self,
+        part: SnapshotPart,
         index: usize,
         watch: &mut dyn FnMut(SnapshotProgress) -> ControlFlow<()>,
     ) -> Result<()> {
@@ -318,8 +360,12 @@ impl Change<'_> {
         let size = snapshot.size;
         self.check_size(size)?;
         let mut l1 = self.snapshot_l1(snapshot)?;
-        // VM state lies behind the disk, and stays there.
-        l1.truncate(self.entries_for(size));
+        // VM state lies behind the disk.
+        let disk = self.entries_for(size);
+        match part {
+            SnapshotPart::Disk => l1.truncate(disk),
+            SnapshotPart::Everything => l1.resize(l1.len().max(disk), 0),
+        }
         forget_copied(&mut l1);
         let old = Tree::new(image, &self.active_l1(image.l1.entries()))?;
         let new = Tree::new(image, &l1)?;
