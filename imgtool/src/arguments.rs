@@ -1,5 +1,6 @@
 //! Arguments that several commands have.
 
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use block::{Error, Result};
@@ -7,6 +8,8 @@ use clap::{Args, ValueEnum};
 use raw::Io;
 
 use crate::keys;
+use crate::output;
+use crate::sandbox::{self, Names};
 
 /// What images may open by naming it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,6 +67,27 @@ impl From<IoMode> for Io {
             IoMode::Sync => Self::Sync,
             IoMode::Uring => Self::Uring,
             IoMode::Mmap => Self::Mmap,
+        }
+    }
+}
+
+/// What a command gives up once its files are open.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct SandboxArgs {
+    /// Read images without the sandbox that keeps hostile ones from other files and programs
+    #[arg(long)]
+    no_sandbox: bool,
+}
+
+impl SandboxArgs {
+    /// Gives up everything but what is open, and what is still done by name. To be called before threads are started, and
+    /// before more is parsed than it takes to open.
+    pub(crate) fn confine(self, names: Names<'_>, io: IoMode) {
+        if !self.no_sandbox {
+            let held = sandbox::confine(names, io == IoMode::Uring);
+            if let Some(lack) = held.lack().filter(|_| io::stderr().is_terminal()) {
+                output::note(lack);
+            }
         }
     }
 }

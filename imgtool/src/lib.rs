@@ -23,6 +23,7 @@ mod output;
 mod picture;
 mod qcow2_description;
 mod qemu_img;
+mod sandbox;
 mod snapshots;
 mod stores;
 mod table;

@@ -15,7 +15,12 @@ pub(crate) struct Opener(pub(crate) HostOpener);
 impl FileOpener for Opener {
     fn open(&self, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
         match export(path) {
-            Some(export) => Ok(Arc::new(Export::open(&export?, access)?)),
+            Some(address) => {
+                let export = Export::open(&address?, access)?;
+                // In a sandbox there is no other time.
+                export.connect_ahead();
+                Ok(Arc::new(export))
+            }
             None => self.0.open(path, access),
         }
     }

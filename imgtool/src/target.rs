@@ -124,6 +124,8 @@ impl TargetFile {
     fn served(address: &Address) -> Result<Self> {
         let path = address.path().to_owned();
         let export = Export::open(address, Access::WRITE)?;
+        // In a sandbox there is no other time.
+        export.connect_ahead();
         Ok(Self {
             storage: Arc::new(Pending::new(export, None, &path)),
             making: Making {
@@ -168,6 +170,11 @@ impl TargetFile {
     /// What to write to. Syncing it does nothing.
     pub(crate) fn storage(&self) -> Arc<dyn Storage> {
         self.storage.clone()
+    }
+
+    /// The directory that it is to be in.
+    pub(crate) fn directory(&self) -> &Path {
+        directory_of(&self.path)
     }
 
     /// It is a device, of this host or served, with a length of its own and contents from before.

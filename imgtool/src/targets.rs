@@ -44,6 +44,12 @@ impl Targets {
         &self.image
     }
 
+    /// Where the files are to get their names.
+    pub(crate) fn directories(&self) -> Vec<&Path> {
+        let files = std::iter::once(&self.image).chain(self.data.iter().map(|(_, file)| file));
+        files.map(TargetFile::directory).collect()
+    }
+
     /// Makes the image.
     pub(crate) fn create(&self, image: &NewImage) -> Result<()> {
         if let Some(data) = self.data_storage() {

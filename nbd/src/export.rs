@@ -10,9 +10,11 @@
 //! then on every call fails with that first error. A request that the server refuses is just an error.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::available_parallelism;
 
 use block::{Access, Alignment, Error, ErrorKind, HostExtent, Result, Storage, ZeroMode};
 
@@ -47,6 +49,8 @@ struct Pool {
     idle: Vec<Connection>,
     /// Connections that are idle or in use.
     open: usize,
+    /// As many as there may be.
+    most: usize,
     /// Why a connection broke.
     broken: Option<Error>,
 }
@@ -66,6 +70,11 @@ impl Export {
                 "the server exports it for reading only",
             )));
         }
+        let most = if info.flags.several_connections() {
+            MAX_CONNECTIONS
+        } else {
+            1
+        };
         Ok(Self {
             address: address.clone(),
             info,
@@ -74,11 +83,25 @@ impl Export {
             pool: Mutex::new(Pool {
                 idle: vec![connection],
                 open: 1,
+                most,
                 broken: None,
             }),
             returned: Condvar::new(),
             blocks: RwLock::new(()),
         })
+    }
+
+    /// Connects as often as is of use to a thread on each processor, for whoever gives up connecting afterwards. Where
+    /// the server takes fewer connections, those do.
+    pub fn connect_ahead(&self) {
+        let threads = available_parallelism().map_or(1, NonZeroUsize::get);
+        let mut pool = self.pool();
+        while pool.open < pool.most.min(threads) {
+            let Ok(connection) = self.another() else { break };
+            pool.idle.push(connection);
+            pool.open += 1;
+        }
+        pool.most = pool.open;
     }
 
     /// Where it is.
@@ -92,11 +115,6 @@ impl Export {
 
     /// A connection that nobody uses.
     fn connection(&self) -> Result<Connection> {
-        let most = if self.info.flags.several_connections() {
-            MAX_CONNECTIONS
-        } else {
-            1
-        };
         let mut pool = self.pool();
         loop {
             if let Some(broken) = &pool.broken {
@@ -105,7 +123,7 @@ impl Export {
             if let Some(connection) = pool.idle.pop() {
                 return Ok(connection);
             }
-            if pool.open < most {
+            if pool.open < pool.most {
                 pool.open += 1;
                 drop(pool);
                 return self.another().inspect_err(|_| {

@@ -11,11 +11,12 @@ use qcow2::{CheckOptions, CheckReport, Finding, RepairKind, RepairOptions, Repai
 use serde_json::{Map, Value, json};
 
 use super::Outcome;
-use crate::arguments::{CacheMode, OpenArgs, WatchArgs};
+use crate::arguments::{CacheMode, OpenArgs, SandboxArgs, WatchArgs};
 use crate::failure::Failure;
 use crate::images::Opening;
 use crate::interrupt;
 use crate::output::{self, OutputFormat};
+use crate::sandbox::Names;
 use crate::watch::Watch;
 
 const NOT_CHECKED: u8 = 1;
@@ -86,6 +87,8 @@ pub(crate) struct CheckArgs {
     watch: WatchArgs,
     #[command(flatten)]
     open: OpenArgs,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// The image
     file: PathBuf,
 }
@@ -110,6 +113,9 @@ impl CheckArgs {
         }
         if let Some(backup) = &self.restore {
             return self.put_back(out, &*storage, backup);
+        }
+        if self.repair.is_none() {
+            self.sandbox.confine(Names::None, self.open.io);
         }
         let (report, repaired) = match self.repair {
             Some(what) => {

@@ -12,11 +12,12 @@ use clap::Args;
 use ops::{CompareError, CompareOptions, Comparison, Control, SparseChain};
 
 use super::Outcome;
-use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs};
+use crate::arguments::{CacheMode, OpenArgs, SandboxArgs, ThreadArgs, WatchArgs};
 use crate::failure::Failure;
 use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::interrupt;
+use crate::sandbox::Names;
 use crate::watch::Watch;
 
 const DIFFERENT: u8 = 1;
@@ -55,6 +56,8 @@ pub(crate) struct CompareArgs {
     watch: WatchArgs,
     #[command(flatten)]
     open: OpenArgs,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// An image
     first: PathBuf,
     /// Another
@@ -71,6 +74,7 @@ impl CompareArgs {
         if let Some(threads) = self.threads.threads.and_then(|n| NonZeroUsize::new(n.into())) {
             options.threads = threads;
         }
+        self.sandbox.confine(Names::None, self.open.io);
         let sizes_differ = first.disk.size() != second.disk.size();
         let mut out = io::stdout();
         if sizes_differ && !self.strict && !self.watch.quiet {

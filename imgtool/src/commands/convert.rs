@@ -18,11 +18,12 @@ use ops::{Before, Cancel, Concat, Control, ConvertOptions, Lost, Offload, Salvag
 use super::Outcome;
 use super::commit::rate;
 use super::create::no_backing_format;
-use crate::arguments::{CacheMode, OpenArgs, ThreadArgs, WatchArgs, refused};
+use crate::arguments::{CacheMode, OpenArgs, SandboxArgs, ThreadArgs, WatchArgs, refused};
 use crate::formats::{NewDevice, NewImage};
 use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::option_list::OptionList;
+use crate::sandbox::Names;
 use crate::target::{Making, is_one_of};
 use crate::targets::{Targets, data_path};
 use crate::watch::Watch;
@@ -147,6 +148,8 @@ pub(crate) struct ConvertArgs {
     watch: WatchArgs,
     #[command(flatten)]
     open: OpenArgs,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     #[command(flatten)]
     refused: Refused,
     /// The images to copy, and the new image last
@@ -478,6 +481,8 @@ impl ConvertArgs {
             targets.create(&image)?;
             let below = backing.map_or(Backing::None, |chain| Backing::Device(chain.device()));
             let new = targets.open(&image, below, self.level)?;
+            self.sandbox
+                .confine(Names::Finish(&targets.directories()), self.open.io);
             fill(&new, &copy)?;
             new.close()?;
             targets.finish(cancel)
@@ -521,6 +526,7 @@ impl ConvertArgs {
                 .with_path(path)
                 .with_hint("leave out --target-is-zero"));
         }
+        self.sandbox.confine(Names::None, self.open.io);
         let copied = fill(&target, &*disk, &copy).and_then(|()| target.settle());
         copied.map_err(|error| interrupted(error.with_path(path), path, "its contents are incomplete"))
     }

@@ -12,13 +12,14 @@ use raw::partition::{PartitionTable, Selector};
 use serde_json::{Value, json};
 
 use super::Outcome;
-use crate::arguments::OpenArgs;
+use crate::arguments::{OpenArgs, SandboxArgs};
 use crate::commands::partition::{partition_json, print_partition};
 use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::opener::is_export;
 use crate::output::{self, OutputFormat, human_size};
 use crate::qcow2_description::Qcow2Description;
+use crate::sandbox::Names;
 use crate::stores::image_at;
 use crate::{interrupt, picture, snapshots};
 
@@ -46,6 +47,8 @@ pub(crate) struct InfoArgs {
     force_share: bool,
     #[command(flatten)]
     open: OpenArgs,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// The image
     file: PathBuf,
 }
@@ -70,6 +73,7 @@ impl InfoArgs {
         let mut tree = Vec::new();
         let images = if self.backing_chain {
             let chain = opening.chain_to_look_at(&self.file, self.format.as_deref())?;
+            self.confine();
             if self.output == OutputFormat::Human && chain.layers().len() > 1 {
                 tree = picture::tree(&chain, &interrupt::watch()?)?;
             }
@@ -78,6 +82,7 @@ impl InfoArgs {
         } else {
             let file = image_at(&self.file);
             let (storage, format) = opening.file(&file, self.format.as_deref())?;
+            self.confine();
             vec![Description::of(&file, format, &storage)?]
         };
         match self.output {
@@ -106,6 +111,11 @@ impl InfoArgs {
 }
 
 impl InfoArgs {
+    fn confine(&self) {
+        snapshots::know_time_zone();
+        self.sandbox.confine(Names::None, self.open.io);
+    }
+
     /// Describes a partition of the disk in an image.
     fn partition(
         &self,
@@ -115,6 +125,7 @@ impl InfoArgs {
         out: &mut dyn Write,
     ) -> Outcome {
         let chain = opening.chain(&name.path, self.format.as_deref())?;
+        self.confine();
         let table = PartitionTable::read(&**chain.active(), None).map_err(|error| name.explain(error))?;
         let partition = table.locate(selector).map_err(|error| name.explain(error))?;
         match self.output {

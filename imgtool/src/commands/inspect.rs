@@ -9,9 +9,10 @@ use inspector::{Check, Format, Limits, Problem, Report};
 use serde_json::{Map, Value, json};
 
 use super::Outcome;
-use crate::arguments::IoMode;
+use crate::arguments::{IoMode, SandboxArgs};
 use crate::images::Opening;
 use crate::output::{self, OutputFormat, human_size};
+use crate::sandbox::Names;
 
 const SAFE: u8 = 0;
 const UNSAFE: u8 = 2;
@@ -50,6 +51,8 @@ pub(crate) struct InspectArgs {
     /// How the bytes of the file are reached
     #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
     io: IoMode,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// Inspect a file that somebody else may be writing to
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -70,6 +73,7 @@ impl InspectArgs {
         };
         // A raw image is what any file can be opened as, without a look at what is in it.
         let (storage, _) = opening.file(&self.file, Some("raw"))?;
+        self.sandbox.confine(Names::None, self.io);
         let report = inspector::inspect(storage, &limits).map_err(|error| error.with_path(&self.file))?;
         match self.output {
             OutputFormat::Human => self.print(out, &report)?,

@@ -10,12 +10,13 @@ use clap::Args;
 use ops::{Extents, HostHoles};
 
 use super::Outcome;
-use crate::arguments::OpenArgs;
+use crate::arguments::{OpenArgs, SandboxArgs};
 use crate::failure::Failure;
 use crate::image_name::ImageName;
-use crate::images::Opening;
+use crate::images::{Opening, directory_of};
 use crate::output::OutputFormat;
 use crate::picture::{self, Part, Survey};
+use crate::sandbox::Names;
 use crate::target::is_one_of;
 use crate::{interrupt, size};
 
@@ -54,6 +55,8 @@ pub(crate) struct MapArgs {
     force_share: bool,
     #[command(flatten)]
     open: OpenArgs,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// The image
     file: PathBuf,
 }
@@ -68,7 +71,6 @@ impl MapArgs {
             .map(|text| size::of("-l", text))
             .transpose()?
             .unwrap_or(u64::MAX);
-        let cancel = interrupt::watch()?;
         let opening = Opening {
             nested: self.open.nested,
             io: self.open.io.into(),
@@ -80,6 +82,8 @@ impl MapArgs {
         };
         let name = ImageName::parse(&self.file)?;
         let chain = opening.chain(&name.path, self.format.as_deref())?;
+        self.confine();
+        let cancel = interrupt::watch()?;
         if self.svg.is_some() || self.bar {
             let part = picture_part(&name, &chain, start, len)?;
             let survey = Survey::of(&self.file, &chain, part, &cancel)?;
@@ -108,6 +112,16 @@ impl MapArgs {
         }
         rows.finish()?;
         Ok(0)
+    }
+}
+
+impl MapArgs {
+    fn confine(&self) {
+        let names = match &self.svg {
+            Some(path) if path != Path::new("-") => Names::Write(directory_of(path)),
+            _ => Names::None,
+        };
+        self.sandbox.confine(names, self.open.io);
     }
 }
 

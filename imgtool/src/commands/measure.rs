@@ -11,12 +11,13 @@ use qcow2::{Bitmap, CreateOptions, Header, Version};
 use serde_json::{Map, Value};
 
 use super::Outcome;
-use crate::arguments::{OpenArgs, refused};
+use crate::arguments::{OpenArgs, SandboxArgs, refused};
 use crate::formats::NewImage;
 use crate::image_name::ImageName;
 use crate::images::Opening;
 use crate::option_list::OptionList;
 use crate::output::{self, OutputFormat};
+use crate::sandbox::Names;
 use crate::{interrupt, size};
 
 /// Tell how large the file of a new image would be, for an image converted or a size
@@ -48,6 +49,8 @@ pub(crate) struct MeasureArgs {
     force_share: bool,
     #[command(flatten)]
     open: OpenArgs,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     /// The image to convert
     #[arg(required_unless_present_any = ["size", "options"])]
     file: Option<PathBuf>,
@@ -101,7 +104,6 @@ impl MeasureArgs {
 
     /// Measures for an image; and how many bytes its bitmaps would take, if both formats know any.
     fn measure_file(&self, path: &Path, mut image: NewImage) -> Result<(qcow2::Measure, Option<u64>)> {
-        let cancel = interrupt::watch()?;
         let opening = Opening {
             nested: self.open.nested,
             io: self.open.io.into(),
@@ -113,6 +115,8 @@ impl MeasureArgs {
         };
         let name = ImageName::parse(path)?;
         let chain = opening.chain(&name.path, self.format.as_deref())?;
+        self.sandbox.confine(Names::None, self.open.io);
+        let cancel = interrupt::watch()?;
         let disk = name.on(SparseChain::device(&chain)?)?;
         image.size = Some(disk.size());
         let unit = image.qcow2().map(|options| 1 << options.cluster_bits);

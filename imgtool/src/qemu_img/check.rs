@@ -18,6 +18,7 @@ use super::node::Flags;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::{Outcome, cache_mode, output_format};
+use crate::sandbox::{self, Names};
 
 const TABLE: Table = Table {
     short: "hf:r:T:qU",
@@ -71,6 +72,9 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let found = image::find_to_check(&spec, flags)?;
     if found.format != "qcow2" {
         return Err(Refusal::new("This image format does not support checks").with_code(NO_CHECK));
+    }
+    if wanted.repair.is_none() {
+        sandbox::confine(Names::None, false);
     }
     wanted.run(console, &found)
 }

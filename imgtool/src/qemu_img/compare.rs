@@ -10,6 +10,7 @@ use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::{Outcome, cache_mode};
+use crate::sandbox::{self, Names};
 
 const TABLE: Table = Table {
     short: "hf:F:T:pqsU",
@@ -61,6 +62,7 @@ fn compare(console: &Console, arguments: &[String]) -> Outcome {
     let result = (|| {
         let first = open(first, formats[0].as_deref(), image_opts, flags)?;
         let second = open(second, formats[1].as_deref(), image_opts, flags)?;
+        sandbox::confine(Names::None, false);
         differences(console, &first, &second, [strict, quiet], &progress)
     })();
     let printed = match &result {

@@ -24,6 +24,7 @@ use super::stated::Stated;
 use super::{Outcome, cache_mode, create, new_image, number, option_list};
 use crate::commands::convert::bitmaps::CopiedBitmaps;
 use crate::formats::NewImage;
+use crate::sandbox::{self, Names};
 use crate::target::Making;
 use crate::targets::Targets;
 
@@ -345,6 +346,7 @@ impl Wanted {
         let words = |error: block::Error| Refusal::new(error.message().to_owned());
         let bitmaps = source.bitmaps.resized(opened.device().size()).map_err(words)?;
         bitmaps.check_target(&opened.chain).map_err(words)?;
+        sandbox::confine(Names::None, false);
         let target = opened.device().clone();
         let header = opened.layers[0].header.as_ref();
         let stated = header.is_some_and(|header| header.version >= qcow2::Version::V3);
@@ -495,6 +497,7 @@ fn fill_new(
     if device.device().size() < source.device.size() {
         return Err(Refusal::new("output file is smaller than input file"));
     }
+    sandbox::confine(Names::Finish(&targets.directories()), false);
     ops::convert(&*source.device, device.device(), copy, control).map_err(|error| failed(&error))?;
     let bitmaps = source.bitmaps.resized(device.device().size());
     let added = bitmaps.and_then(|bitmaps| bitmaps.add_to_new(&device));

@@ -14,6 +14,7 @@ use super::secret::Secrets;
 use super::{Outcome, output_format};
 use crate::output::human_size as human;
 use crate::qcow2_description::Qcow2Description;
+use crate::sandbox::{self, Names};
 use crate::snapshots;
 
 const TABLE: Table = Table {
@@ -49,11 +50,15 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         }
     }
     let spec = super::one_image(&options.operands(), format.as_deref(), image_opts)?;
-    let images = if chain {
+    let found = if chain {
         collect(spec, flags)?
     } else {
-        vec![Description::of(image::find(&spec, flags)?)?]
+        vec![image::find(&spec, flags)?]
     };
+    snapshots::know_time_zone();
+    sandbox::confine(Names::None, false);
+    let images = found.into_iter().map(Description::of);
+    let images = images.collect::<Result<Vec<_>, _>>()?;
     let text = match (json, chain) {
         (false, _) => images
             .iter()
@@ -71,7 +76,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
 }
 
 /// Each image of a chain, opened by itself.
-fn collect(mut spec: Spec, flags: Flags) -> Result<Vec<Description>, Refusal> {
+fn collect(mut spec: Spec, flags: Flags) -> Result<Vec<Found>, Refusal> {
     let mut seen = BTreeSet::new();
     let mut images = Vec::new();
     loop {
@@ -82,7 +87,7 @@ fn collect(mut spec: Spec, flags: Flags) -> Result<Vec<Description>, Refusal> {
         let found = image::find(&spec, flags)?;
         let next = found.backing_name().map(|name| (found.full_backing(&name), name));
         let format = found.backing_format();
-        images.push(Description::of(found)?);
+        images.push(found);
         match next {
             None => return Ok(images),
             Some((full, name)) => spec = Spec::new(&full.unwrap_or(name), format.as_deref(), false),

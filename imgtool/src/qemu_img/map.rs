@@ -12,6 +12,7 @@ use super::node::Flags;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::{Outcome, number, output_format};
+use crate::sandbox::{self, Names};
 
 const TABLE: Table = Table {
     short: "f:s:l:hU",
@@ -46,6 +47,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     }
     let spec = super::one_image(&options.operands(), format.as_deref(), image_opts)?;
     let image = image::open(&spec, flags)?;
+    sandbox::confine(Names::None, false);
     // A node above an image has nothing of its own: the disk lies where the image has it.
     let below = image.layers[0].node.disk();
     let shown = below.unwrap_or(&image);

@@ -14,6 +14,7 @@ use super::secret::Secrets;
 use super::{Outcome, new_image, number, option_list, output_format};
 use crate::commands::measure::bitmaps_size;
 use crate::formats::NewImage;
+use crate::sandbox::{self, Names};
 
 const TABLE: Table = Table {
     short: "hf:l:o:O:U",
@@ -92,7 +93,11 @@ impl Wanted {
     /// Measures; and how many bytes the bitmaps of an image would take, if both formats know any.
     fn measure(&self, file: Option<&str>, format: &str) -> Result<(Measure, Option<u64>), Refusal> {
         let source = match file {
-            Some(file) => Some(self.open(file)?),
+            Some(file) => {
+                let source = self.open(file)?;
+                sandbox::confine(Names::None, false);
+                Some(source)
+            }
             None => None,
         };
         let mut options = new_image::options_of(format, true)?;

@@ -19,6 +19,7 @@ use qcow2::Streamed;
 use super::{ConvertArgs, Source, interrupted};
 use crate::commands::Outcome;
 use crate::formats::NewImage;
+use crate::sandbox::Names;
 use crate::watch::Watch;
 use crate::{interrupt, size};
 
@@ -150,6 +151,7 @@ impl ConvertArgs {
             let message = format!("the new image is to have {smaller} bytes, fewer than the disk's {size}");
             return Err(Error::invalid(message).with_path("-"));
         }
+        self.sandbox.confine(Names::None, self.open.io);
         let data = || match copy.sparse {
             0 => Ok(whole(size)),
             _ => data_ranges(&*source.device),

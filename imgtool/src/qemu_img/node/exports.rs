@@ -35,6 +35,8 @@ pub(super) fn open(mut options: NodeOptions, flags: Flags) -> Result<Node, Refus
         }
         _ => Refusal::new(error.message().to_owned()),
     })?;
+    // In a sandbox there is no other time.
+    export.connect_ahead();
     let mut shown = Object::default();
     shown.insert("driver", "nbd");
     Ok(Node {
