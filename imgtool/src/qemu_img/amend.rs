@@ -6,18 +6,13 @@ use qcow2::{Amendment, Header, IncompatibleFeatures, Snapshot, Version};
 
 use super::console::Console;
 use super::format_options::{self, FormatOptions};
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Spec};
 use super::node::Flags;
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, key_slots, option_list};
-
-const TABLE: Table = Table {
-    short: "ho:f:t:pq",
-    long: &[("help", "h"), ("object=", ""), ("image-opts", ""), ("force", "")],
-};
+use super::{Outcome, key_slots, option_list, pages};
 
 const TOO_OLD: &str = "(use compat=1.1 or greater)";
 
@@ -34,10 +29,10 @@ struct Wanted {
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::default();
     let (mut image_opts, mut show, mut quiet) = (false, false, false);
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::AMEND, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => return console.print(pages::AMEND.help()).map(|()| 0).map_err(Into::into),
             "o" => option_list::accumulate(&mut wanted.options, &value)?,
             "f" => wanted.format = Some(value),
             "t" => wanted.direct = super::target_cache(&value)?.direct,

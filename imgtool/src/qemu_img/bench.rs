@@ -5,23 +5,11 @@ use std::num::{NonZeroU32, NonZeroU64};
 use ops::BenchOptions;
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image;
 use super::node::Flags;
 use super::refusal::{Refusal, reason};
-use super::{Outcome, number};
-
-const TABLE: Table = Table {
-    short: "hc:d:f:ni:o:qs:S:t:wU",
-    long: &[
-        ("help", "h"),
-        ("flush-interval=", ""),
-        ("image-opts", ""),
-        ("pattern=", ""),
-        ("no-drain", ""),
-        ("force-share", "U"),
-    ],
-};
+use super::{Outcome, number, pages};
 
 /// The largest number that QEMU takes for most of the options.
 const MAX: u64 = i32::MAX as u64;
@@ -126,10 +114,10 @@ impl Wanted {
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::new();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::BENCH, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => return console.print(pages::BENCH.help()).map(|()| 0).map_err(Into::into),
             name => wanted.take(name, value)?,
         }
     }

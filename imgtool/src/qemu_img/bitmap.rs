@@ -3,30 +3,12 @@
 use qcow2::{BitmapEdit, DirtyBits};
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Spec};
 use super::node::Flags;
 use super::refusal::Refusal;
 use super::secret::Secrets;
-use super::{Outcome, number, qcow2_of};
-
-const TABLE: Table = Table {
-    short: "b:f:F:g:h",
-    long: &[
-        ("help", "h"),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("add", ""),
-        ("remove", ""),
-        ("clear", ""),
-        ("enable", ""),
-        ("disable", ""),
-        ("merge=", ""),
-        ("granularity=", "g"),
-        ("source-file=", "b"),
-        ("source-format=", "F"),
-    ],
-};
+use super::{Outcome, number, pages, qcow2_of};
 
 /// What is done, in the order of the command line: what it is called, and the bitmap that is merged.
 type Action = (&'static str, String);
@@ -66,10 +48,15 @@ impl Wanted {
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::default();
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::BITMAP, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => {
+                return console
+                    .print(pages::BITMAP.help())
+                    .map(|()| 0)
+                    .map_err(Into::into);
+            }
             "b" => wanted.source = Some(value),
             "f" => wanted.format = Some(value),
             "F" => wanted.source_format = Some(value),

@@ -11,27 +11,14 @@ use qcow2::{
 };
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Found};
 use super::json::{Json, Object};
 use super::node::Flags;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, cache_mode, output_format};
+use super::{Outcome, cache_mode, output_format, pages};
 use crate::sandbox::{self, Names};
-
-const TABLE: Table = Table {
-    short: "hf:r:T:qU",
-    long: &[
-        ("help", "h"),
-        ("format=", "f"),
-        ("repair=", "r"),
-        ("output=", ""),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("force-share", "U"),
-    ],
-};
 
 const NOT_CHECKED: u8 = 1;
 const CORRUPT: u8 = 2;
@@ -53,10 +40,10 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let (mut format, mut image_opts, mut flags) = (None, false, Flags::default());
     let mut wanted = Wanted::default();
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::CHECK, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => return console.print(pages::CHECK.help()).map(|()| 0).map_err(Into::into),
             "f" => format = Some(value),
             "r" => wanted.repair = Some(repair_kind(&value)?),
             "T" => flags.direct = cache_mode("source", &value)?.direct,

@@ -7,19 +7,14 @@ use std::fs;
 
 use ops::{CommitOptions, Control};
 
-use super::Outcome;
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Found, Image, Spec};
 use super::node::{Flags, name};
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-
-const TABLE: Table = Table {
-    short: "f:ht:b:dpqr:",
-    long: &[("help", "h"), ("object=", ""), ("image-opts", "")],
-};
+use super::{Outcome, pages};
 
 #[derive(Debug, Default)]
 struct Wanted {
@@ -36,10 +31,15 @@ struct Wanted {
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::default();
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::COMMIT, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => {
+                return console
+                    .print(pages::COMMIT.help())
+                    .map(|()| 0)
+                    .map_err(Into::into);
+            }
             "f" => wanted.format = Some(value),
             "t" => wanted.direct = super::target_cache(&value)?.direct,
             "b" => {

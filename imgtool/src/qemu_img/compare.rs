@@ -3,24 +3,14 @@
 use ops::{CompareError, CompareOptions, Comparison, Control, SparseChain};
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Image};
 use super::node::Flags;
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, cache_mode};
+use super::{Outcome, cache_mode, pages};
 use crate::sandbox::{self, Names};
-
-const TABLE: Table = Table {
-    short: "hf:F:T:pqsU",
-    long: &[
-        ("help", "h"),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("force-share", "U"),
-    ],
-};
 
 const DIFFERENT: u8 = 1;
 const CANNOT_OPEN: u8 = 2;
@@ -30,7 +20,7 @@ const CANNOT_READ: u8 = 4;
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     compare(console, arguments).map_err(|refusal| match refusal.code() {
         // 1 means that the images differ.
-        1 => refusal.with_code(CANNOT_OPEN),
+        1 if !refusal.is_usage() => refusal.with_code(CANNOT_OPEN),
         _ => refusal,
     })
 }
@@ -39,10 +29,15 @@ fn compare(console: &Console, arguments: &[String]) -> Outcome {
     let (mut formats, mut image_opts, mut flags) = ([None, None], false, Flags::default());
     let (mut strict, mut quiet, mut show) = (false, false, false);
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::COMPARE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => {
+                return console
+                    .print(pages::COMPARE.help())
+                    .map(|()| 0)
+                    .map_err(Into::into);
+            }
             "f" => formats[0] = Some(value),
             "F" => formats[1] = Some(value),
             "T" => flags.direct = cache_mode("source", &value)?.direct,

@@ -14,34 +14,19 @@ use ops::{Before, Concat, Control, ConvertOptions, Offload, Salvaged, SparseChai
 use super::console::Console;
 use super::create::{could_not_create, formatted};
 use super::format_options::FormatOptions;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Image, Spec};
 use super::node::Flags;
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::stated::Stated;
-use super::{Outcome, cache_mode, create, new_image, number, option_list};
+use super::{Outcome, cache_mode, create, new_image, number, option_list, pages};
 use crate::commands::convert::bitmaps::CopiedBitmaps;
 use crate::formats::NewImage;
 use crate::sandbox::{self, Names};
 use crate::target::Making;
 use crate::targets::Targets;
-
-const TABLE: Table = Table {
-    short: "hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:",
-    long: &[
-        ("help", "h"),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("force-share", "U"),
-        ("target-image-opts", ""),
-        ("salvage", ""),
-        ("target-is-zero", ""),
-        ("bitmaps", ""),
-        ("skip-broken-bitmaps", ""),
-    ],
-};
 
 /// Bytes that QEMU copies between two reports of progress.
 const PIECE: u64 = 2 << 20;
@@ -77,10 +62,13 @@ struct Wanted {
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::CONVERT, arguments);
     while let Some((name, value)) = options.next()? {
         if name == "h" {
-            return super::help(console);
+            return console
+                .print(pages::CONVERT.help())
+                .map(|()| 0)
+                .map_err(Into::into);
         }
         wanted.take(name, value)?;
     }
@@ -126,7 +114,7 @@ impl Wanted {
             "W" => self.out_of_order = true,
             "U" => self.force_share = true,
             "r" => self.rate = Some(super::rate(&value)?),
-            "image-opts" => self.image_opts = true,
+            "image-opts" | "source-image-opts" => self.image_opts = true,
             "target-image-opts" => self.target_image_opts = true,
             "salvage" => self.salvage = true,
             "target-is-zero" => self.target_is_zero = true,

@@ -7,19 +7,14 @@ use ops::Cancel;
 
 use super::console::Console;
 use super::format_options::FormatOptions;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Spec};
 use super::node::{self, Flags, name};
 use super::refusal::{Refusal, is_errno, reason};
 use super::secret::Secrets;
-use super::{Outcome, encrypted, new_image, number, option_list};
+use super::{Outcome, encrypted, new_image, number, option_list, pages};
 use crate::target::Making;
 use crate::targets::Targets;
-
-const TABLE: Table = Table {
-    short: "F:b:f:ho:qu",
-    long: &[("help", "h"), ("object=", "")],
-};
 
 /// What is to be made, and what is said of it.
 #[derive(Debug, Default)]
@@ -36,10 +31,15 @@ struct Wanted {
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::default();
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::CREATE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => {
+                return console
+                    .print(pages::CREATE.help())
+                    .map(|()| 0)
+                    .map_err(Into::into);
+            }
             "F" => wanted.backing_format = Some(value),
             "b" => wanted.backing = Some(value),
             "f" => wanted.format = Some(value),

@@ -8,23 +8,13 @@ use block::{Backing, BlockDevice};
 use ops::{Control, ConvertOptions, SparseChain};
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image;
 use super::node::Flags;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, create, new_image, number};
+use super::{Outcome, create, new_image, number, pages};
 use crate::targets::Targets;
-
-const TABLE: Table = Table {
-    short: "hf:O:U",
-    long: &[
-        ("help", "h"),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("force-share", "U"),
-    ],
-};
 
 /// What the operands say.
 #[derive(Debug, Default)]
@@ -72,10 +62,10 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let (mut format, mut out_format, mut image_opts) = (None, None, false);
     let mut flags = Flags::default();
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::DD, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => return console.print(pages::DD.help()).map(|()| 0).map_err(Into::into),
             "f" => format = Some(value),
             "O" => out_format = Some(value),
             "U" => flags.force_share = true,

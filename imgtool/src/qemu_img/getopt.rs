@@ -3,26 +3,108 @@
 //!
 //! # How it works
 //!
-//! A command has a [`Table`] and asks for one option after the other, so that what is wrong with the second is told only when
-//! nothing is wrong with the first: scripts see the messages in that order. An option goes by one name, whichever way it was
-//! written: its long name where it has one, its letter where not.
+//! A command has a [`Page`], which lists its options for its help too, and asks for one option after the other, so that what is wrong with
+//! the second is told only when nothing is wrong with the first: scripts see the messages in that order. An option goes by one
+//! name, whichever way it was written: its letter where it has one, its long name where not.
+
+use std::fmt::Write as _;
 
 use super::refusal::Refusal;
 
-/// The options of a command.
+/// What there is to know of a command.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) name: &'static str,
+    /// What it does, in a line.
+    pub(super) about: &'static str,
+    /// What its command line looks like, behind its name; in lines.
+    pub(super) usage: &'static str,
+    pub(super) flags: &'static [Flag],
+    /// What else is named, and what that is.
+    pub(super) operands: &'static [(&'static str, &'static str)],
+    /// Command lines, behind its name.
+    pub(super) examples: &'static [&'static str],
+}
+
+/// An option of a command.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Table {
-    /// Letters; one that takes an argument is followed by a colon.
-    pub(super) short: &'static str,
-    /// Long names; one that takes an argument ends in `=`. One that is the same as a letter is followed by it: `("output=", "")`,
-    /// `("force-share", "U")`.
-    pub(super) long: &'static [(&'static str, &'static str)],
+pub(super) struct Flag {
+    /// Its letter, if it has one.
+    letter: &'static str,
+    name: &'static str,
+    /// What its argument is called, if it takes one.
+    argument: Option<&'static str>,
+    help: &'static str,
+}
+
+/// An option that takes no argument.
+pub(super) const fn flag(letter: &'static str, name: &'static str, help: &'static str) -> Flag {
+    Flag {
+        letter,
+        name,
+        argument: None,
+        help,
+    }
+}
+
+/// An option that takes an argument, which is called so.
+pub(super) const fn valued(
+    letter: &'static str,
+    name: &'static str,
+    argument: &'static str,
+    help: &'static str,
+) -> Flag {
+    Flag {
+        letter,
+        name,
+        argument: Some(argument),
+        help,
+    }
+}
+
+impl Flag {
+    /// What the command knows it by.
+    fn key(&self) -> &'static str {
+        if self.letter.is_empty() {
+            self.name
+        } else {
+            self.letter
+        }
+    }
+}
+
+impl Page {
+    /// What `--help` prints.
+    pub(super) fn help(&self) -> String {
+        let program = format!("qemu-img {}", self.name);
+        let usage = self.usage.replace('\n', "\n        ");
+        let mut text = format!("{}.  Usage:\n\n  {program} {usage}\n\nArguments:\n", self.about);
+        for flag in self.flags {
+            let letter = match flag.letter {
+                "" => String::new(),
+                letter => format!("-{letter}, "),
+            };
+            let argument = flag
+                .argument
+                .map(|argument| format!(" {argument}"))
+                .unwrap_or_default();
+            let _ = writeln!(text, "  {letter}--{}{argument}\n     {}", flag.name, flag.help);
+        }
+        for (operand, help) in self.operands {
+            let _ = writeln!(text, "  {operand}\n     {help}");
+        }
+        text += "\nExamples:\n\n";
+        for example in self.examples {
+            let _ = writeln!(text, "  {program} {example}");
+        }
+        text
+    }
 }
 
 /// What a command line says, one option after the other.
 #[derive(Debug)]
 pub(super) struct Options<'a> {
-    table: Table,
+    page: &'static Page,
     arguments: std::slice::Iter<'a, String>,
     /// The rest of joined letters.
     letters: &'a str,
@@ -33,9 +115,9 @@ pub(super) struct Options<'a> {
 pub(super) type Found = (&'static str, String);
 
 impl<'a> Options<'a> {
-    pub(super) fn new(table: Table, arguments: &'a [String]) -> Self {
+    pub(super) fn new(page: &'static Page, arguments: &'a [String]) -> Self {
         Self {
-            table,
+            page,
             arguments: arguments.iter(),
             letters: "",
             operands: Vec::new(),
@@ -74,22 +156,23 @@ impl<'a> Options<'a> {
         let mut letters = self.letters.chars();
         let letter = letters.next().unwrap_or_default();
         self.letters = letters.as_str();
-        let unknown = || unrecognized(&format!("-{letter}"));
-        let at = self.table.short.find(letter).ok_or_else(unknown)?;
-        if letter == ':' {
-            return Err(unknown());
-        }
-        let name = &self.table.short[at..at + letter.len_utf8()];
-        if !self.table.short[at + letter.len_utf8()..].starts_with(':') {
-            return Ok((name, String::new()));
+        let written = format!("-{letter}");
+        let flag = self
+            .page
+            .flags
+            .iter()
+            .find(|flag| flag.letter.starts_with(letter));
+        let flag = flag.ok_or_else(|| unrecognized(&written))?;
+        if flag.argument.is_none() {
+            return Ok((flag.key(), String::new()));
         }
         let argument = match std::mem::take(&mut self.letters) {
             "" => self.arguments.next().map(String::as_str),
             rest => Some(rest),
         };
         match argument {
-            Some(argument) => Ok((name, argument.to_owned())),
-            None => Err(missing(&format!("-{letter}"))),
+            Some(argument) => Ok((flag.key(), argument.to_owned())),
+            None => Err(missing(&written)),
         }
     }
 
@@ -98,29 +181,20 @@ impl<'a> Options<'a> {
             Some((name, value)) => (name, Some(value)),
             None => (long, None),
         };
-        let plain = |entry: &&(&'static str, &'static str)| entry.0.trim_end_matches('=');
-        let exact = self.table.long.iter().find(|entry| plain(entry) == name);
-        let mut cut = self
-            .table
-            .long
-            .iter()
-            .filter(|entry| plain(entry).starts_with(name));
-        let ((Some(entry), _, _) | (None, Some(entry), None)) = (exact, cut.next(), cut.next()) else {
+        let flags = self.page.flags;
+        let exact = flags.iter().find(|flag| flag.name == name);
+        let mut cut = flags.iter().filter(|flag| flag.name.starts_with(name));
+        let ((Some(flag), _, _) | (None, Some(flag), None)) = (exact, cut.next(), cut.next()) else {
             return Err(unrecognized(argument));
         };
-        let key = if entry.1.is_empty() {
-            plain(&entry)
-        } else {
-            entry.1
-        };
-        if !entry.0.ends_with('=') {
+        if flag.argument.is_none() {
             return match value {
-                None => Ok((key, String::new())),
+                None => Ok((flag.key(), String::new())),
                 Some(_) => Err(unrecognized(argument)),
             };
         }
         match value.or_else(|| self.arguments.next().map(String::as_str)) {
-            Some(value) => Ok((key, value.to_owned())),
+            Some(value) => Ok((flag.key(), value.to_owned())),
             None => Err(missing(argument)),
         }
     }
@@ -138,19 +212,23 @@ fn missing(option: &str) -> Refusal {
 mod tests {
     use super::*;
 
-    const TABLE: Table = Table {
-        short: "hf:U",
-        long: &[
-            ("help", "h"),
-            ("format=", "f"),
-            ("force-share", "U"),
-            ("output=", ""),
+    static PAGE: Page = Page {
+        name: "copy",
+        about: "Copy",
+        usage: "[-f FMT]\nFILENAME",
+        flags: &[
+            flag("h", "help", "help"),
+            valued("f", "format", "FMT", "a format"),
+            flag("U", "force-share", "share"),
+            valued("", "output", "WAY", "a way"),
         ],
+        operands: &[("FILENAME", "a file")],
+        examples: &["-f raw a"],
     };
 
     fn parse(line: &str) -> Result<(String, Vec<String>), String> {
         let arguments: Vec<String> = line.split(' ').map(ToOwned::to_owned).collect();
-        let mut options = Options::new(TABLE, &arguments);
+        let mut options = Options::new(&PAGE, &arguments);
         let mut found = String::new();
         while let Some((name, value)) = options.next().map_err(|refusal| refusal.text().to_owned())? {
             found += &format!("{name}={value};");
@@ -183,6 +261,16 @@ mod tests {
         assert_eq!(
             parse("--output").unwrap_err(),
             "missing argument for option '--output'"
+        );
+    }
+
+    #[test]
+    fn help_has_every_option_operand_and_example() {
+        assert_eq!(
+            PAGE.help(),
+            "Copy.  Usage:\n\n  qemu-img copy [-f FMT]\n        FILENAME\n\nArguments:\n  -h, --help\n     help\n  -f, --format FMT\n     \
+             a format\n  -U, --force-share\n     share\n  --output WAY\n     a way\n  FILENAME\n     a file\n\n\
+             Examples:\n\n  qemu-img copy -f raw a\n"
         );
     }
 }

@@ -5,30 +5,17 @@ use std::collections::BTreeSet;
 use qcow2::{Encryption, Snapshot};
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Found, Spec};
 use super::json::{Json, Object};
 use super::node::{Flags, Node};
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, output_format};
+use super::{Outcome, output_format, pages};
 use crate::output::human_size as human;
 use crate::qcow2_description::Qcow2Description;
 use crate::sandbox::{self, Names};
 use crate::snapshots;
-
-const TABLE: Table = Table {
-    short: "f:hU",
-    long: &[
-        ("help", "h"),
-        ("format=", "f"),
-        ("output=", ""),
-        ("backing-chain", ""),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("force-share", "U"),
-    ],
-};
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let (mut format, mut json, mut chain, mut image_opts) = (None, false, false, false);
@@ -37,13 +24,13 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         ..Flags::default()
     };
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::INFO, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => return console.print(pages::INFO.help()).map(|()| 0).map_err(Into::into),
             "f" => format = Some(value),
             "output" => json = output_format(&value)?,
-            "backing-chain" => chain = true,
+            "b" => chain = true,
             "image-opts" => image_opts = true,
             "U" => flags.force_share = true,
             _ => secrets.add(&value)?,

@@ -6,36 +6,22 @@ use block::{Extent, ExtentState};
 use ops::{Extents, HostHoles};
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Image};
 use super::node::Flags;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, number, output_format};
+use super::{Outcome, number, output_format, pages};
 use crate::sandbox::{self, Names};
-
-const TABLE: Table = Table {
-    short: "f:s:l:hU",
-    long: &[
-        ("help", "h"),
-        ("format=", "f"),
-        ("output=", ""),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("force-share", "U"),
-        ("start-offset=", "s"),
-        ("max-length=", "l"),
-    ],
-};
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let (mut format, mut json, mut image_opts, mut flags) = (None, false, false, Flags::default());
     let (mut start, mut length) = (0, u64::MAX);
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::MAP, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => return console.print(pages::MAP.help()).map(|()| 0).map_err(Into::into),
             "f" => format = Some(value),
             "s" => start = number::disk_size("start offset", &value)?,
             "l" => length = number::disk_size("max length", &value)?,

@@ -5,28 +5,16 @@ use ops::{Control, SparseChain};
 use qcow2::Measure;
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Image};
 use super::json::{Json, Object};
 use super::node::Flags;
 use super::refusal::Refusal;
 use super::secret::Secrets;
-use super::{Outcome, new_image, number, option_list, output_format};
+use super::{Outcome, new_image, number, option_list, output_format, pages};
 use crate::commands::measure::bitmaps_size;
 use crate::formats::NewImage;
 use crate::sandbox::{self, Names};
-
-const TABLE: Table = Table {
-    short: "hf:l:o:O:U",
-    long: &[
-        ("help", "h"),
-        ("image-opts", ""),
-        ("object=", ""),
-        ("output=", ""),
-        ("size=", ""),
-        ("force-share", "U"),
-    ],
-};
 
 #[derive(Debug, Default)]
 struct Wanted {
@@ -43,10 +31,15 @@ struct Wanted {
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::MEASURE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => {
+                return console
+                    .print(pages::MEASURE.help())
+                    .map(|()| 0)
+                    .map_err(Into::into);
+            }
             "f" => wanted.format = Some(value),
             "l" => {
                 wanted.snapshot = Some(super::snapshot_param(&value)?);
@@ -56,7 +49,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "U" => wanted.flags.force_share = true,
             "image-opts" => wanted.image_opts = true,
             "output" => wanted.json = output_format(&value).map_err(Refusal::without_hint)?,
-            "size" => wanted.size = Some(number::disk_size("image size", &value)?),
+            "s" => wanted.size = Some(number::disk_size("image size", &value)?),
             _ => wanted.secrets.add(&value)?,
         }
     }

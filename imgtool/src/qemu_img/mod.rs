@@ -37,6 +37,7 @@ mod new_image;
 mod node;
 mod number;
 mod option_list;
+mod pages;
 mod progress;
 mod qcow2_words;
 mod rebase;
@@ -52,6 +53,7 @@ use std::process::ExitCode;
 
 use block::SnapshotSelector;
 use console::Console;
+use getopt::Page;
 use refusal::Refusal;
 
 use crate::failure::INTERRUPTED;
@@ -59,33 +61,25 @@ use crate::failure::INTERRUPTED;
 /// What a command gives: an exit code.
 type Outcome = Result<u8, Refusal>;
 
-/// A command: what it is called, what it does, and the function that does it.
-type Command = (&'static str, &'static str, fn(&Console, &[String]) -> Outcome);
+/// A command: what there is to know of it, and the function that it is.
+type Command = (&'static Page, fn(&Console, &[String]) -> Outcome);
 
 const COMMANDS: &[Command] = &[
-    ("amend", "Change options of an image", amend::run),
-    ("bench", "Time requests to an image", bench::run),
-    ("bitmap", "Change a bitmap that is kept in an image", bitmap::run),
-    ("check", "Check basic image integrity", check::run),
-    ("commit", "Commit an image into its backing file", commit::run),
-    ("compare", "Compare two images", compare::run),
-    (
-        "convert",
-        "Copy images into another, with another format where that is asked for",
-        convert::run,
-    ),
-    ("create", "Create and format a new image file", create::run),
-    ("dd", "Copy blocks of an image into another", dd::run),
-    ("info", "Display information about an image", info::run),
-    ("map", "Dump image metadata", map::run),
-    ("measure", "Say how much room an image would need", measure::run),
-    ("rebase", "Change the backing file of an image", rebase::run),
-    ("resize", "Change the size of an image", resize::run),
-    (
-        "snapshot",
-        "List, take, go back to and delete snapshots of an image",
-        snapshot::run,
-    ),
+    (&pages::AMEND, amend::run),
+    (&pages::BENCH, bench::run),
+    (&pages::BITMAP, bitmap::run),
+    (&pages::CHECK, check::run),
+    (&pages::COMMIT, commit::run),
+    (&pages::COMPARE, compare::run),
+    (&pages::CONVERT, convert::run),
+    (&pages::CREATE, create::run),
+    (&pages::DD, dd::run),
+    (&pages::INFO, info::run),
+    (&pages::MAP, map::run),
+    (&pages::MEASURE, measure::run),
+    (&pages::REBASE, rebase::run),
+    (&pages::RESIZE, resize::run),
+    (&pages::SNAPSHOT, snapshot::run),
 ];
 
 /// The name that the program is called by, if that makes it `qemu-img`.
@@ -132,10 +126,7 @@ fn dispatch(console: &Console, arguments: &[String]) -> Outcome {
         match &**option {
             "-h" | "--help" => return help(console),
             "-V" | "--version" => {
-                console.print(format!(
-                    "qemu-img version 10.0.2 (imgtool {})\n",
-                    env!("CARGO_PKG_VERSION")
-                ))?;
+                console.print(version())?;
                 return Ok(0);
             }
             // Tracing is for QEMU's developers; there is nothing to trace here.
@@ -150,30 +141,39 @@ fn dispatch(console: &Console, arguments: &[String]) -> Outcome {
     let Some((name, arguments)) = rest.split_first() else {
         return Err(Refusal::usage("Not enough arguments"));
     };
-    match COMMANDS.iter().find(|command| command.0 == name) {
-        Some((_, _, run)) => run(console, arguments),
+    match COMMANDS.iter().find(|command| command.0.name == name) {
+        Some((_, run)) => run(console, arguments),
         None => Err(Refusal::usage(format!("Command not found: {name}"))),
     }
 }
 
-/// Prints what there is to know, for every command's `--help` too.
+/// What the program is and what commands it has.
 fn help(console: &Console) -> Outcome {
     let commands = COMMANDS
         .iter()
-        .map(|(name, what, _)| format!("  {name} - {what}\n"));
+        .map(|(page, _)| format!("  {} - {}\n", page.name, page.about));
     console.print(format!(
-        "qemu-img version 10.0.2 (imgtool {})\n\
-         usage: qemu-img [standard options] command [command options]\n\
-         QEMU disk image utility\n\n    \
-         '-h', '--help'       display this help and exit\n    \
-         '-V', '--version'    output version information and exit\n    \
-         '-T', '--trace'      accepted and ignored\n\n\
-         Command syntax:\n\n{}\n\
+        "{}\
+         QEMU disk image utility, as imgtool has it.  Usage:\n\n  \
+         qemu-img [standard options] COMMAND [--help | command options]\n\n\
+         Standard options:\n  \
+         -h, --help\n     show this help and end\n  \
+         -V, --version\n     say which version this is\n  \
+         -T, --trace TRACE\n     taken for the sake of scripts: there is nothing to trace\n\n\
+         Commands, of which `qemu-img COMMAND --help` says more:\n\n{}\n\
+         Exports of NBD servers are opened too (nbd:, nbd+unix:), and LUKS disks made (create -f luks).\n\n\
          Supported formats: blkdebug file host_device null-aio null-co qcow2 quorum raw\n",
-        env!("CARGO_PKG_VERSION"),
+        version(),
         commands.collect::<String>(),
     ))?;
     Ok(0)
+}
+
+fn version() -> String {
+    format!(
+        "qemu-img version 10.0.2 (imgtool {})\n",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// The image that is the only operand.

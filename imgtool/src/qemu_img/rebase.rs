@@ -6,25 +6,14 @@ use block::BackingReference;
 use ops::{Control, NewBacking, RebaseOptions, SparseChain};
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Image, Spec};
 use super::node::Flags;
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, cache_mode};
+use super::{Outcome, cache_mode, pages};
 use crate::commands::rebase::same_layer;
-
-const TABLE: Table = Table {
-    short: "hf:F:b:upt:T:qUc",
-    long: &[
-        ("help", "h"),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("force-share", "U"),
-        ("compress", "c"),
-    ],
-};
 
 #[derive(Debug, Default)]
 struct Wanted {
@@ -43,10 +32,15 @@ struct Wanted {
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut wanted = Wanted::default();
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::REBASE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => {
+                return console
+                    .print(pages::REBASE.help())
+                    .map(|()| 0)
+                    .map_err(Into::into);
+            }
             "f" => wanted.format = Some(value),
             "F" => wanted.backing_format = Some(value),
             "b" => wanted.backing = Some(value),

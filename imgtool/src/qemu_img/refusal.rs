@@ -14,6 +14,7 @@ pub(super) struct Refusal {
     more: Option<String>,
     hint: String,
     code: u8,
+    usage: bool,
 }
 
 impl Refusal {
@@ -23,12 +24,21 @@ impl Refusal {
             more: None,
             hint: String::new(),
             code: 1,
+            usage: false,
         }
     }
 
     /// The command line is wrong.
     pub(super) fn usage(text: impl Into<String>) -> Self {
-        Self::new(text).with_hint("Try 'qemu-img --help' for more information")
+        Self {
+            usage: true,
+            ..Self::new(text).with_hint("Try 'qemu-img --help' for more information")
+        }
+    }
+
+    /// Whether the command line is what is wrong.
+    pub(super) fn is_usage(&self) -> bool {
+        self.usage
     }
 
     /// The same, with another line after the program's name.

@@ -4,28 +4,22 @@ use block::{Error, Preallocation, Resize};
 
 use super::console::Console;
 use super::format_options;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::Image;
 use super::node::Flags;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, qcow2_of};
-
-const TABLE: Table = Table {
-    short: "f:hq",
-    long: &[
-        ("help", "h"),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("preallocation=", ""),
-        ("shrink", ""),
-    ],
-};
+use super::{Outcome, pages, qcow2_of};
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     // A size may start with a minus, and so it is taken away before options are looked for, unless long options follow it.
     let (last, arguments) = match arguments {
-        [only] if matches!(&**only, "-h" | "--help") => return super::help(console),
+        [only] if matches!(&**only, "-h" | "--help") => {
+            return console
+                .print(pages::RESIZE.help())
+                .map(|()| 0)
+                .map_err(Into::into);
+        }
         [_, .., last] if last.starts_with("--") => (None, arguments),
         [arguments @ .., size] if !arguments.is_empty() => (Some(size), arguments),
         _ => return Err(Refusal::usage("Not enough arguments")),
@@ -33,10 +27,15 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let (mut format, mut quiet, mut image_opts) = (None, false, false);
     let mut how = Resize::default();
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::RESIZE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return super::help(console),
+            "h" => {
+                return console
+                    .print(pages::RESIZE.help())
+                    .map(|()| 0)
+                    .map_err(Into::into);
+            }
             "f" => format = Some(value),
             "q" => quiet = true,
             "image-opts" => image_opts = true,

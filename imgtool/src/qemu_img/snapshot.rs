@@ -7,23 +7,13 @@ use block::SnapshotSelector;
 use qcow2::{Image as Qcow2, SnapshotPart, SnapshotProgress, SnapshotTable};
 
 use super::console::Console;
-use super::getopt::{Options, Table};
+use super::getopt::Options;
 use super::image::{self, Image, Spec};
 use super::node::Flags;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
-use super::{Outcome, qcow2_of};
+use super::{Outcome, pages, qcow2_of};
 use crate::snapshots;
-
-const TABLE: Table = Table {
-    short: "la:c:d:hqU",
-    long: &[
-        ("help", "h"),
-        ("object=", ""),
-        ("image-opts", ""),
-        ("force-share", "U"),
-    ],
-};
 
 /// What is to be done, with the name or ID of a snapshot.
 #[derive(Debug)]
@@ -35,12 +25,17 @@ enum Action {
 }
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
-    let (mut action, mut image_opts, mut force_share) = (None, false, false);
+    let (mut action, mut format, mut image_opts, mut force_share) = (None, None, false, false);
     let mut secrets = Secrets::default();
-    let mut options = Options::new(TABLE, arguments);
+    let mut options = Options::new(&pages::SNAPSHOT, arguments);
     while let Some((name, value)) = options.next()? {
         let asked = match name {
-            "h" => return super::help(console),
+            "h" => {
+                return console
+                    .print(pages::SNAPSHOT.help())
+                    .map(|()| 0)
+                    .map_err(Into::into);
+            }
             "l" => Action::List,
             "c" => Action::Create(value),
             "a" => Action::Apply(value),
@@ -48,6 +43,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             other => {
                 match other {
                     "q" => {}
+                    "f" => format = Some(value),
                     "U" => force_share = true,
                     "image-opts" => image_opts = true,
                     _ => secrets.add(&value)?,
@@ -59,7 +55,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             return Err(Refusal::usage("Cannot mix '-l', '-a', '-c', '-d'"));
         }
     }
-    let spec = super::one_image(&options.operands(), None, image_opts)?;
+    let spec = super::one_image(&options.operands(), format.as_deref(), image_opts)?;
     let action = action.unwrap_or(Action::List);
     let flags = Flags {
         write: !matches!(action, Action::List),

@@ -86,7 +86,7 @@ impl Twins {
     pub(crate) fn script(&self, script: &str) {
         let lines = script.lines().map(str::trim);
         for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let (verb, rest) = line.split_once(' ').unwrap_or_else(|| panic!("{line}"));
+            let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
             match verb {
                 "io" => {
                     let (image, command) = rest.split_once(' ').unwrap_or_else(|| panic!("{line}"));
