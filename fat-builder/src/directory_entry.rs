@@ -10,8 +10,8 @@ pub(crate) type Entry = [u8; 32];
 /// Entries of a directory at most: two bytes count them, or 2 MiB.
 pub(crate) const MAX_ENTRIES: usize = 65_536;
 
-const ATTR_VOLUME_ID: u8 = 0x08;
-const ATTR_DIRECTORY: u8 = 0x10;
+pub(crate) const ATTR_VOLUME_ID: u8 = 0x08;
+pub(crate) const ATTR_DIRECTORY: u8 = 0x10;
 const ATTR_ARCHIVE: u8 = 0x20;
 
 /// Read only, hidden, system and volume at once: what no reader without long names takes for a file.

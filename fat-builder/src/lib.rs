@@ -5,6 +5,8 @@
 //! whole is no filesystem. The same calls with the same options make the same bytes, always: nothing is taken from the
 //! clock, the host or a random number generator.
 //!
+//! Of filesystems that others have made, FAT12 and FAT16 too, [`leftovers`] says what is in no file.
+//!
 //! The format is the one of Microsoft's "FAT: General Overview of On-Disk Format" 1.03, and of its long names. Every
 //! structure has a module of its own, named as it is there.
 //!
@@ -32,12 +34,15 @@ mod finish;
 mod fs_info;
 mod label;
 mod layout;
+mod leftovers;
 mod long_name;
 mod options;
 mod short_name;
 mod table;
 mod time;
+mod volume;
 
 pub use builder::{Builder, Node, Summary};
+pub use leftovers::leftovers;
 pub use options::Options;
 pub use time::Time;

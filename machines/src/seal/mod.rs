@@ -4,7 +4,7 @@
 //! does it, so that what the one finds the other takes away.
 //!
 //! A file that is deleted leaves its content on the disk, for whoever reads that past the filesystem. So when the files are
-//! gone, what is free in every ext4 filesystem of the disk is made zeros too, and so is the log of its journal: files that the guest
+//! gone, what is free in every ext4 and FAT filesystem of the disk is made zeros too, and so is the log of an ext4 journal: files that the guest
 //! itself has deleted before are gone as well. So does what is in swap, be that a partition or a file, and in room that is no partition's. What else there is on
 //! a disk is not looked into, and said by name: [`not_looked_into`].
 

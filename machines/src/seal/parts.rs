@@ -1,6 +1,6 @@
-//! What a disk is made of, besides the filesystems of ext4: swap, and room that is no partition's.
+//! What a disk is made of, besides the filesystems of ext4: FAT, swap, and room that is no partition's.
 //!
-//! Both hold what a running system has put there, or one before it, and nobody looks for. Swap keeps the page by which a system finds it,
+//! The last two hold what a running system has put there, or one before it, and nobody looks for. Swap keeps the page by which a system finds it,
 //! with its UUID and label; behind it all goes. Between partitions and behind the last one there is nothing that a system
 //! finds. Before the first one there may be a boot loader, which stays; and so does all of a disk whose table contradicts itself.
 
@@ -30,6 +30,9 @@ impl fmt::Display for NotLookedInto {
     }
 }
 
+/// What a FAT filesystem is called.
+const VFAT: &str = "vfat";
+
 /// What messages call a disk without partitions.
 const THE_DISK: &str = "the disk";
 
@@ -50,6 +53,7 @@ enum Content {
     Ext4,
     /// Behind a page of so many bytes.
     Swap(u64),
+    Fat,
     Other(&'static str),
     Unknown,
 }
@@ -59,6 +63,7 @@ impl Content {
         match self {
             Self::Ext4 => Some("ext4"),
             Self::Swap(_) => Some("swap"),
+            Self::Fat => Some(VFAT),
             Self::Other(name) => Some(name),
             Self::Unknown => None,
         }
@@ -87,6 +92,22 @@ impl Part {
         match self.content {
             Content::Swap(page) => Some(page..self.device.size()),
             _ => None,
+        }
+    }
+
+    /// What is in no file of a FAT filesystem, and why that is not known of one that contradicts itself; none where it is none.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn fat_leftovers(&self) -> Result<std::result::Result<Vec<Range<u64>>, Error>> {
+        if self.content != Content::Fat {
+            return Ok(Ok(Vec::new()));
+        }
+        match fat_builder::leftovers(&*self.device) {
+            Err(error) if [ErrorKind::Corrupt, ErrorKind::Unsupported].contains(&error.kind()) => {
+                Ok(Err(error))
+            }
+            left => left.map(Ok),
         }
     }
 
@@ -142,8 +163,8 @@ fn content(device: &dyn BlockDevice, name: &str) -> Result<Content> {
     let has = |at: usize, magic: &[u8]| start.get(at..at + magic.len()) == Some(magic);
     // At these places each of them says what it is.
     let known: [(usize, &[u8], &'static str); 13] = [
-        (82, b"FAT32   ", "vfat"),
-        (54, b"FAT1", "vfat"),
+        (82, b"FAT32   ", VFAT),
+        (54, b"FAT1", VFAT),
         (3, b"EXFAT   ", "exfat"),
         (3, b"NTFS    ", "ntfs"),
         (0, b"XFSB", "xfs"),
@@ -172,7 +193,10 @@ fn content(device: &dyn BlockDevice, name: &str) -> Result<Content> {
     match Swap::of(&start) {
         Some(Swap::Used(page)) => Ok(Content::Swap(page)),
         Some(Swap::Hibernated) => Err(hibernated(name)),
-        None => Ok(found.map_or(Content::Unknown, Content::Other)),
+        None => Ok(match found {
+            Some(VFAT) => Content::Fat,
+            found => found.map_or(Content::Unknown, Content::Other),
+        }),
     }
 }
 
@@ -227,7 +251,7 @@ fn bytes_of(partition: &Partition) -> Range<u64> {
 }
 
 /// What on a disk nobody looks into: all partitions but that of the root filesystem. Of those, what is free in filesystems of
-/// ext4, and all that is in swap, goes when the disk is sealed.
+/// ext4 and FAT, and all that is in swap, goes when the disk is sealed.
 ///
 /// # Errors
 /// As [`seal`](super::seal()).
@@ -245,7 +269,11 @@ pub fn not_looked_into(disk: &Arc<dyn BlockDevice>, sealed: bool) -> Result<Vec<
     let mut found = Vec::new();
     for part in parts(disk, &table)? {
         if Some(part.number) != root && !(sealed && part.swapped().is_some()) {
-            found.push(NotLookedInto(part.described()));
+            let mut what = part.described();
+            if let (true, Err(error)) = (sealed, part.fat_leftovers()?) {
+                what = format!("{what}, whose free room stays as it is ({error}),");
+            }
+            found.push(NotLookedInto(what));
         }
     }
     for partition in table.partitions().iter().filter(|part| part.is_container()) {

@@ -16,7 +16,7 @@ use crate::personalise::Guest;
 /// Bytes looked at together, in which whatever is not zero is overwritten where it is.
 const SMALL: u64 = 64 << 10;
 
-/// Makes zeros of all that is on a disk and in no file of its ext4 filesystems, of which nobody makes use: what they have left,
+/// Makes zeros of all that is on a disk and in no file of its ext4 and FAT filesystems, of which nobody makes use: what they have left,
 /// what is swapped out, to their files too, and room that is no partition's.
 ///
 /// # Errors
@@ -33,6 +33,9 @@ pub(super) fn wipe(disk: &Arc<dyn BlockDevice>, is_new: bool, control: &Control<
     for part in parts(disk, &table)? {
         if let Some(swapped) = part.swapped() {
             wipe_ranges(&*part.device, vec![swapped], control)?;
+        }
+        if let Ok(left) = part.fat_leftovers()? {
+            wipe_ranges(&*part.device, left, control)?;
         }
         if let Some(filesystem) = part.filesystem() {
             wipe_filesystem(&filesystem, is_new, control).map_err(|error| part.about(error))?;
