@@ -432,16 +432,16 @@ fn fat_filesystems_lose_what_deleted_files_have_left_and_nothing_else() {
     let here = lab.directory.path().to_str().unwrap();
     run(&["bash", "-ec", &script.replace("LAB", here)]);
     let whole = lab.path("whole.raw");
-    // Of a file, a short name and a long one.
-    let gone = Regex::new(r"(?-u)kept 21\nkept|ONGSE~1|s\x00e\x00c\x00r\x00e\x00t").unwrap();
+    // Of two files, a short name and a long one.
+    let gone =
+        Regex::new(r"(?-u)<secret of file 39>|kept 21\nkept|ONGSE~1|s\x00e\x00c\x00r\x00e\x00t").unwrap();
     let left = || {
         let bytes = fs::read(&whole).unwrap();
         gone.find_iter(&bytes)
             .map(|found| found.len())
             .collect::<BTreeSet<_>>()
     };
-    assert_eq!(left().len(), 3, "one of each");
-    assert!(secrets(&whole).contains(&"<secret of file 39>".to_owned()));
+    assert_eq!(left().len(), 4, "one of each");
     let chain = open(&whole, Access::WRITE);
     seal(&chain.device(), &all(), false, &Control::unwatched()).unwrap();
     let told: Vec<String> = not_looked_into(&chain.device(), true)
