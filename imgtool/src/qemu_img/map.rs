@@ -35,15 +35,9 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let image = image::open(&spec, flags)?;
     sandbox::confine(Names::None, false);
     // A node above an image has nothing of its own: the disk lies where the image has it.
-    let below = image.layers[0].node.disk();
-    let shown = below.unwrap_or(&image);
+    let shown = image.layers[0].node.disk().unwrap_or(&image);
     let mut rows = rows(shown, start, length)
         .map_err(|error| Refusal::new(format!("Failed to read image metadata: {}", reason(&error))))?;
-    if below.is_some() {
-        for row in &mut rows {
-            row.depth = 0;
-        }
-    }
     let alignment = shown.layers[0].node.storage.alignment().offset;
     if shown.chain.active().info().cluster_size.is_none() {
         round_up(&mut rows, alignment.into());
