@@ -213,6 +213,13 @@ fn bad_input_is_one_line_that_says_what_to_do() {
         let failed = lab.run(&format!("imgtool {line}"));
         failed.fails(1, &[words]);
     }
+    // In QEMU's words, with those of the server.
+    let said = |program: &str| {
+        let failed = lab.run(&format!("{program} info {}", named.uri));
+        assert_eq!(failed.code(), 1);
+        failed.stderr()
+    };
+    assert_eq!(said("imgtool qemu-img"), said("qemu-img"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Exports of NBD servers, as names and options say them.
 
+use std::error::Error as _;
 use std::sync::Arc;
 
 use block::{Access, ErrorKind};
@@ -26,6 +27,8 @@ pub(super) fn open(mut options: NodeOptions, flags: Flags) -> Result<Node, Refus
         force_share: false,
     };
     let export = Export::open(&address, access).map_err(|error| match error.kind() {
+        // What the server says is no error of the host.
+        ErrorKind::Io if error.source().is_none() => refused(error.message()),
         ErrorKind::Io => {
             let server = match address.server() {
                 Server::Tcp { host, port } => format!("{host}:{port}"),
@@ -49,6 +52,18 @@ pub(super) fn open(mut options: NodeOptions, flags: Flags) -> Result<Node, Refus
         child: None,
         disk: None,
     })
+}
+
+/// Why the server does not give an export.
+fn refused(message: &str) -> Refusal {
+    let Some(unknown) = message.strip_prefix("the server does not have ") else {
+        return Refusal::new(message);
+    };
+    let refusal = Refusal::new("Requested export not available");
+    match unknown.split_once(": ") {
+        Some((_, words)) => refusal.with_hint(&format!("server reported: {words}")),
+        None => refusal,
+    }
 }
 
 fn address(options: &mut NodeOptions) -> Result<Address, Refusal> {
