@@ -50,7 +50,7 @@ pub struct RebaseOptions {
     pub compress: bool,
     /// Bytes a second that are written at most.
     pub rate: Option<NonZeroU64>,
-    /// Write zeros as data, instead of stating that they are some.
+    /// Write the zeros of the old backing as data, instead of stating that they are some. Past its end they are stated.
     pub write_zeros: bool,
 }
 
@@ -87,8 +87,10 @@ pub fn rebase(
         (depth, _) if depth == 0 || depth >= same_from => IN_TARGET,
         (depth, _) => depth,
     };
+    let old_end = overlay.backing().map_or(0, |backing| backing.size());
+    let data_end = if options.write_zeros { old_end } else { 0 };
     let zero = |offset: u64, len: u64| match below {
-        Some(below) => make_zeros(overlay, below, offset..offset + len, options.write_zeros, control),
+        Some(below) => make_zeros(overlay, below, offset..offset + len, data_end, control),
         None => Ok(0),
     };
     let target = Metered::new(overlay, &zero);
@@ -141,13 +143,13 @@ pub fn stream(
     rebase(chain, new.transpose()?, options, control)
 }
 
-/// Makes `range` of `overlay` read as zeros, as far as it would not over `below` anyway: by a statement, or if asked for as
-/// data. Gives how much that was.
+/// Makes `range` of `overlay` read as zeros, as far as it would not over `below` anyway: by a statement, or before
+/// `data_end` as data. Gives how much that was.
 fn make_zeros(
     overlay: &dyn Overlay,
     below: &dyn BlockDevice,
     range: Range<u64>,
-    as_data: bool,
+    data_end: u64,
     control: &Control<'_>,
 ) -> Result<u64> {
     let cluster = overlay.info().cluster_size.unwrap_or(1);
@@ -175,7 +177,7 @@ fn make_zeros(
         let zero = |part: &Range<u64>| is_zero(&bytes[(part.start - at) as usize..(part.end - at) as usize]);
         for (zero, part) in split(&look, cluster, zero) {
             if !zero {
-                if as_data {
+                if part.start < data_end {
                     let zeros = vec![0; (part.end - part.start) as usize];
                     overlay.write_at(&zeros, part.start)?;
                 } else {
