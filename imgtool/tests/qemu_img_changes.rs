@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs;
+
 use common::twins::Twins;
 
 #[test]
@@ -126,4 +128,65 @@ fn overlays_are_committed_and_based_on_others() {
     ] {
         twins.refused(line, text);
     }
+}
+
+/// Where there was no backing file, zeros are stated; where there was one, they are written.
+#[test]
+fn zeros_that_a_rebase_needs_are_of_the_same_kind() {
+    let twins = Twins::new();
+    for name in ["old", "new", "alone"] {
+        twins.ok(&format!("create -q -f qcow2 {name} 512k"));
+    }
+    twins.qemu_io("new", &["write -P 1 0 512k"]);
+    twins.qemu_io("alone", &["write -P 2 64k 64k"]);
+    twins.ok("create -q -f qcow2 -b old -F qcow2 over-old");
+    for name in ["alone", "over-old"] {
+        twins.ok(&format!("rebase -b new -F qcow2 {name}"));
+        twins.assert_same_layers(name);
+        twins.assert_same_disk(name);
+    }
+}
+
+#[test]
+fn snapshots_with_damaged_entries_are_refused_in_the_same_words() {
+    let twins = Twins::new();
+    for (name, at, bytes) in [
+        ("offset", 0, &[0, 0, 0, 0, 0, 0x40, 2, 0][..]),
+        ("length", 8, &[0x10, 0, 0, 0]),
+    ] {
+        twins.ok(&format!("create -q -f qcow2 {name} 1M"));
+        twins.qemu_io(name, &["write -P 1 0 64k"]);
+        twins.ok(&format!("snapshot -c s {name}"));
+        for directory in [twins.theirs(), twins.ours()] {
+            let path = directory.join(name);
+            let mut image = fs::read(&path).unwrap();
+            // Where the header says that the table is.
+            let table = u64::from_be_bytes(image[64..72].try_into().unwrap()) as usize;
+            image[table + at..][..bytes.len()].copy_from_slice(bytes);
+            fs::write(&path, image).unwrap();
+        }
+        for line in [
+            "convert -O raw -l s",
+            "snapshot -a s",
+            "snapshot -d s",
+            "amend -o compat=0.10",
+        ] {
+            let target = if line.starts_with("convert") { "x" } else { "" };
+            twins.refused(&format!("{line} {name} {target}"), "L1 table");
+        }
+        let code = twins.both(&format!("check {name}")).code;
+        assert_eq!(code, Some(2), "{name}");
+    }
+    // A snapshot more than there may be.
+    twins.ok("create -q -f qcow2 full 1M");
+    for directory in [twins.theirs(), twins.ours()] {
+        let path = directory.join("full");
+        let mut image = fs::read(&path).unwrap();
+        image[60..72].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        fs::write(&path, image).unwrap();
+    }
+    twins.refused(
+        "snapshot -c s full",
+        "Could not create snapshot 's': File too large",
+    );
 }

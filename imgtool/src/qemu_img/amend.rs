@@ -91,6 +91,16 @@ fn amend(
         direct: wanted.direct,
         ..Flags::default()
     };
+    let downgrades = option_list::pairs(list)
+        .iter()
+        .any(|(key, value)| key == "compat" && matches!(&**value, "0.10" | "v2"));
+    if downgrades && let Some(wrong) = image::find(spec, flags)?.bad_snapshot() {
+        console.error(wrong.text());
+        let why = wrong.reason();
+        return Err(Refusal::new(format!(
+            "Failed to turn zero into data clusters: {why}"
+        )));
+    }
     let image = super::open_to_write(console, spec, flags)?;
     let found = &image.layers[0];
     if option_list::asks_for_help(Some(list)) {

@@ -15,6 +15,7 @@ use super::getopt::Options;
 use super::image::{self, Found};
 use super::json::{Json, Object};
 use super::node::Flags;
+use super::qcow2_words::{self, BadL1, SnapshotWords};
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::{Outcome, cache_mode, output_format, pages};
@@ -80,6 +81,7 @@ impl Wanted {
             Refusal::new(format!("Check failed: {}", reason(&error))).with_code(NOT_CHECKED)
         };
         let storage = &*found.node.storage;
+        let lines = Lines::of(found);
         let mut fixed = (0, 0);
         let report = match self.repair {
             None => {
@@ -88,7 +90,7 @@ impl Wanted {
                 };
                 let report =
                     qcow2::check(storage, &options, &mut |_| ControlFlow::Continue(())).map_err(failed)?;
-                print_findings(console, &report.findings);
+                lines.print_findings(console, &report.findings);
                 report
             }
             Some(what) => {
@@ -101,14 +103,14 @@ impl Wanted {
                 };
                 let repaired =
                     qcow2::repair(storage, &options, &mut |_| ControlFlow::Continue(())).map_err(failed)?;
-                fixed = print_repair(console, &repaired);
+                fixed = lines.print_repair(console, &repaired);
                 if fixed != (0, 0) && !self.json && !self.quiet {
                     console.print(format!(
                         "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    \
                          {} corruptions\n\nDouble checking the fixed image now...\n",
                         fixed.0, fixed.1
                     ))?;
-                    print_findings(console, &repaired.after.findings);
+                    lines.print_findings(console, &repaired.after.findings);
                 }
                 repaired.after
             }
@@ -145,153 +147,198 @@ fn is_flag(finding: &Finding) -> bool {
     )
 }
 
-fn print_findings(console: &Console, findings: &[Finding]) {
-    let mut text = String::new();
-    let parts: [fn(&Finding) -> bool; 3] = [
-        |finding| !is_refcount(finding) && !is_flag(finding),
-        is_refcount,
-        is_flag,
-    ];
-    for part in parts {
-        for finding in findings.iter().filter(|finding| part(finding)) {
-            text += &line(finding, false);
-        }
-    }
-    console.note(&text);
+/// Makes lines of findings about an image.
+struct Lines {
+    cluster_bits: u32,
+    snapshots: Vec<SnapshotWords>,
 }
 
-/// Prints what was found and done; gives how many leaks and corruptions are no more.
-fn print_repair(console: &Console, repaired: &RepairReport) -> (u64, u64) {
-    let mut text = String::new();
-    let (before, after) = (&repaired.before.findings, &repaired.after.findings);
-    let is_mended = |finding: &&Finding| !after.contains(finding);
-    let (mut leaks, mut corruptions) = (0, 0);
-    for finding in before
-        .iter()
-        .filter(|finding| !is_refcount(finding) && !is_flag(finding))
-    {
-        let mended = is_mended(&finding);
-        corruptions += u64::from(mended);
-        text += &line(finding, mended);
+impl Lines {
+    fn of(found: &Found) -> Self {
+        let header = found.header.as_ref();
+        Self {
+            cluster_bits: header.map_or(16, |header| header.geometry.cluster_bits),
+            snapshots: header.map_or_else(Vec::new, |header| {
+                qcow2_words::snapshots(header, &*found.node.storage)
+            }),
+        }
     }
-    let refcounts = || before.iter().filter(|finding| is_refcount(finding));
-    refcounts().for_each(|finding| text += &line(finding, false));
-    let rebuilt = repaired
-        .changes
-        .iter()
-        .any(|change| matches!(change, RepairChange::Rebuilt { .. }));
-    if rebuilt {
-        text += "Rebuilding refcount structure\n";
-        repaired
-            .retired
+
+    fn print_findings(&self, console: &Console, findings: &[Finding]) {
+        let mut text = String::new();
+        let parts: [fn(&Finding) -> bool; 3] = [
+            |finding| !is_refcount(finding) && !is_flag(finding),
+            is_refcount,
+            is_flag,
+        ];
+        for part in parts {
+            for finding in findings.iter().filter(|finding| part(finding)) {
+                text += &self.line(finding, false);
+            }
+        }
+        console.note(&text);
+    }
+
+    /// Prints what was found and done; gives how many leaks and corruptions are no more.
+    fn print_repair(&self, console: &Console, repaired: &RepairReport) -> (u64, u64) {
+        let mut text = String::new();
+        let (before, after) = (&repaired.before.findings, &repaired.after.findings);
+        let is_mended = |finding: &&Finding| !after.contains(finding);
+        let (mut leaks, mut corruptions) = (0, 0);
+        for finding in before
             .iter()
-            .for_each(|finding| text += &line(finding, true));
-    }
-    for finding in refcounts().filter(is_mended) {
-        match finding.severity() {
-            Severity::Leak => leaks += 1,
-            _ => corruptions += 1,
+            .filter(|finding| !is_refcount(finding) && !is_flag(finding))
+        {
+            let mended = is_mended(&finding);
+            corruptions += u64::from(mended);
+            text += &self.line(finding, mended);
         }
-        if !rebuilt {
-            text += &line(finding, true);
+        let refcounts = || before.iter().filter(|finding| is_refcount(finding));
+        refcounts().for_each(|finding| text += &self.line(finding, false));
+        let rebuilt = repaired
+            .changes
+            .iter()
+            .any(|change| matches!(change, RepairChange::Rebuilt { .. }));
+        if rebuilt {
+            text += "Rebuilding refcount structure\n";
+            repaired
+                .retired
+                .iter()
+                .for_each(|finding| text += &self.line(finding, true));
         }
+        for finding in refcounts().filter(is_mended) {
+            match finding.severity() {
+                Severity::Leak => leaks += 1,
+                _ => corruptions += 1,
+            }
+            if !rebuilt {
+                text += &self.line(finding, true);
+            }
+        }
+        for finding in &repaired.mended_flags {
+            corruptions += 1;
+            text += &self.line(finding, true);
+        }
+        after
+            .iter()
+            .filter(|finding| is_flag(finding))
+            .for_each(|finding| text += &self.line(finding, false));
+        console.note(&text);
+        (leaks, corruptions)
     }
-    for finding in &repaired.mended_flags {
-        corruptions += 1;
-        text += &line(finding, true);
-    }
-    after
-        .iter()
-        .filter(|finding| is_flag(finding))
-        .for_each(|finding| text += &line(finding, false));
-    console.note(&text);
-    (leaks, corruptions)
-}
 
-/// A line about a finding, with its end.
-fn line(finding: &Finding, repaired: bool) -> String {
-    let verb = if repaired { "Repairing" } else { "ERROR" };
-    let text = match *finding {
-        Finding::Leak {
-            cluster,
-            refcount,
-            references,
-        } => {
-            let verb = if repaired { "Repairing" } else { "Leaked" };
-            format!(
-                "{verb} cluster {} refcount={refcount} reference={references}",
-                cluster.0
-            )
-        }
-        Finding::RefcountTooLow {
-            cluster,
-            refcount,
-            references,
-        } => {
-            format!(
-                "{verb} cluster {} refcount={refcount} reference={references}",
-                cluster.0
-            )
-        }
-        Finding::RefcountOverflow { cluster, .. } => {
-            format!("ERROR: overflow cluster offset={:#x}", cluster.0 << 16)
-        }
-        Finding::BeyondEnd { start, len } => format!(
-            "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset {:#x} size {len:#x}",
-            start.0
-        ),
-        Finding::CopiedL2Table {
-            l1_index,
-            entry,
-            refcount,
-            ..
-        } => {
-            format!(
-                "{verb} OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={refcount}"
-            )
-        }
-        Finding::CopiedData { entry, refcount, .. } => {
-            format!("{verb} OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}")
-        }
-        Finding::Unaligned {
-            table: TableKind::Refcount,
-            at,
-            ..
-        } => {
-            format!(
-                "ERROR refcount block {} is not cluster aligned; refcount table entry corrupted",
-                at.0 / 8 % 8192
-            )
-        }
-        Finding::Unaligned {
-            table: TableKind::L2,
-            entry,
-            ..
-        } => format!(
-            "ERROR offset={:x}: Data cluster is not properly aligned; L2 entry corrupted.",
-            entry & OFFSET
-        ),
-        Finding::Unaligned {
-            table: TableKind::L1,
-            entry,
-            ..
-        } => format!(
-            "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted",
-            entry & OFFSET
-        ),
-        Finding::UnalignedPreallocated { entry, .. } => format!(
-            "{verb} offset={:x}: Preallocated cluster is not properly aligned; L2 entry corrupted.",
-            entry & OFFSET
-        ),
-        Finding::RefcountBlockOutside { index, .. } => {
-            format!("{verb} refcount block {index} is outside image")
-        }
-        Finding::RefcountBlockShared { index, references } => {
-            format!("ERROR refcount block {index} refcount={references}")
-        }
-        ref other => other.to_string(),
-    };
-    text + "\n"
+    /// A line about a finding, with its end.
+    fn line(&self, finding: &Finding, repaired: bool) -> String {
+        let verb = if repaired { "Repairing" } else { "ERROR" };
+        let text = match *finding {
+            Finding::Leak {
+                cluster,
+                refcount,
+                references,
+            } => {
+                let verb = if repaired { "Repairing" } else { "Leaked" };
+                format!(
+                    "{verb} cluster {} refcount={refcount} reference={references}",
+                    cluster.0
+                )
+            }
+            Finding::RefcountTooLow {
+                cluster,
+                refcount,
+                references,
+            } => {
+                format!(
+                    "{verb} cluster {} refcount={refcount} reference={references}",
+                    cluster.0
+                )
+            }
+            Finding::RefcountOverflow { cluster, .. } => {
+                format!(
+                    "ERROR: overflow cluster offset={:#x}",
+                    cluster.0 << self.cluster_bits
+                )
+            }
+            Finding::BeyondEnd { start, len } => format!(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset {:#x} size {len:#x}",
+                start.0
+            ),
+            Finding::CopiedL2Table {
+                l1_index,
+                entry,
+                refcount,
+                ..
+            } => {
+                format!(
+                    "{verb} OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={entry:x} refcount={refcount}"
+                )
+            }
+            Finding::CopiedData { entry, refcount, .. } => {
+                format!("{verb} OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}")
+            }
+            Finding::Unaligned {
+                table: TableKind::Refcount,
+                at,
+                ..
+            } => {
+                format!(
+                    "ERROR refcount block {} is not cluster aligned; refcount table entry corrupted",
+                    at.0 / 8 % 8192
+                )
+            }
+            Finding::Unaligned {
+                table: TableKind::L2,
+                entry,
+                ..
+            } => format!(
+                "ERROR offset={:x}: Data cluster is not properly aligned; L2 entry corrupted.",
+                entry & OFFSET
+            ),
+            Finding::Unaligned {
+                table: TableKind::L1,
+                entry,
+                ..
+            } => format!(
+                "ERROR l2_offset={:x}: Table is not cluster aligned; L1 entry corrupted",
+                entry & OFFSET
+            ),
+            Finding::UnalignedPreallocated { entry, .. } => format!(
+                "{verb} offset={:x}: Preallocated cluster is not properly aligned; L2 entry corrupted.",
+                entry & OFFSET
+            ),
+            Finding::RefcountBlockOutside { index, .. } => {
+                format!("{verb} refcount block {index} is outside image")
+            }
+            Finding::RefcountBlockShared { index, references } => {
+                format!("ERROR refcount block {index} refcount={references}")
+            }
+            Finding::SnapshotTable {
+                index,
+                problem,
+                l1_offset,
+                l1_entries,
+            } => {
+                let snapshot = usize::try_from(index)
+                    .ok()
+                    .and_then(|index| self.snapshots.get(index));
+                let SnapshotWords { id, name, wrong } = snapshot.cloned().unwrap_or_default();
+                match wrong {
+                    Some(BadL1::Offset) => format!(
+                        "ERROR snapshot {id} ({name}) l1_offset={:#x}: L1 table is not cluster aligned; snapshot table entry corrupted",
+                        l1_offset.0
+                    ),
+                    Some(BadL1::TooLarge) => format!(
+                        "ERROR snapshot {id} ({name}) l1_size={l1_entries:#x}: L1 table is too large; snapshot table entry corrupted"
+                    ),
+                    None if problem.starts_with("it lacks") => {
+                        format!("{verb} snapshot table entry {index} is incomplete")
+                    }
+                    None => finding.to_string(),
+                }
+            }
+            ref other => other.to_string(),
+        };
+        text + "\n"
+    }
 }
 
 /// The offset in an entry.

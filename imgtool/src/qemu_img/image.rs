@@ -14,7 +14,7 @@ use qcow2::{Encryption, Header};
 
 use super::json::{Json, Object};
 use super::node::{self, Flags, Node, NodeOptions, name};
-use super::qcow2_words;
+use super::qcow2_words::{self, BadL1};
 use super::refusal::{Refusal, reason};
 use super::secret;
 
@@ -398,6 +398,12 @@ impl Found {
         }
     }
 
+    /// What is wrong with a snapshot, if that is why the image cannot be used.
+    pub(super) fn bad_snapshot(&self) -> Option<BadL1> {
+        let snapshots = qcow2_words::snapshots(self.header.as_ref()?, &*self.node.storage);
+        snapshots.into_iter().find_map(|snapshot| snapshot.wrong)
+    }
+
     fn open_data(&self, flags: Flags) -> Result<Option<Node>, Refusal> {
         let stored = self.header.as_ref().and_then(Header::data_file);
         let Some(stored) = stored else {
@@ -496,7 +502,11 @@ fn devices(
         let device = match snapshot.filter(|_| depth == 0) {
             Some(snapshot) => format
                 .open_snapshot(storage, snapshot, backing, keys)
-                .map_err(|error| engine_words(&error).after("Failed to load snapshot: "))?,
+                .map_err(|error| match image.bad_snapshot() {
+                    Some(wrong) => Refusal::new(wrong.text()),
+                    None => engine_words(&error),
+                })
+                .map_err(|refusal| refusal.after("Failed to load snapshot: "))?,
             None => format
                 .open(storage, data.clone().or(way), access, backing, keys)
                 .map_err(|error| engine_words(&error))?,

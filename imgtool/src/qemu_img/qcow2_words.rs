@@ -3,10 +3,12 @@
 //! The engine has checks and sentences of its own, and looks closer. What both refuse is refused here first, because scripts compare
 //! the text; what only the engine refuses comes in its words.
 
-use block::{Result, Storage};
-use qcow2::{FeatureKind, FeatureNames};
+use std::io;
 
-use super::refusal::{Refusal, reason};
+use block::{Result, Storage};
+use qcow2::{FeatureKind, FeatureNames, Header};
+
+use super::refusal::{EFBIG, EINVAL, Refusal, host_text, reason};
 
 /// Bytes of an image that are looked at: the largest first cluster.
 const HEAD: u64 = 2 << 20;
@@ -249,4 +251,81 @@ fn snapshot_table(header: &Fields, storage: &dyn Storage, snapshots: u64) -> Opt
         }
     }
     None
+}
+
+/// How many snapshots the header of a qcow2 image counts, whether they are there or not.
+pub(super) fn snapshot_count(storage: &dyn Storage) -> Option<u32> {
+    Some(
+        Fields {
+            bytes: head(storage).ok()?,
+        }
+        .u32(60),
+    )
+}
+
+/// What is wrong with the L1 table of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BadL1 {
+    TooLarge,
+    Offset,
+}
+
+impl BadL1 {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::TooLarge => "Snapshot L1 table too large",
+            Self::Offset => "Snapshot L1 table offset invalid",
+        }
+    }
+
+    /// The number of the error that it is.
+    pub(super) fn reason(self) -> String {
+        let number = match self {
+            Self::TooLarge => EFBIG,
+            Self::Offset => EINVAL,
+        };
+        host_text(&io::Error::from_raw_os_error(number))
+    }
+}
+
+/// An entry of the snapshot table, as far as words are made of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SnapshotWords {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) wrong: Option<BadL1>,
+}
+
+/// The entries of the snapshot table, up to the first that cannot be read.
+pub(super) fn snapshots(header: &Header, storage: &dyn Storage) -> Vec<SnapshotWords> {
+    let mut found = Vec::new();
+    let mut at = header.snapshots_offset.0;
+    for _ in 0..header.snapshot_count.min(65_536) {
+        let mut fixed = vec![0; 40];
+        if storage.read_exact_at(&mut fixed, at).is_err() {
+            break;
+        }
+        let fields = Fields { bytes: fixed };
+        let extra = u64::from(fields.u32(36));
+        let (id, name) = (fields.u32(12) as usize >> 16, fields.u32(12) as usize & 0xffff);
+        let mut names = vec![0; id + name];
+        if extra > 1024 || storage.read_exact_at(&mut names, at + 40 + extra).is_err() {
+            break;
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (offset, bytes) = (fields.u64(0), u64::from(fields.u32(8)) * 8);
+        found.push(SnapshotWords {
+            id: text(&names[..id]),
+            name: text(&names[id..]),
+            wrong: if bytes > 32 << 20 {
+                Some(BadL1::TooLarge)
+            } else if offset.is_multiple_of(header.geometry.cluster_size()) {
+                None
+            } else {
+                Some(BadL1::Offset)
+            },
+        });
+        at = (at + 40 + extra + (id + name) as u64).next_multiple_of(8);
+    }
+    found
 }

@@ -134,8 +134,8 @@ pub(super) fn host_text(error: &io::Error) -> String {
 }
 
 pub(super) const EIO: i32 = 5;
-const EAGAIN: i32 = 11;
-const EINVAL: i32 = 22;
+pub(super) const EAGAIN: i32 = 11;
+pub(super) const EINVAL: i32 = 22;
 pub(super) const EFBIG: i32 = 27;
 const ENOSPC: i32 = 28;
 const EPERM: i32 = 1;

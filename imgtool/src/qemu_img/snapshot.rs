@@ -10,7 +10,8 @@ use super::console::Console;
 use super::getopt::Options;
 use super::image::{self, Image, Spec};
 use super::node::Flags;
-use super::refusal::{Refusal, reason};
+use super::qcow2_words;
+use super::refusal::{EAGAIN, EFBIG, EINVAL, Refusal, host_text, reason};
 use super::secret::Secrets;
 use super::{Outcome, pages, qcow2_of};
 use crate::snapshots;
@@ -64,9 +65,27 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     };
     match action {
         Action::List => list(console, &spec, flags)?,
-        Action::Create(name) => create(&super::open_to_write(console, &spec, flags)?, &name)?,
-        Action::Apply(name) => apply(&super::open_to_write(console, &spec, flags)?, &name)?,
-        Action::Delete(name) => delete(console, &super::open_to_write(console, &spec, flags)?, &name)?,
+        Action::Create(name) => {
+            refuse_one_too_many(&spec, &name)?;
+            create(&super::open_to_write(console, &spec, flags)?, &name)?;
+        }
+        Action::Apply(name) => {
+            if let Some(wrong) = image::find(&spec, flags)?.bad_snapshot() {
+                console.error(wrong.text());
+                let why = format!("Failed to load snapshot: {}", wrong.reason());
+                return Err(Refusal::new(format!("Could not apply snapshot '{name}': {why}")));
+            }
+            apply(&super::open_to_write(console, &spec, flags)?, &name)?;
+        }
+        Action::Delete(name) => {
+            if let Some(wrong) = image::find(&spec, flags)?.bad_snapshot() {
+                return Err(Refusal::new(format!(
+                    "Could not delete snapshot '{name}': {}",
+                    wrong.text()
+                )));
+            }
+            delete(console, &super::open_to_write(console, &spec, flags)?, &name)?;
+        }
     }
     Ok(0)
 }
@@ -87,6 +106,18 @@ fn list(console: &Console, spec: &Spec, flags: Flags) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// A table that is full need not be read for that.
+fn refuse_one_too_many(spec: &Spec, name: &str) -> Result<(), Refusal> {
+    let found = image::find(spec, Flags::default())?;
+    match qcow2_words::snapshot_count(&*found.node.storage) {
+        Some(count) if found.format == "qcow2" && count >= 65_536 => Err(Refusal::new(format!(
+            "Could not create snapshot '{name}': {}",
+            strerror(EFBIG)
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn create(image: &Image, name: &str) -> Result<(), Refusal> {
     let could_not = |why: &str| Refusal::new(format!("Could not create snapshot '{name}': {why}"));
     let qcow2 = qcow2_of(image).ok_or_else(|| could_not("Operation not supported"))?;
@@ -94,12 +125,14 @@ fn create(image: &Image, name: &str) -> Result<(), Refusal> {
     made.map(|_| ())
         .and_then(|()| image.chain.settle())
         .map_err(|error| {
-            // A refcount that is full already is no error of the host.
-            let full = error.kind() == block::ErrorKind::Unsupported;
-            could_not(&if full {
-                "Invalid argument".to_owned()
-            } else {
-                reason(&error)
+            use block::ErrorKind;
+            could_not(&match error.kind() {
+                // A refcount that is full already is no error of the host.
+                ErrorKind::Unsupported => strerror(EINVAL),
+                // QEMU counts what an entry names: where nothing can be, or where nothing has been counted yet.
+                ErrorKind::Corrupt if error.message().contains("reserved bits") => strerror(EFBIG),
+                ErrorKind::Corrupt if error.message().contains("more references") => strerror(EAGAIN),
+                _ => reason(&error),
             })
         })
 }
@@ -138,6 +171,10 @@ fn selector(image: &Qcow2, text: &str) -> Result<Option<SnapshotSelector>, Refus
     let by_id = all.iter().find(|snapshot| snapshot.id == text);
     let found = by_id.or_else(|| all.iter().find(|snapshot| snapshot.name == text));
     Ok(found.map(|snapshot| SnapshotSelector::id(&*snapshot.id)))
+}
+
+fn strerror(number: i32) -> String {
+    host_text(&std::io::Error::from_raw_os_error(number))
 }
 
 fn go_on(_: SnapshotProgress) -> ControlFlow<()> {
