@@ -6,10 +6,10 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-slow demo demo-images check deny bench compare comparefs fuzz torture install clean
+.PHONY: help build test test-slow iotests iotests-quick demo demo-images check deny bench compare comparefs fuzz torture install clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The imgtool program, optimised, in target/release
 	scripts/setup.sh build
@@ -22,6 +22,16 @@ test: ## All tests, those against QEMU and the ext4 tools included (installs wha
 test-slow: ## What takes minutes and a network: Debian 12 and Ubuntu built by their recipes, and booted
 	scripts/setup.sh test-slow
 	$(CARGO) test --package machines --test distributions -- --nocapture --test-threads=1
+
+iotests: ## All of QEMU's own tests of qemu-img that are expected to pass with imgtool in its place (fetches them)
+	scripts/setup.sh test
+	$(CARGO) build --release --package imgtool
+	tests/qemu-iotests.sh target/release/imgtool all
+
+iotests-quick: ## Those of them that take seconds: three minutes on two processors, with the fetching
+	scripts/setup.sh test
+	$(CARGO) build --release --package imgtool
+	tests/qemu-iotests.sh target/release/imgtool quick
 
 demo: ## A template from a recipe, three clones, one of them booted, each step verified by other tools
 	scripts/setup.sh demo
