@@ -281,14 +281,15 @@ pub(crate) fn flags(bitmap: &Bitmap) -> Vec<&'static str> {
 
 fn list(out: &mut dyn Write, image: &Image, format: OutputFormat) -> Result<(), crate::failure::Failure> {
     let mut rows = Vec::new();
-    for bitmap in image.bitmaps()? {
-        let dirty = match image.dirty_bits(&bitmap.name) {
+    image.each_bitmap(|bitmap, bits| {
+        let dirty = match bits {
             Ok(bits) => Some(bits.ranges().map(|range| range.end - range.start).sum()),
             Err(error) if error.kind() == ErrorKind::Unsupported => None,
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         };
-        rows.push((bitmap, dirty));
-    }
+        rows.push((bitmap.clone(), dirty));
+        Ok(())
+    })?;
     match format {
         OutputFormat::Json => output::json(out, &rows.iter().map(object).collect())?,
         OutputFormat::Human => {

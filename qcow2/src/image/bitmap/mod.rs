@@ -134,8 +134,28 @@ impl Image {
         bits.map_err(|error| error.with_path_of(self.storage.path()))
     }
 
+    /// Hands every bitmap to `each`, with what it says is dirty as [`dirty_bits`](Self::dirty_bits) has it. Their directory is read
+    /// once, where asking for each by name reads it every time.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`; what `each` returns.
+    pub fn each_bitmap(&self, mut each: impl FnMut(&Bitmap, Result<DirtyBits>) -> Result<()>) -> Result<()> {
+        let mut all = |bitmaps: &Bitmaps| {
+            let mut entries = bitmaps.entries.iter().enumerate();
+            entries.try_for_each(|(index, entry)| each(&entry.bitmap, self.dirty_bits_at(bitmaps, index)))
+        };
+        let done = match &self.writer {
+            Some(writer) => all(&writer.bitmaps()),
+            None => Bitmaps::read(&*self.storage, &self.header()).and_then(|bitmaps| all(&bitmaps)),
+        };
+        done.map_err(|error| error.with_path_of(self.storage.path()))
+    }
+
     fn dirty_bits_in(&self, bitmaps: &Bitmaps, name: &str) -> Result<DirtyBits> {
-        let index = bitmaps.index_of(name)?;
+        self.dirty_bits_at(bitmaps, bitmaps.index_of(name)?)
+    }
+
+    fn dirty_bits_at(&self, bitmaps: &Bitmaps, index: usize) -> Result<DirtyBits> {
         match bitmaps.tracked.iter().find(|tracked| tracked.index == index) {
             Some(tracked) => Ok(DirtyBits::clone(&tracked.bits)),
             None => self.load_bits(&bitmaps.entries[index]),
