@@ -8,6 +8,9 @@ use crate::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
 /// Bytes at the start of a storage in which most formats have what they are known by.
 const SUPERBLOCKS: u64 = 64 << 10;
 
+/// What a header of a GPT starts with (UEFI specification, "GPT Header").
+const GPT: [u8; 8] = *b"EFI PART";
+
 /// Where a filesystem is written to.
 #[derive(Debug)]
 pub(crate) struct Disk<'s> {
@@ -59,7 +62,24 @@ impl<'s> Disk<'s> {
         let own = (SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64).min(len);
         self.storage.zero(0, own, ZeroMode::Unmap)?;
         self.storage.sync_data()?;
-        self.storage.zero(0, len, ZeroMode::Unmap)
+        self.storage.zero(0, len, ZeroMode::Unmap)?;
+        self.erase_backup_table()
+    }
+
+    /// Removes the copy of a GPT in the last sector, by which a disk that was partitioned before would be taken for one that still is.
+    fn erase_backup_table(&self) -> Result<()> {
+        let len = self.storage.len()?;
+        for sector in [512, 4096] {
+            let Some(last) = len.checked_sub(sector) else {
+                continue;
+            };
+            let mut signature = [0; GPT.len()];
+            self.storage.read_exact_at(&mut signature, last)?;
+            if signature == GPT {
+                self.storage.zero(last, sector, ZeroMode::Unmap)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the storage at least this long.

@@ -79,6 +79,7 @@ impl TargetFile {
         if let Some(address) = export(path) {
             return Self::served(&address?);
         }
+        refuse_standard_output(path)?;
         let path = follow_links(path)?;
         let existing = match fs::metadata(&path) {
             Ok(metadata) => Some(metadata),
@@ -263,6 +264,26 @@ fn follow_links(path: &Path) -> Result<PathBuf> {
         }
     }
     Err(Error::invalid("too many symbolic links").with_path(path))
+}
+
+/// Whether a name is that of standard output, as the kernel shows it.
+pub(crate) fn is_standard_output(path: &Path) -> bool {
+    ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]
+        .iter()
+        .any(|name| path == Path::new(name))
+}
+
+/// Fails for standard output that is a pipe or a terminal: what is written here does not come in order.
+fn refuse_standard_output(path: &Path) -> Result<()> {
+    let is_sought = |file: fs::Metadata| file.is_file() || file.file_type().is_block_device();
+    if !is_standard_output(path) || fs::metadata(path).is_ok_and(is_sought) {
+        return Ok(());
+    }
+    let error =
+        Error::invalid("this is not written from the front to the back, as standard output would have it");
+    Err(error
+        .with_path(path)
+        .with_hint("name a file, and copy that to standard output: imgtool convert -O raw FILE -"))
 }
 
 /// Whether a new file of this name would lie among the devices, where somebody has mistyped one's name.

@@ -144,3 +144,24 @@ fn neither_files_that_a_kernel_makes_up_nor_names_of_no_device_are_taken() {
         .fails(1, &["skopeo copy"]);
     assert!(!lab.path("x.img").exists());
 }
+
+#[test]
+fn what_is_no_archive_is_said_to_be_what_it_is() {
+    let lab = Lab::new();
+    let script = "printf 'PK\\003\\004\\024\\0' | cat - /proc/self/exe | head -c 9000 >zip; seq 9999 >text; echo short >short; gzip -k text; \
+                  printf '\\377\\376%0600d' 0 >other";
+    lab.run_words(&["sh", "-ec", script]).ok();
+    for (file, says) in [
+        ("zip", "it is a zip archive"),
+        ("text", "it is a text"),
+        ("short", "it is a text"),
+        ("text.gz", "it is a text"),
+        ("other", "its first 512 bytes are not a header"),
+    ] {
+        lab.run(&format!("imgtool mkfs --size 16M {file} out.img"))
+            .fails(1, &[file, "this is no tar archive", says, "give a tar archive"]);
+    }
+    lab.run("imgtool template import --store store --format tar zip")
+        .fails(1, &["it is a zip archive"]);
+    assert!(!lab.path("out.img").exists());
+}

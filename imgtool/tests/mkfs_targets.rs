@@ -47,6 +47,29 @@ fn a_device_that_is_in_use_is_refused_with_where_it_is_mounted() {
     assert_eq!(field(&lab, "part", "Filesystem volume name"), "newer");
 }
 
+/// A table's copy is at the end, where no filesystem starts.
+#[test]
+fn a_disk_that_was_partitioned_and_becomes_one_filesystem_has_no_table_any_more() {
+    let lab = lab();
+    for (sector, image) in [("512", "device"), ("4096", "large")] {
+        lab.imgtool(&format!("create -q {image} 64M"));
+        let device = tool(&lab, &["losetup", "--show", "-f", "-b", sector, image]).ok();
+        let device = device.trim();
+        let table = lab.run_words(&["sh", "-c", &format!("echo 'label: gpt' | sfdisk -q {device}")]);
+        let before = tool(&lab, &["wipefs", "-n", device]);
+        let made = lab.run(&format!("imgtool mkfs -q tree {device}"));
+        let after = tool(&lab, &["wipefs", "-n", "-i", "-O", "TYPE", device]);
+        tool(&lab, &["losetup", "-d", device]).ok();
+        table.ok();
+        assert_eq!(before.ok().matches("gpt").count(), 2);
+        made.ok();
+        let after = after.ok();
+        let found: Vec<&str> = after.split_whitespace().collect();
+        assert_eq!(found, ["ext4"]);
+        assert_good(&lab, image);
+    }
+}
+
 #[test]
 fn a_name_that_says_another_format_is_no_raw_image_by_accident() {
     let lab = lab();

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs;
+
 use common::Lab;
 
 impl Lab {
@@ -94,6 +96,24 @@ fn standard_output_gets_a_whole_image_without_being_sought_in() {
     lab.sh("$0 convert -O qcow2 -o size=100M disk - | cat > image");
     assert!(lab.qemu_img("info image").contains("100 MiB"));
     lab.assert_same("disk", "image");
+}
+
+#[test]
+fn standard_output_is_that_by_the_kernels_names_too() {
+    let lab = Lab::new();
+    lab.raw("disk", LEN, 2);
+    for name in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+        lab.sh(&format!("$0 convert -p -O qcow2 disk {name} | cat > image"));
+        lab.assert_same("disk", "image");
+        lab.sh(&format!("$0 convert -O raw image {name} > file; cmp disk file"));
+    }
+    fs::create_dir(lab.path("tree")).unwrap();
+    for line in ["mkfs -O raw tree /dev/stdout", "dd if=disk of=/dev/stdout"] {
+        let script = format!("{} {line} | cat >piped", env!("CARGO_BIN_EXE_imgtool"));
+        let done = lab.run_words(&["bash", "-o", "pipefail", "-c", &script]);
+        done.fails(1, &["/dev/stdout", "imgtool convert -O raw FILE -"]);
+        assert_eq!(fs::read(lab.path("piped")).unwrap(), b"");
+    }
 }
 
 #[test]

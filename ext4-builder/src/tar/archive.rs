@@ -9,6 +9,7 @@ use super::acl::NamedList;
 use super::blocks::Blocks;
 use super::fault::Fault;
 use super::header::{BLOCK, Header, owner};
+use super::other;
 use super::pax::Extended;
 use super::sparse::{MapParser, PaxMap, PieceList, gnu_extension};
 use super::{Entry, Kind, Options, Time, Xattr};
@@ -182,8 +183,10 @@ impl<R: Read> Archive<R> {
                 None => return Err(fail(Fault::NoEndMark)),
             };
             let header = Header::parse(&block).map_err(|fault| {
-                let fault = if offset == 0 { Fault::NoArchive } else { fault };
-                fail(fault)
+                fail(match offset {
+                    0 => other::name(&block).map_or(Fault::NoArchive, Fault::Other),
+                    _ => fault,
+                })
             })?;
             let size = header.size();
             match header.type_flag() {

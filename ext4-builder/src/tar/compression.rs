@@ -17,7 +17,9 @@ use flate2::bufread::GzDecoder;
 use liblzma::bufread::XzDecoder;
 use liblzma::stream::{CONCATENATED, Stream};
 
+use super::fault::Fault;
 use super::header::{BLOCK, Header};
+use super::other;
 
 /// Bytes of a buffer, and how many of them there are.
 const BUFFER: usize = 256 << 10;
@@ -152,7 +154,10 @@ fn detect(start: &[u8]) -> Result<Option<Format>> {
             "the archive is compressed by {name}, which is not supported"
         ))
         .with_hint(format!("undo that first: {program} FILE | ..."))),
-        None => Ok(None),
+        None => match other::name(start) {
+            Some(name) => Err(Fault::Other(name).at(0, None)),
+            None => Ok(None),
+        },
     }
 }
 

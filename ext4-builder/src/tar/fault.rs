@@ -10,6 +10,8 @@ use block::{Error, ErrorKind, escape};
 pub(super) enum Fault {
     #[error("this is no tar archive: its first 512 bytes are not a header")]
     NoArchive,
+    #[error("this is no tar archive: it is {0}")]
+    Other(&'static str),
     #[error("this is no header: its checksum is {stored:#o}, and its bytes add up to {sum:#o}")]
     Checksum { stored: i64, sum: i64 },
     #[error("the archive ends early, within {0}")]
@@ -99,6 +101,13 @@ impl Fault {
     fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NoArchive => "give a tar archive, plain or compressed by gzip, zstd or xz",
+            Self::Other("a text") => {
+                "look at it: what a server says in place of a file is text, too; give a tar archive, plain or compressed by gzip, zstd or \
+                 xz"
+            }
+            Self::Other(_) => {
+                "give a tar archive, plain or compressed by gzip, zstd or xz; what this holds can be unpacked, and the directory given"
+            }
             Self::Truncated(_) => "what made or sent it stopped before it was done: make or fetch it again",
             Self::NoEndMark => {
                 "what made or sent it stopped before it was done: make or fetch it again; if nothing is missing, \

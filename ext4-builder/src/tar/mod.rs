@@ -38,6 +38,7 @@ mod blocks;
 mod compression;
 mod fault;
 mod header;
+mod other;
 mod pax;
 mod sparse;
 

@@ -195,7 +195,7 @@ impl Source {
 
 impl ConvertArgs {
     pub(crate) fn run(mut self) -> Outcome {
-        if self.files.last().is_some_and(|target| streams::is_stream(target)) {
+        if self.files.last().is_some_and(|target| streams::is_output(target)) {
             // Standard output is taken.
             self.watch.show = false;
         }
@@ -225,7 +225,7 @@ impl ConvertArgs {
         if !self.no_create {
             name.must_be_new()?;
         }
-        if streams::is_stream(target) || sources.iter().any(|source| streams::is_stream(source)) {
+        if streams::is_output(target) || sources.iter().any(|source| streams::is_stream(source)) {
             return self.stream(sources, target, image, copy);
         }
         let mut source = self.source(sources)?;
@@ -280,7 +280,7 @@ impl ConvertArgs {
                 "--salvage is for images, and standard input cannot be read again"
             }
             () if self.no_create && self.in_place => "-n writes in place anyway",
-            () if self.bitmaps && self.files.iter().any(|file| streams::is_stream(file)) => {
+            () if self.bitmaps && self.files.iter().any(|file| streams::is_output(file)) => {
                 "bitmaps cannot be copied from standard input or to standard output (--bitmaps)"
             }
             () if self.bitmaps && self.snapshot.is_some() => {

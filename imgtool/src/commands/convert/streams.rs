@@ -20,6 +20,7 @@ use super::{ConvertArgs, Source, interrupted};
 use crate::commands::Outcome;
 use crate::formats::NewImage;
 use crate::sandbox::Names;
+use crate::target::is_standard_output;
 use crate::watch::Watch;
 use crate::{interrupt, size};
 
@@ -34,6 +35,11 @@ pub(super) fn is_stream(path: &Path) -> bool {
     path == Path::new("-")
 }
 
+/// Whether a name stands for standard output, by that or by what the kernel calls it.
+pub(super) fn is_output(path: &Path) -> bool {
+    is_stream(path) || is_standard_output(path)
+}
+
 impl ConvertArgs {
     /// Copies where standard input or output is one of the images.
     pub(super) fn stream(
@@ -44,7 +50,7 @@ impl ConvertArgs {
         copy: ConvertOptions,
     ) -> Outcome {
         let cancel = interrupt::watch()?;
-        let to_stdout = is_stream(target);
+        let to_stdout = is_output(target);
         if to_stdout {
             self.check_output(&image)?;
         }
