@@ -50,7 +50,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "d" => wanted.keep = true,
             "p" => wanted.show = true,
             "q" => wanted.quiet = true,
-            "r" => wanted.rate = Some(super::rate(&value)?),
+            "r" => wanted.rate = super::rate(&value)?,
             "image-opts" => wanted.image_opts = true,
             _ => secrets.add(&value)?,
         }

@@ -113,7 +113,7 @@ impl Wanted {
             "m" => self.threads = Some(threads(&value)?),
             "W" => self.out_of_order = true,
             "U" => self.force_share = true,
-            "r" => self.rate = Some(super::rate(&value)?),
+            "r" => self.rate = super::rate(&value)?,
             "image-opts" | "source-image-opts" => self.image_opts = true,
             "target-image-opts" => self.target_image_opts = true,
             "salvage" => self.salvage = true,

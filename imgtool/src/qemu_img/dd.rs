@@ -79,7 +79,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     };
     let source = image::open(&super::spec(input, format.as_deref(), image_opts)?, flags)?;
     let format = out_format.as_deref().unwrap_or("raw");
-    let mut new = new_image::options_of(format, true)?;
+    let mut new = new_image::options_of(format, true).map_err(|_| Refusal::new("Unknown file format"))?;
     let range = operands.range(source.device().size());
     let (start, len) = range.unwrap_or((0, 0));
     new.set("size", &len.to_string())?;

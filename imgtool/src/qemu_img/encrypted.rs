@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use block::Passphrase;
 use encryption::{Cipher, Hash, Iterations, IvGenerator, Luks, LuksOptions, Mode};
-use qcow2::{EncryptionMethod, NewEncryption};
+use qcow2::{EncryptionMethod, Measure, NewEncryption};
 
 use super::format_options::FormatOptions;
 use super::new_image::not_accepted;
@@ -19,6 +19,17 @@ pub(super) fn luks_area(options: &FormatOptions, secrets: &Secrets) -> Result<Ve
     let made = Luks::format(&luks(options, "")?, secrets.get(id)?);
     made.map(|(_, area)| area)
         .map_err(|error| Refusal::new(reason(&error)))
+}
+
+/// What such a disk takes: all of it is written.
+pub(super) fn luks_measure(options: &FormatOptions) -> Result<Measure, Refusal> {
+    let size = options.size("size").unwrap_or_default();
+    let all = size.checked_add(luks(options, "")?.area_len());
+    let all = all.ok_or_else(|| Refusal::new("The image size is too large for file format 'luks'"))?;
+    Ok(Measure {
+        required: all,
+        fully_allocated: all,
+    })
 }
 
 /// How the data is to be encrypted.

@@ -504,7 +504,7 @@ fn devices(
                 .open_snapshot(storage, snapshot, backing, keys)
                 .map_err(|error| match image.bad_snapshot() {
                     Some(wrong) => Refusal::new(wrong.text()),
-                    None => engine_words(&error),
+                    None => no_snapshot(&error),
                 })
                 .map_err(|refusal| refusal.after("Failed to load snapshot: "))?,
             None => format
@@ -535,6 +535,16 @@ pub(super) fn engine_words(error: &block::Error) -> Refusal {
         ErrorKind::Key => Refusal::new("Invalid password, cannot unlock any keyslot"),
         ErrorKind::Io | ErrorKind::NoSpace => Refusal::new(reason(error)),
         _ => Refusal::new(error.message().to_owned()),
+    }
+}
+
+/// Why a snapshot is not opened.
+fn no_snapshot(error: &block::Error) -> Refusal {
+    match error.kind() {
+        block::ErrorKind::InvalidInput if error.message().starts_with("there is no snapshot") => {
+            Refusal::new("Can't find snapshot")
+        }
+        _ => engine_words(error),
     }
 }
 

@@ -42,8 +42,13 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     if shown.chain.active().info().cluster_size.is_none() {
         round_up(&mut rows, alignment.into());
     }
-    console.print(if json { objects(&rows) } else { lines(&rows)? })?;
-    Ok(0)
+    if json {
+        console.print(objects(&rows))?;
+        return Ok(0);
+    }
+    let (text, refused) = lines(&rows);
+    console.print(text)?;
+    refused.map(|()| 0)
 }
 
 /// A run as it is printed.
@@ -124,7 +129,9 @@ fn rows(image: &Image, start: u64, length: u64) -> block::Result<Vec<Row>> {
 }
 
 /// For people: what has to be read, and from where.
-fn lines(rows: &[Row]) -> Result<String, Refusal> {
+///
+/// What is in no file that it could be read from is refused, after what comes before it.
+fn lines(rows: &[Row]) -> (String, Result<(), Refusal>) {
     let mut text = format!("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to");
     let mut merged: Vec<Row> = Vec::new();
     for row in rows.iter().filter(|row| row.data && !row.zero) {
@@ -135,16 +142,15 @@ fn lines(rows: &[Row]) -> Result<String, Refusal> {
     }
     for row in &merged {
         let Some(offset) = row.offset else {
-            return Err(Refusal::new(
-                "File contains external, encrypted or compressed clusters.",
-            ));
+            let refusal = Refusal::new("File contains external, encrypted or compressed clusters.");
+            return (text, Err(refusal));
         };
         let [start, len, offset] = [row.start, row.len, offset].map(hexadecimal);
         let file = row.file.as_deref().unwrap_or_default();
         // Writing to a string does not fail.
         let _ = writeln!(text, "{start:<16}{len:<16}{offset:<16}{file}");
     }
-    Ok(text)
+    (text, Ok(()))
 }
 
 /// For programs: an object for each run, one a line.

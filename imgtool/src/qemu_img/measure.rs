@@ -11,7 +11,7 @@ use super::json::{Json, Object};
 use super::node::Flags;
 use super::refusal::Refusal;
 use super::secret::Secrets;
-use super::{Outcome, new_image, number, option_list, output_format, pages};
+use super::{Outcome, encrypted, new_image, number, option_list, output_format, pages};
 use crate::commands::measure::bitmaps_size;
 use crate::formats::NewImage;
 use crate::sandbox::{self, Names};
@@ -94,11 +94,16 @@ impl Wanted {
             None => None,
         };
         let mut options = new_image::options_of(format, true)?;
-        options.parse(self.options.as_deref().unwrap_or_default())?;
+        options
+            .parse(self.options.as_deref().unwrap_or_default())
+            .map_err(|refusal| refusal.with_more(format!("Invalid options for file format '{format}'")))?;
         let size = source
             .as_ref()
             .map_or(self.size, |image| Some(image.device().size()));
         options.set("size", &size.unwrap_or_default().to_string())?;
+        if format == "luks" {
+            return Ok((encrypted::luks_measure(&options)?, None));
+        }
         let new = new_image::image(format, &options, &self.secrets).map_err(without_format)?;
         let measured = measure(&new, source.as_ref()).map_err(|error| image::engine_words(&error))?;
         let bitmaps = match (&source, new.qcow2()) {

@@ -265,10 +265,8 @@ fn qcow2_of(image: &image::Image) -> Option<&qcow2::Image> {
     device.downcast_ref()
 }
 
-/// Bytes a second.
-fn rate(text: &str) -> Result<std::num::NonZeroU64, Refusal> {
+/// Bytes a second, at most; 0 is no limit.
+fn rate(text: &str) -> Result<Option<std::num::NonZeroU64>, Refusal> {
     let rate = number::disk_size("rate limit", text)?;
-    std::num::NonZeroU64::new(rate).ok_or_else(|| {
-        Refusal::new("Invalid rate limit specified. Must be between 1 and 9223372036854775807.")
-    })
+    Ok(std::num::NonZeroU64::new(rate))
 }

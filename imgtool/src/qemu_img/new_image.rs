@@ -56,6 +56,9 @@ pub(super) fn image(format: &str, options: &FormatOptions, secrets: &Secrets) ->
         let size = options.size("size").unwrap_or_default();
         return Ok(NewImage::raw(size, raw_preallocation(options)?));
     }
+    if format != "qcow2" {
+        return Err(Refusal::new(format!("Unknown file format '{format}'")));
+    }
     let options = qcow2_options(options, secrets)?;
     options.validate().map_err(|_| {
         let hint = if options.cluster_bits < 21 {

@@ -113,7 +113,7 @@ fn resize(image: &Image, new: u64, how: Resize) -> Result<(), Refusal> {
 fn refuse(image: &Image, new: u64, preallocation: Preallocation) -> Result<(), Refusal> {
     let Some(qcow2) = qcow2_of(image) else {
         return match preallocation {
-            Preallocation::Metadata => Err(Refusal::new("Unsupported preallocation mode 'metadata'")),
+            Preallocation::Metadata => Err(Refusal::new("Unsupported preallocation mode: metadata")),
             _ => Ok(()),
         };
     };

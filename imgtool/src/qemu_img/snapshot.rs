@@ -153,7 +153,10 @@ fn delete(console: &Console, image: &Image, name: &str) -> Result<(), Refusal> {
     let could_not = |why: &str| Refusal::new(format!("Could not delete snapshot '{name}': {why}"));
     let not_found = || could_not("snapshot not found");
     let qcow2 = qcow2_of(image).ok_or_else(not_found)?;
-    let which = selector(qcow2, name).map_err(|refusal| could_not(refusal.text()))?;
+    let all = qcow2.snapshots().map_err(|error| could_not(&reason(&error)))?;
+    // By its name alone, as QEMU does: what is called "1" is not what has the ID 1.
+    let found = all.iter().find(|snapshot| snapshot.name == name);
+    let which = found.map(|snapshot| SnapshotSelector::id(&*snapshot.id));
     let which = which.ok_or_else(not_found)?;
     qcow2
         .delete_snapshot(&which, &mut go_on)
