@@ -51,7 +51,7 @@ fn what_does_not_fill_a_sector_is_filled_with_zeros() {
         lab.sh(&format!("printf '%s' '{input}' | $0 convert - raw"));
         let mut expected = input.as_bytes().to_vec();
         expected.resize(size, 0);
-        assert_eq!(std::fs::read(lab.path("raw")).unwrap(), expected);
+        assert_eq!(fs::read(lab.path("raw")).unwrap(), expected);
         lab.sh(&format!("printf '%s' '{input}' | $0 convert -O qcow2 - image"));
         lab.assert_same("raw", "image");
     }
