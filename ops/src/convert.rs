@@ -50,6 +50,10 @@ use walker::{Chunk, Kind, Run, Walker};
 /// memory in one piece, which can take longer than the writing.
 const CHUNK: u64 = 256 << 10;
 
+/// The same where the host's page cache is left out: each read and write is a request to the device then, which takes its time
+/// however long it is.
+pub const DIRECT_CHUNK: u64 = 2 << 20;
+
 /// The size of the pieces in which zeros are looked for where nothing else is said.
 const PIECE: u64 = 4096;
 
@@ -90,6 +94,8 @@ impl Before {
 pub struct ConvertOptions {
     /// Threads that read, search and compress.
     pub threads: NonZeroUsize,
+    /// Bytes that a thread reads at once, a cluster of the target at least.
+    pub chunk: u64,
     /// The shortest run of zeros inside data that is not written as data, in bytes; 0 writes everything, holes too. It is looked
     /// for in aligned pieces of the largest power of two in this, as QEMU does.
     pub sparse: u64,
@@ -114,6 +120,7 @@ impl ConvertOptions {
     pub fn new() -> Self {
         Self {
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            chunk: CHUNK,
             sparse: PIECE,
             compress: false,
             in_order: true,
@@ -234,7 +241,7 @@ impl<'a> Copy<'a> {
             None
         };
         let cluster = info.cluster_size.unwrap_or(PIECE);
-        let chunk = CHUNK.max(cluster);
+        let chunk = options.chunk.max(cluster).next_multiple_of(cluster);
         // Compressed clusters are made whole, from data and the zeros around it.
         let unit = if options.compress || options.whole_clusters {
             cluster

@@ -63,7 +63,7 @@ pub use block::is_zero;
 pub use commit::{CommitOptions, commit, empty};
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use concat::Concat;
-pub use convert::{Before, ConvertOptions, Length, Sequential, convert, receive};
+pub use convert::{Before, ConvertOptions, DIRECT_CHUNK, Length, Sequential, convert, receive};
 pub use extents::Extents;
 pub use host_holes::{HostHoles, SparseChain};
 pub use measure::data_units;

@@ -337,6 +337,9 @@ impl ConvertArgs {
         options.compress = self.compress;
         options.rate = self.rate_limit.as_deref().map(rate).transpose()?;
         options.in_order = !self.out_of_order;
+        if self.source_cache.direct() || self.cache.direct() {
+            options.chunk = ops::DIRECT_CHUNK;
+        }
         Ok(options)
     }
 

@@ -184,10 +184,7 @@ impl Wanted {
     fn open_sources(&self, names: &[String]) -> Result<Source, Refusal> {
         let flags = Flags {
             force_share: self.force_share,
-            direct: match &self.source_cache {
-                Some(name) => cache_mode("source", name)?.direct,
-                None => false,
-            },
+            direct: self.source_cache()?,
             ..Flags::default()
         };
         if self.snapshot.is_some() && names.len() > 1 {
@@ -234,10 +231,13 @@ impl Wanted {
         Ok(source)
     }
 
-    fn copy_options(&self, source: &Source) -> ConvertOptions {
+    fn copy_options(&self, source: &Source) -> Result<ConvertOptions, Refusal> {
         let mut copy = ConvertOptions::new();
         copy.sparse = self.sparse.unwrap_or(copy.sparse);
         copy.threads = self.threads.unwrap_or(copy.threads);
+        if self.source_cache()? || self.target_cache()? {
+            copy.chunk = ops::DIRECT_CHUNK;
+        }
         copy.compress = self.compress;
         copy.in_order = !self.out_of_order;
         copy.rate = self.rate;
@@ -253,7 +253,7 @@ impl Wanted {
         {
             copy.offload = Some(Offload::new(&image.chain, how));
         }
-        copy
+        Ok(copy)
     }
 
     /// Copies into a new image.
@@ -291,7 +291,7 @@ impl Wanted {
         let storage = targets.image().storage();
         formatted(&*storage, new.qcow2().as_ref()).map_err(could_not)?;
         let backing = self.open_backing(&options, &path, target)?;
-        let mut copy = self.copy_options(source);
+        let mut copy = self.copy_options(source)?;
         copy.offload = copy.offload.filter(|_| !new.is_preallocated());
         let below = match &backing {
             None => Backing::None,
@@ -325,7 +325,7 @@ impl Wanted {
         if opened.device().size() < source.device.size() {
             return Err(Refusal::new("output file is smaller than input file"));
         }
-        let mut copy = self.copy_options(source);
+        let mut copy = self.copy_options(source)?;
         copy.before = if self.target_is_zero {
             Before::Zeros
         } else {
@@ -348,6 +348,16 @@ impl Wanted {
         opened.device().settle().map_err(|error| failed(&error))
     }
 
+    /// Whether sources are read past the page cache.
+    fn source_cache(&self) -> Result<bool, Refusal> {
+        let mode = self
+            .source_cache
+            .as_deref()
+            .map(|name| cache_mode("source", name));
+        Ok(mode.transpose()?.is_some_and(|mode| mode.direct))
+    }
+
+    /// The same for the target.
     fn target_cache(&self) -> Result<bool, Refusal> {
         match &self.cache {
             None => Ok(false),

@@ -24,18 +24,28 @@ fn source() -> Toy {
 #[test]
 fn copies_everything_and_no_zeros() {
     let source = source();
-    for threads in [1, 2, 5] {
+    for (threads, chunk) in [
+        (1, CHUNK),
+        (2, CHUNK),
+        (5, CHUNK),
+        (2, DIRECT_CHUNK),
+        (3, 5 * PAGE),
+    ] {
+        let options = ConvertOptions {
+            chunk,
+            ..options(threads)
+        };
         for target in [
             Toy::new(source.size()),
             Toy::new(source.size() + PAGE).clustered(CLUSTER),
         ] {
-            run(&source, &target, &options(threads));
+            run(&source, &target, &options);
             let copied = target.contents();
             assert_eq!(copied[..source.size() as usize], source.contents());
             let unordered = Toy::new(source.size());
             let any_order = ConvertOptions {
                 in_order: false,
-                ..options(threads)
+                ..options.clone()
             };
             run(&source, &unordered, &any_order);
             assert_eq!(unordered.contents(), source.contents());
