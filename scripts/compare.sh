@@ -2,11 +2,13 @@
 # Whole commands of imgtool beside qemu-img's that do the same, in turns, on the same files.
 #
 #   scripts/compare.sh [WHAT]     only rows whose name contains WHAT; RUNS=5 of each, of which the median counts
+#   scripts/compare.sh qemu-img   the same lines, by the link called qemu-img and by QEMU's own program; or some of these rows
 #
 # Each row says how much of qemu-img's processor time (user and system) and of its time on the clock imgtool takes. The
 # first hardly depends on who else uses the machine. Everything stays under target/compare; what is worked on is made once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+scripts=$PWD/scripts
 export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 what=${1:-}
 runs=${RUNS:-5}
@@ -64,6 +66,15 @@ row() {
         "$wall" "$their_wall" "$(ratio "$wall" "$their_wall")"
 }
 
+header() { printf '%-44s %9s %9s %7s %9s %9s %7s\n' 'medians, in seconds' 'CPU ours' 'theirs' 'ratio' 'all ours' 'theirs' 'ratio'; }
+if [[ $what == qemu-img* ]]; then
+    header
+    # shellcheck source=scripts/compare-qemu-img.sh
+    . "$scripts/compare-qemu-img.sh"
+    rm -f out err ours theirs
+    exit
+fi
+
 # 1 TiB in clusters of 64 KiB, all mapped and none with data; and 64 GiB.
 made tib.qcow2 'qemu-img create -q -f qcow2 -o preallocation=metadata new 1T'
 made snapped.qcow2 'cp --sparse=always tib.qcow2 new; qemu-img snapshot -c s new'
@@ -89,7 +100,7 @@ made other.qcow2 'qemu-img convert -f raw -O qcow2 third.raw new'
 # Only what differs: a rebase finds it.
 made top.qcow2 'qemu-img create -q -f qcow2 -b second.raw -F raw new; qemu-img rebase -b base.qcow2 -F qcow2 new'
 
-printf '%-44s %9s %9s %7s %9s %9s %7s\n' 'medians, in seconds' 'CPU ours' 'theirs' 'ratio' 'all ours' 'theirs' 'ratio'
+header
 row 'snapshot create, 1 TiB mapped' 'cp --sparse=always tib.qcow2 w' 'snapshot -c s w'
 row 'snapshot delete, 1 TiB mapped' 'cp --sparse=always snapped.qcow2 w' 'snapshot -d s w'
 row 'snapshot apply, 1 TiB mapped' 'cp --sparse=always snapped.qcow2 w' 'snapshot -a s w'
