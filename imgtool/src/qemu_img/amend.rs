@@ -32,7 +32,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::AMEND, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return console.print(pages::AMEND.help()).map(|()| 0).map_err(Into::into),
+            "h" => return super::show(console, &pages::AMEND),
             "o" => option_list::accumulate(&mut wanted.options, &value)?,
             "f" => wanted.format = Some(value),
             "t" => wanted.direct = super::target_cache(&value)?.direct,

@@ -117,7 +117,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::BENCH, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return console.print(pages::BENCH.help()).map(|()| 0).map_err(Into::into),
+            "h" => return super::show(console, &pages::BENCH),
             name => wanted.take(name, value)?,
         }
     }

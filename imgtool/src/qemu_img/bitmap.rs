@@ -51,12 +51,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::BITMAP, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => {
-                return console
-                    .print(pages::BITMAP.help())
-                    .map(|()| 0)
-                    .map_err(Into::into);
-            }
+            "h" => return super::show(console, &pages::BITMAP),
             "b" => wanted.source = Some(value),
             "f" => wanted.format = Some(value),
             "F" => wanted.source_format = Some(value),

@@ -44,7 +44,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::CHECK, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return console.print(pages::CHECK.help()).map(|()| 0).map_err(Into::into),
+            "h" => return super::show(console, &pages::CHECK),
             "f" => format = Some(value),
             "r" => wanted.repair = Some(repair_kind(&value)?),
             "T" => flags.direct = cache_mode("source", &value)?.direct,

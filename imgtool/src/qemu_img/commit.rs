@@ -34,12 +34,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::COMMIT, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => {
-                return console
-                    .print(pages::COMMIT.help())
-                    .map(|()| 0)
-                    .map_err(Into::into);
-            }
+            "h" => return super::show(console, &pages::COMMIT),
             "f" => wanted.format = Some(value),
             "t" => wanted.direct = super::target_cache(&value)?.direct,
             "b" => {

@@ -32,12 +32,7 @@ fn compare(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::COMPARE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => {
-                return console
-                    .print(pages::COMPARE.help())
-                    .map(|()| 0)
-                    .map_err(Into::into);
-            }
+            "h" => return super::show(console, &pages::COMPARE),
             "f" => formats[0] = Some(value),
             "F" => formats[1] = Some(value),
             "T" => flags.direct = cache_mode("source", &value)?.direct,

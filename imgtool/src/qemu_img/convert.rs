@@ -65,10 +65,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::CONVERT, arguments);
     while let Some((name, value)) = options.next()? {
         if name == "h" {
-            return console
-                .print(pages::CONVERT.help())
-                .map(|()| 0)
-                .map_err(Into::into);
+            return super::show(console, &pages::CONVERT);
         }
         wanted.take(name, value)?;
     }

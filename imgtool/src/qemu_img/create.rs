@@ -34,12 +34,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::CREATE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => {
-                return console
-                    .print(pages::CREATE.help())
-                    .map(|()| 0)
-                    .map_err(Into::into);
-            }
+            "h" => return super::show(console, &pages::CREATE),
             "F" => wanted.backing_format = Some(value),
             "b" => wanted.backing = Some(value),
             "f" => wanted.format = Some(value),

@@ -65,7 +65,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::DD, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return console.print(pages::DD.help()).map(|()| 0).map_err(Into::into),
+            "h" => return super::show(console, &pages::DD),
             "f" => format = Some(value),
             "O" => out_format = Some(value),
             "U" => flags.force_share = true,

@@ -27,7 +27,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::INFO, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return console.print(pages::INFO.help()).map(|()| 0).map_err(Into::into),
+            "h" => return super::show(console, &pages::INFO),
             "f" => format = Some(value),
             "output" => json = output_format(&value)?,
             "b" => chain = true,

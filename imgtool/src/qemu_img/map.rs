@@ -21,7 +21,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::MAP, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => return console.print(pages::MAP.help()).map(|()| 0).map_err(Into::into),
+            "h" => return super::show(console, &pages::MAP),
             "f" => format = Some(value),
             "s" => start = number::disk_size("start offset", &value)?,
             "l" => length = number::disk_size("max length", &value)?,

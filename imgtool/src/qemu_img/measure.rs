@@ -34,12 +34,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::MEASURE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => {
-                return console
-                    .print(pages::MEASURE.help())
-                    .map(|()| 0)
-                    .map_err(Into::into);
-            }
+            "h" => return super::show(console, &pages::MEASURE),
             "f" => wanted.format = Some(value),
             "l" => {
                 wanted.snapshot = Some(super::snapshot_param(&value)?);

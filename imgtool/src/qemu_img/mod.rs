@@ -176,6 +176,12 @@ fn version() -> String {
     )
 }
 
+/// What `--help` of a command prints.
+fn show(console: &Console, page: &Page) -> Outcome {
+    console.print(page.help())?;
+    Ok(0)
+}
+
 /// The image that is the only operand.
 fn one_image(operands: &[String], format: Option<&str>, image_opts: bool) -> Result<image::Spec, Refusal> {
     let [file] = operands else {

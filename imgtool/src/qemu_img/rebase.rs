@@ -35,12 +35,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::REBASE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => {
-                return console
-                    .print(pages::REBASE.help())
-                    .map(|()| 0)
-                    .map_err(Into::into);
-            }
+            "h" => return super::show(console, &pages::REBASE),
             "f" => wanted.format = Some(value),
             "F" => wanted.backing_format = Some(value),
             "b" => wanted.backing = Some(value),

@@ -14,12 +14,7 @@ use super::{Outcome, pages, qcow2_of};
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     // A size may start with a minus, and so it is taken away before options are looked for, unless long options follow it.
     let (last, arguments) = match arguments {
-        [only] if matches!(&**only, "-h" | "--help") => {
-            return console
-                .print(pages::RESIZE.help())
-                .map(|()| 0)
-                .map_err(Into::into);
-        }
+        [only] if matches!(&**only, "-h" | "--help") => return super::show(console, &pages::RESIZE),
         [_, .., last] if last.starts_with("--") => (None, arguments),
         [arguments @ .., size] if !arguments.is_empty() => (Some(size), arguments),
         _ => return Err(Refusal::usage("Not enough arguments")),
@@ -30,12 +25,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::RESIZE, arguments);
     while let Some((name, value)) = options.next()? {
         match name {
-            "h" => {
-                return console
-                    .print(pages::RESIZE.help())
-                    .map(|()| 0)
-                    .map_err(Into::into);
-            }
+            "h" => return super::show(console, &pages::RESIZE),
             "f" => format = Some(value),
             "q" => quiet = true,
             "image-opts" => image_opts = true,

@@ -31,12 +31,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let mut options = Options::new(&pages::SNAPSHOT, arguments);
     while let Some((name, value)) = options.next()? {
         let asked = match name {
-            "h" => {
-                return console
-                    .print(pages::SNAPSHOT.help())
-                    .map(|()| 0)
-                    .map_err(Into::into);
-            }
+            "h" => return super::show(console, &pages::SNAPSHOT),
             "l" => Action::List,
             "c" => Action::Create(value),
             "a" => Action::Apply(value),
