@@ -6,10 +6,10 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-slow iotests iotests-quick demo demo-images check deny bench compare comparefs fuzz torture install clean
+.PHONY: help build test test-slow iotests iotests-quick demo demo-images check deny bench compare comparefs compare-peers fuzz torture install clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The imgtool program, optimised, in target/release
 	scripts/setup.sh build
@@ -67,6 +67,10 @@ comparefs: ## imgtool mkfs beside mke2fs -d and mkext4: processor time and memor
 	$(CARGO) build --release --package imgtool
 	$(CARGO) build --release --package benches --example mkext4
 	scripts/comparefs.sh $(WHAT)
+
+compare-peers: ## The crates imago and qcow2-rs beside this library, by criterion; `BENCH=chain` runs those whose name contains it
+	scripts/setup.sh test
+	$(CARGO) bench --manifest-path benches/peers/Cargo.toml -- $(BENCH)
 
 fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a C++ compiler
 	scripts/fuzz.sh
