@@ -68,17 +68,11 @@ fn an_image_in_use_or_below_is_not_replaced() {
     lab.run("imgtool create -f qcow2 -b top -F qcow2 base")
         .fails(1, &["base", "based on"]);
 
-    let mut guest = lab.command("qemu-io");
-    guest.args(["-f", "qcow2", "-c", "sleep 20000", "base"]);
-    let mut guest = guest.spawn().unwrap();
-    while lab.run("imgtool info base").code() == 0 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let guest = lab.guest("base");
     lab.run("imgtool create -q -f qcow2 base 2M")
         .fails(1, &["base", "locked"]);
     assert_eq!(std::fs::read(lab.path("base")).unwrap(), before);
-    guest.kill().unwrap();
-    guest.wait().unwrap();
+    drop(guest);
     assert_eq!(lab.names(), ["base", "top"]);
 }
 

@@ -8,7 +8,6 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use common::Lab;
 
@@ -503,15 +502,7 @@ fn damaged_and_missing_partitions_are_refused() {
 #[test]
 fn images_in_use_are_refused() {
     let lab = lab();
-    let mut guest = lab.command("qemu-io");
-    let words = ["-f", "qcow2", "-c", "sleep 60000", "plain"];
-    let mut guest = guest.args(words).spawn().unwrap();
-    for _ in 0..500 {
-        if lab.run("imgtool info plain").code() != 0 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let _guest = lab.guest("plain");
     for line in [
         "info plain",
         "map plain",
@@ -539,6 +530,4 @@ fn images_in_use_are_refused() {
     ] {
         refuses(&lab, &format!("{line} => plain: | lock"));
     }
-    guest.kill().unwrap();
-    guest.wait().unwrap();
 }

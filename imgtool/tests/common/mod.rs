@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod filesystems;
+pub(crate) mod guest;
 pub(crate) mod twins;
 
 use std::fs;
