@@ -6,13 +6,13 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io, process, thread};
 
 use block::{Error, Result};
 use ops::Cancel;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGURG};
 use signal_hook::iterator::Signals;
 
 use crate::failure::INTERRUPTED;
@@ -23,14 +23,95 @@ const GRACE: Duration = Duration::from_millis(700);
 /// Files that exist and must not outlive the process unless they are taken off the list.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
+/// What threads that wait for signals are to do besides.
+struct Errand {
+    /// Threads that wait.
+    watchers: usize,
+    /// Errands so far.
+    number: usize,
+    what: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    /// Threads that have done this one.
+    done: usize,
+    /// It has worked in each of them.
+    worked: bool,
+}
+
+static ERRAND: Mutex<Errand> = Mutex::new(Errand {
+    watchers: 0,
+    number: 0,
+    what: None,
+    done: 0,
+    worked: true,
+});
+
+static ERRAND_DONE: Condvar = Condvar::new();
+
+/// Tells the threads that there is an errand. Whoever does not wait for it ignores it.
+const WAKE: i32 = SIGURG;
+
+fn errand() -> MutexGuard<'static, Errand> {
+    ERRAND.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has every thread that waits for signals do something, and waits until all have. Whether it worked in all.
+pub(crate) fn in_watchers(what: impl Fn() -> bool + Send + Sync + 'static) -> bool {
+    let mut errand = errand();
+    if errand.watchers == 0 {
+        return true;
+    }
+    (errand.number, errand.done, errand.worked) = (errand.number + 1, 0, true);
+    errand.what = Some(Arc::new(what));
+    if signal_hook::low_level::raise(WAKE).is_err() {
+        return false;
+    }
+    while errand.done < errand.watchers {
+        errand = ERRAND_DONE.wait(errand).unwrap_or_else(PoisonError::into_inner);
+    }
+    errand.worked
+}
+
+/// Counts a thread that waits, and gives the errands that it need not do.
+fn join_watchers() -> usize {
+    let mut errand = errand();
+    errand.watchers += 1;
+    errand.number
+}
+
+/// In a thread that waits: does the errand, unless that is `done`.
+fn run_errand(done: &mut usize) {
+    let mut errand = errand();
+    let Some(what) = errand.what.clone().filter(|_| errand.number > *done) else {
+        return;
+    };
+    *done = errand.number;
+    errand.worked &= what();
+    errand.done += 1;
+    ERRAND_DONE.notify_all();
+}
+
+/// What interrupts, but for what whoever started this has it ignore, as `nohup` does.
+fn heeded() -> impl Iterator<Item = i32> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = mask.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap_or(0));
+    [SIGINT, SIGTERM, SIGHUP]
+        .into_iter()
+        .filter(move |signal| ignored & (1 << (signal - 1)) == 0)
+}
+
 /// From now on, an interrupt asks whoever holds the result to stop.
 pub(crate) fn watch() -> Result<Cancel> {
     let cancel = Cancel::new();
     let watched = cancel.clone();
     let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| Error::io("watch for signals", error))?;
+        Signals::new(heeded().chain([WAKE])).map_err(|error| Error::io("watch for signals", error))?;
+    let mut done = join_watchers();
     let wait = move || {
-        if signals.forever().next().is_some() {
+        for signal in signals.forever() {
+            if signal == WAKE {
+                run_errand(&mut done);
+                continue;
+            }
             watched.cancel();
             thread::sleep(GRACE);
             // Held to the end: nothing can be finished any more.
@@ -58,7 +139,7 @@ pub(crate) fn watch() -> Result<Cancel> {
 /// started.
 pub(crate) fn watch_patiently() -> Result<Cancel> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    for signal in heeded() {
         signal_hook::flag::register(signal, flag.clone())
             .map_err(|error| Error::io("watch for signals", error))?;
     }

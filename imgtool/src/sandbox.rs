@@ -7,8 +7,8 @@
 //!
 //! - *Landlock*: no file can be opened by name, made, removed or renamed, but for [what the command still has to do](Names) in
 //!   the directory of its target and below; no TCP connection can be made or waited for, and no process outside be
-//!   signalled or reached by an abstract socket. A thread that was started before is not held (kernels up to now hold
-//!   only the thread that asks): in `convert` that is the one which waits for signals.
+//!   signalled or reached by an abstract socket. Kernels up to now hold only the thread that asks, so threads that wait
+//!   for signals ask for themselves ([`interrupt::in_watchers`]).
 //! - *seccomp*: of the system calls those are left that work on what is open, on memory, threads and time. No program can
 //!   be run, no process be traced or read, no socket be made but a pair of connected ones. Other calls fail with `ENOSYS`, as on a kernel that
 //!   lacks them. This holds for threads that were started before, too.
@@ -26,6 +26,8 @@ use landlock::{
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
+
+use crate::interrupt;
 
 /// What a command still does by the names of files.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +114,18 @@ fn restrict(names: Names<'_>) -> Result<RulesetStatus, RulesetError> {
             rules = rules.add_rule(PathBeneath::new(directory, rights(names)))?;
         }
     }
-    Ok(rules.restrict_self()?.ruleset)
+    let for_watchers = rules.try_clone().ok();
+    let status = rules.restrict_self()?.ruleset;
+    let Some(for_watchers) = for_watchers else {
+        return Ok(RulesetStatus::NotEnforced);
+    };
+    // A thread that is not held could be made to do what the others may not.
+    let held = interrupt::in_watchers(move || {
+        for_watchers
+            .try_clone()
+            .is_ok_and(|rules| rules.restrict_self().is_ok())
+    });
+    Ok(if held { status } else { RulesetStatus::NotEnforced })
 }
 
 /// The system calls that are left. `None` on a kind of processor that has no filter here.
@@ -162,16 +175,42 @@ fn conditional() -> Option<BTreeMap<i64, Vec<SeccompRule>>> {
             let nothing = SeccompCondition::new(2, SeccompCmpArgLen::Qword, Eq, 0).ok()?;
             only(vec![nothing])?
         }),
+        // Threads, and no processes. `clone3`, whose flags lie in memory, is not there, and libraries do without.
+        (libc::SYS_clone, {
+            let thread = libc::CLONE_THREAD as u64;
+            only(vec![when(0, MaskedEq(thread), thread)?])?
+        }),
+        // Nobody is asked to send signals.
+        (
+            libc::SYS_fcntl,
+            only(vec![
+                when(1, Ne, libc::F_SETOWN as u64)?,
+                when(1, Ne, F_SETSIG)?,
+                when(1, Ne, F_SETOWN_EX)?,
+            ])?,
+        ),
+        // A stream that is connected, and stays so: others send to any address.
         (
             libc::SYS_socketpair,
-            only(vec![when(0, Eq, libc::AF_UNIX as u64)?])?,
+            only(vec![
+                when(0, Eq, libc::AF_UNIX as u64)?,
+                when(1, MaskedEq(SOCKET_TYPE), libc::SOCK_STREAM as u64)?,
+            ])?,
         ),
+        (libc::SYS_sendto, {
+            let nowhere_else = SeccompCondition::new(4, SeccompCmpArgLen::Qword, Eq, 0).ok()?;
+            only(vec![nowhere_else])?
+        }),
         (libc::SYS_tgkill, only(vec![when(0, Eq, me)?])?),
     ]))
 }
 
 const TIOCSTI: u64 = 0x5412;
 const TIOCLINUX: u64 = 0x541c;
+const F_SETSIG: u64 = 10;
+const F_SETOWN_EX: u64 = 15;
+/// The bits of a socket's type that are no flags.
+const SOCKET_TYPE: u64 = 0xf;
 
 /// What is done to files that are open.
 const OPEN_FILES: &[libc::c_long] = &[
@@ -181,7 +220,6 @@ const OPEN_FILES: &[libc::c_long] = &[
     libc::SYS_dup3,
     libc::SYS_fadvise64,
     libc::SYS_fallocate,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_flock,
     libc::SYS_fstat,
@@ -202,10 +240,7 @@ const OPEN_FILES: &[libc::c_long] = &[
     libc::SYS_readahead,
     libc::SYS_readv,
     libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
     libc::SYS_sendfile,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_splice,
@@ -217,8 +252,6 @@ const OPEN_FILES: &[libc::c_long] = &[
 /// What a program does to itself.
 const MEMORY_AND_THREADS: &[libc::c_long] = &[
     libc::SYS_brk,
-    libc::SYS_clone,
-    libc::SYS_clone3,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,

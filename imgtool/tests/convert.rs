@@ -314,3 +314,22 @@ fn compare_tells_by_text_and_exit_code() {
     lab.run("imgtool compare -f qcow2 a q").fails(2, &["a"]);
     assert_eq!(lab.run("imgtool compare a").code(), 2);
 }
+
+/// What was started by `nohup`, or by a script that ignores interrupts, goes on.
+#[test]
+fn signals_that_are_to_be_ignored_are() {
+    let lab = Lab::new();
+    lab.raw("disk", 4 << 20, 1);
+    let program = env!("CARGO_BIN_EXE_imgtool");
+    for (signal, verb) in [
+        ("HUP", "convert"),
+        ("INT", "qemu-img convert"),
+        ("TERM", "convert"),
+    ] {
+        let command = format!("{verb} -f raw -O qcow2 -r 4M disk copy");
+        let script = format!("trap '' {signal}; {program} {command} & sleep 0.3; kill -{signal} $!; wait $!");
+        lab.run_words(&["sh", "-c", &script]).ok();
+        lab.imgtool("compare disk copy");
+        std::fs::remove_file(lab.path("copy")).unwrap();
+    }
+}

@@ -434,8 +434,14 @@ fn what_does_not_go_together_is_told_and_nothing_is_replaced_by_notes() {
     export(&lab, "direct", "raw").ok();
     shell(&lab, "echo another >direct.raw.kernel");
     let before = stored(&lab);
-    import(&lab, "direct.raw --alias again", &[])
-        .fails(1, &["direct.raw.kernel", "SHA-256", "what is known of the template says that it is"]);
+    import(&lab, "direct.raw --alias again", &[]).fails(
+        1,
+        &[
+            "direct.raw.kernel",
+            "SHA-256",
+            "what is known of the template says that it is",
+        ],
+    );
     import(&lab, "uefi.none disk.qcow2", &[]).fails(1, &["Incus"]);
     fs::create_dir(lab.path("empty")).unwrap();
     import(&lab, "empty", &[]).fails(1, &["oci-layout"]);

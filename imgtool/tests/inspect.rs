@@ -82,14 +82,32 @@ fn images_that_qemu_makes_are_safe_and_as_large_as_it_says() {
     ] {
         lab.qemu_img(&format!("convert -f raw -O {format} -o {options} disk {name}"));
         let name_here = if format == "vpc" { "vhd" } else { format };
-        let report = assert_safe(&lab, name, name_here);
+        // What of these holds is up to whoever reads them.
+        let differs = matches!(format, "vmdk" | "vhdx" | "vpc");
+        let report = if differs {
+            let report = report(&lab, name).0;
+            let problems = report["problems"].as_object().unwrap();
+            let texts: Vec<&Value> = problems
+                .values()
+                .flat_map(|texts| texts.as_array().unwrap())
+                .collect();
+            assert!(
+                texts.len() == 1 && texts[0].as_str().unwrap().contains("do not agree"),
+                "{report:#}"
+            );
+            report
+        } else {
+            assert_safe(&lab, name, name_here)
+        };
         let theirs: Value =
             serde_json::from_str(&lab.qemu_img(&format!("info --output json -f {format} {name}"))).unwrap();
         assert_eq!(
             report["virtual-size"], theirs["virtual-size"],
             "{format} {options}"
         );
-        assert_safe(&lab, &format!("-f {format} {name}"), name_here);
+        if !differs {
+            assert_safe(&lab, &format!("-f {format} {name}"), name_here);
+        }
     }
     lab.qemu_img("convert -c -O qcow2 -o compression_type=zstd disk zstd");
     let report = assert_safe(&lab, "zstd", "qcow2");

@@ -289,6 +289,7 @@ fn copies_that_cannot_be_made_are_refused_in_the_same_words() {
         "-O qcow2 -C --salvage disk x",
         "-O qcow2 --skip-broken-bitmaps disk x",
         "-O qcow2 --bitmaps disk disk x",
+        "-O raw --bitmaps disk x",
         "-O qcow2 disk gone/x",
         "-f qcow2 --image-opts disk x",
     ] {

@@ -155,6 +155,10 @@ impl Wanted {
             }
         }
         let source = self.open_sources(sources)?;
+        if self.bitmaps && !self.no_create && self.out_format() != "qcow2" {
+            let text = format!("Format driver '{}' does not support bitmaps", self.out_format());
+            return Err(Refusal::new(text));
+        }
         let pieces = Pieces::of(&*source.plain, self.salvage)?;
         self.warn(console, &pieces.unknown, &[]);
         let report = |at: ops::Progress| pieces.report(at.done, progress);
