@@ -29,6 +29,8 @@ export PATH=/bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
+# What the kernel has to say must not end up in a line of these.
+echo 1 >/proc/sys/kernel/printk
 for module in MODULES; do insmod /modules/$module.ko; done
 for word in $(cat /proc/cmdline); do
     case $word in
