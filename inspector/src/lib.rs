@@ -78,16 +78,6 @@ impl Default for Limits {
     }
 }
 
-/// Such an image is not called safe, even if nothing is wrong with it here. It says the same things in several places (copies of
-/// headers, descriptors, logs, geometries), and which of them holds is up to whoever reads it.
-fn readers_differ(format: Format, report: &mut Report) {
-    let text = format!(
-        "programs do not agree on what in a {} image holds: convert it before it is trusted",
-        format.name()
-    );
-    report.problem(Check::Format, text);
-}
-
 /// Inspects the image in `storage`.
 ///
 /// # Errors
@@ -110,18 +100,9 @@ pub fn inspect(storage: Arc<dyn Storage>, limits: &Limits) -> Result<Report> {
         Some(Format::Raw) => disk::judge(&file, &mut report)?,
         Some(Format::Qcow2) => qcow2_image::judge(&file, limits, &mut report)?,
         Some(Format::Qed) => qed::judge(&file, &mut report)?,
-        Some(format @ Format::Vmdk) => {
-            vmdk::judge(&file, &mut report)?;
-            readers_differ(format, &mut report);
-        }
-        Some(format @ Format::Vhd) => {
-            vhd::judge(&file, &mut report)?;
-            readers_differ(format, &mut report);
-        }
-        Some(format @ Format::Vhdx) => {
-            vhdx::judge(&file, &mut report)?;
-            readers_differ(format, &mut report);
-        }
+        Some(Format::Vmdk) => vmdk::judge(&file, &mut report)?,
+        Some(Format::Vhd) => vhd::judge(&file, &mut report)?,
+        Some(Format::Vhdx) => vhdx::judge(&file, &mut report)?,
         Some(Format::Vdi) => vdi::judge(&file, &mut report)?,
         Some(Format::Iso) => iso::judge(&file, &mut report)?,
         Some(Format::Luks) => luks::judge(&file, &mut report)?,
@@ -130,6 +111,14 @@ pub fn inspect(storage: Arc<dyn Storage>, limits: &Limits) -> Result<Report> {
             report.problem(Check::Format, text);
         }
         None => {}
+    }
+    if let Some(format @ (Format::Vmdk | Format::Vhd | Format::Vhdx)) = report.format {
+        // They say the same things in several places: copies of headers, descriptors, logs, geometries.
+        let text = format!(
+            "programs do not agree on what in a {} image holds: convert it before it is trusted",
+            format.name()
+        );
+        report.problem(Check::Format, text);
     }
     if let Some(size) = report.disk_size.filter(|size| *size > limits.max_disk) {
         let text = format!("the disk has {size} bytes, and {} are the limit", limits.max_disk);
