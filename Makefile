@@ -6,7 +6,7 @@ CARGO ?= cargo
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-slow iotests iotests-quick demo demo-images check deny bench compare comparefs compare-peers fuzz torture install clean
+.PHONY: help build test test-slow iotests iotests-quick demo demo-images check deny miri schedules mutants bench compare comparefs compare-peers fuzz torture install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +50,24 @@ check: ## Formatting, lints and documentation, with warnings as errors
 	$(CARGO) clippy --package machines --test distributions --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps
 
-deny: ## Licences, advisories and sources of all dependencies (needs cargo-deny)
+deny: ## Licences, advisories and sources of all dependencies (needs cargo-deny: `cargo install --locked cargo-deny`)
 	$(CARGO) deny check
+
+# Tree borrows: bitvec keeps more in its pointers than stacked borrows have words for. Left out is what takes minutes.
+miri: export MIRIFLAGS = -Zmiri-disable-isolation -Zmiri-tree-borrows
+miri: export PROPTEST_CASES = 4
+miri: ## Parsers of qcow2, the cache of block with its threads, and the simulator of power cuts, by Miri (needs nightly Rust and its component miri)
+	$(CARGO) +nightly miri test --package qcow2 --all-features --lib -- \
+		entry:: feature:: geometry:: metadata_map:: snapshot::tests::an_image bitmap::directory bitmap::table extension:: --skip what_is_plain --skip qemu
+	$(CARGO) +nightly miri test --package block --all-features --lib -- \
+		error:: extent:: size:: slice_cache:: test_utils::crash::tests::a_ test_utils::crash::tests::one_
+
+# Apart from what else is built: every crate is another one with these locks.
+schedules: ## Threads on one image, by Shuttle, in orders that are drawn at every use of a lock; TORTURE=10 tries ten times as many
+	RUSTFLAGS="--cfg shuttle" $(CARGO) test --target-dir target/shuttle --package qcow2 --test schedules
+
+mutants: ## The code of refcounts with each part of it changed: what no test notices is listed (needs cargo-mutants)
+	$(CARGO) mutants --no-shuffle --package qcow2 --file qcow2/src/refcount.rs --file qcow2/src/refcount_table.rs --output target -- --lib refcount
 
 bench: ## All benchmarks; `make bench BENCH=lookup` runs those whose name contains it
 	scripts/setup.sh build
@@ -75,7 +91,7 @@ compare-peers: ## The crates imago and qcow2-rs beside this library, by criterio
 fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a C++ compiler
 	scripts/fuzz.sh
 
-torture: ## Power cuts, TORTURE (10) times as many as in the tests, from seed TORTURE_SEED (0) on
+torture: ## Power cuts, TORTURE (10) times as many as in the tests, from seed TORTURE_SEED (0) on, and kills
 	scripts/torture.sh
 
 install: ## imgtool into cargo's bin directory

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Cuts the power of everything that writes an image, at every point of every operation that the tests make up, and says how many
-# states of a disk were looked at.
+# states of a disk were looked at; kills every command that writes.
 #
 #   TORTURE=10 TORTURE_SEED=0 scripts/torture.sh        ten times as many operations as in the tests, and of cuts at each point
 #
@@ -17,7 +17,7 @@ trap 'rm -f "$TORTURE_LOG"' EXIT
 export CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
 targets=(--lib)
 packages=()
-for path in $(git grep -l crash_states -- '*/src/*.rs' '*/tests/*.rs'); do
+for path in $(git grep -lE 'crash_states|test_utils::.*seeds' -- '*/src/*.rs' '*/tests/*.rs'); do
     package=${path%%/*}
     [[ " ${packages[*]} " == *" $package "* ]] || packages+=("$package")
     case $path in
@@ -25,4 +25,7 @@ for path in $(git grep -l crash_states -- '*/src/*.rs' '*/tests/*.rs'); do
     esac
 done
 cargo test --release --all-features "${packages[@]/#/--package=}" "${targets[@]}"
+# Threads beside each other, and commands that are killed at every system call that changes something.
+cargo test --release --all-features --package=tests --test stress
+cargo test --release --all-features --package=imgtool --test imgtool killed::
 awk '{ sum += $1 } END { printf "%d states of disks after a power cut, and none was wrong\n", sum }' "$TORTURE_LOG"

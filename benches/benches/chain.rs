@@ -4,13 +4,9 @@
 
 use std::hint::black_box;
 
-use benches::{make_chain, random_offsets};
-use block::chain::Chain;
-use block::gate::Permissive;
+use benches::{make_chain, open_chain, random_offsets};
 use block::{Access, Storage};
 use criterion::{Criterion, criterion_group, criterion_main};
-use qcow2::Qcow2;
-use raw::HostOpener;
 
 const SIZE: u64 = 256 << 20;
 
@@ -35,17 +31,7 @@ fn reads(c: &mut Criterion) {
     for depth in [0, 1, 4, 16, 64] {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = make_chain(dir.path(), SIZE, depth);
-        let gate = Permissive::default();
-        let chain = Chain::open(
-            &HostOpener::new(),
-            &[&Qcow2],
-            &gate,
-            &path,
-            Some("qcow2"),
-            Access::READ,
-        )
-        .expect("the chain opens");
-        let device = chain.device();
+        let device = open_chain(&path, Access::READ);
         group.bench_function(format!("chain, {depth} above the data"), |b| {
             b.iter(|| device.read_at(black_box(&mut buf), next()).expect("read"));
         });

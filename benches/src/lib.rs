@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use block::chain::Chain;
+use block::gate::Permissive;
 use block::{Access, Backing, BackingReference, BlockDevice, Format, MemStorage, Preallocation, Storage};
 use qcow2::{CreateOptions, Image, OpenOptions, Qcow2};
+use raw::HostOpener;
 
 /// How a disk of `size` bytes in clusters of 64 KiB is made with every one of them mapped.
 fn all_mapped(size: u64) -> CreateOptions {
@@ -21,7 +24,7 @@ fn all_mapped(size: u64) -> CreateOptions {
 /// If the image can't be made.
 pub fn mapped_image(size: u64, l2_cache: usize) -> Image {
     let storage: Arc<dyn Storage> = Arc::new(MemStorage::new());
-    qcow2::create(&*storage, &all_mapped(size)).expect("the image can be made");
+    make_mapped_in(&*storage, size);
     let options = OpenOptions {
         access: Access::READ,
         backing: Backing::None,
@@ -49,29 +52,79 @@ fn new_file(path: &Path) -> Arc<dyn Storage> {
     Arc::new(file.expect("a new file"))
 }
 
+/// Opens the image in `storage` for writing.
+///
+/// # Panics
+/// If it can't be opened.
+pub fn open_for_writing(storage: Arc<dyn Storage>) -> Image {
+    let options = OpenOptions {
+        access: Access::WRITE,
+        ..OpenOptions::default()
+    };
+    Image::open(storage, options).expect("the image opens")
+}
+
+/// Opens the image at `path` with all that it is over.
+///
+/// # Panics
+/// If one can't be opened.
+pub fn open_chain(path: &Path, access: Access) -> Arc<dyn BlockDevice> {
+    let gate = Permissive::default();
+    let chain = Chain::open(
+        &HostOpener::new(),
+        &[&Qcow2],
+        &gate,
+        path,
+        Some(Qcow2.name()),
+        access,
+    );
+    chain.expect("the chain opens").device()
+}
+
+/// `len` bytes, text that is worth compressing with noise between its words.
+pub fn noisy_text(len: usize) -> Vec<u8> {
+    let words = b"the quick brown ".iter().copied();
+    let noise = random_offsets(u64::MAX, len.div_ceil(24)).into_iter();
+    // Offsets end in zeros.
+    let mixed = noise.map(|offset| offset.wrapping_mul(0x9e37_79b9_7f4a_7c15).swap_bytes());
+    let bytes = mixed.flat_map(|noise| words.clone().chain(noise.to_le_bytes()));
+    bytes.take(len).collect()
+}
+
 /// The same disk as that of [`mapped_image`] in a file.
 ///
 /// # Panics
 /// If the image can't be made.
 pub fn make_mapped(path: &Path, size: u64) {
-    qcow2::create(&*new_file(path), &all_mapped(size)).expect("the image can be made");
+    make_mapped_in(&*new_file(path), size);
+}
+
+/// The same in any storage.
+///
+/// # Panics
+/// If the image can't be made.
+pub fn make_mapped_in(storage: &dyn Storage, size: u64) {
+    qcow2::create(storage, &all_mapped(size)).expect("the image can be made");
 }
 
 /// Makes an image full of data in `directory` and `depth` empty overlays over it, and gives the name of the last. Those that are
-/// there already are kept.
+/// there already are kept. Overlays name what they are over in full: not every library looks where the overlay is.
 ///
 /// # Panics
 /// If an image can't be made.
 pub fn make_chain(directory: &Path, size: u64, depth: usize) -> PathBuf {
-    let name = |layer| format!("{layer}.qcow2");
+    let path = |layer| directory.join(format!("{layer}.qcow2"));
     for layer in 0..=depth {
-        let path = directory.join(name(layer));
-        if path.exists() {
+        let new = path(layer);
+        if new.exists() {
             continue;
         }
-        let storage = new_file(&path);
+        let storage = new_file(&new);
         let backing = layer.checked_sub(1).map(|below| BackingReference {
-            name: name(below),
+            name: path(below)
+                .to_str()
+                .expect("a directory with a plain name")
+                .to_owned(),
             format: Some(Qcow2.name().to_owned()),
         });
         let is_base = backing.is_none();
@@ -85,16 +138,12 @@ pub fn make_chain(directory: &Path, size: u64, depth: usize) -> PathBuf {
             fill(storage, size);
         }
     }
-    directory.join(name(depth))
+    path(depth)
 }
 
 /// Writes all of a disk.
 fn fill(storage: Arc<dyn Storage>, size: u64) {
-    let options = OpenOptions {
-        access: Access::WRITE,
-        ..OpenOptions::default()
-    };
-    let image = Image::open(storage, options).expect("the image opens");
+    let image = open_for_writing(storage);
     let data = vec![7; 1 << 20];
     for offset in (0..size).step_by(data.len()) {
         image.write_at(&data, offset).expect("room for the base");

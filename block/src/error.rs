@@ -102,10 +102,12 @@ impl Error {
 
     /// [`ErrorKind::Corrupt`]; the format's own error, with the values it saw, is the cause and the message.
     pub fn corrupt(source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        let message = source.to_string();
-        let mut error = Self::new(ErrorKind::Corrupt, message);
-        error.edit().source = Some(Arc::new(source));
-        error
+        Self::told_by(ErrorKind::Corrupt, source)
+    }
+
+    /// An error of which its cause, a format's own error that callers know, says all.
+    pub fn told_by(kind: ErrorKind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::new(kind, source.to_string()).with_source(source)
     }
 
     /// The same error, with the file it happened to. A path that is there already stays: the innermost knows best.
@@ -198,8 +200,8 @@ impl fmt::Display for Error {
             write!(f, " at offset {offset:#x}")?;
         }
         match &inner.source {
-            // A corruption's message is its cause.
-            Some(source) if inner.kind != ErrorKind::Corrupt => write!(f, ": {source}"),
+            // A corruption's message is its cause, and so is that of a limit.
+            Some(source) if source.to_string() != inner.message => write!(f, ": {source}"),
             _ => Ok(()),
         }
     }

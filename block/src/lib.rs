@@ -90,13 +90,17 @@ mod device;
 mod device_storage;
 mod error;
 mod extent;
+mod foreign;
 mod format;
 pub mod gate;
 mod keys;
 mod mem;
+mod scratch;
 pub mod size;
 pub mod slice_cache;
 mod storage;
+#[doc(hidden)]
+pub mod sync;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod test_utils;
 pub mod view;
@@ -109,8 +113,10 @@ pub use device::{
 pub use device_storage::DeviceStorage;
 pub use error::{Error, ErrorKind, Result, escape};
 pub use extent::{Extent, ExtentState};
+pub use foreign::{foreign_format, foreign_formats};
 pub use format::{Access, Backing, FileOpener, Format, References, SnapshotSelector};
 pub use keys::{KeyRing, Keys, Passphrase};
 pub use mem::MemStorage;
+pub use scratch::Scratch;
 pub use storage::{Alignment, FileId, HostCopy, HostExtent, Storage};
 pub use zero::is_zero;

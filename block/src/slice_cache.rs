@@ -3,10 +3,11 @@
 //! A mapping table (a qcow2 L2 table, the owners of a chain's clusters) is cut into *slices* of up to 512
 //! 64-bit entries. The cache is a fixed array of sets of [`WAYS`] slots; a slot holds one slice.
 //!
-//! **Reading** takes no lock and allocates nothing. A reader finds the slot whose tag is the slice, reads the
-//! slot's version, the tag again and the entry, and then the version once more: a change means that the slot was
-//! given to another slice meanwhile, and counts as a miss. Entries, tags and versions are atomics, so this is
-//! safe code, and a reader sees an entry as it was before or after an update, never half of it.
+//! **Reading** takes no lock and allocates nothing. Every slice has a slot where it goes if that is free, its *home*, so
+//! that a look there is mostly all it takes; else it is in another slot of its set. A reader finds the slot whose tag
+//! is the slice, reads the slot's version, the tag again and the entry, and then the version once more: a change means
+//! that the slot was given to another slice meanwhile, and counts as a miss. Entries, tags and versions are atomics, so
+//! this is safe code, and a reader sees an entry as it was before or after an update, never half of it.
 //!
 //! **Filling** happens under the set's mutex, which is never held over I/O. A loader takes a [`Ticket`], reads the
 //! slice from the file with no lock held, and offers it with [`insert`](SliceCache::insert). If a slice of that
@@ -23,8 +24,11 @@
 //! a reader of a pair ([`get_pair`](SliceCache::get_pair)) that finds it moving looks again under the set's lock.
 //! So only readers that meet a change of their very slice ever wait, and for no more than a few stores.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::ops::Range;
+use std::sync::{OnceLock, PoisonError};
+
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Slots in a set.
 pub const WAYS: usize = 8;
@@ -38,25 +42,32 @@ pub struct SliceCache {
     sets: Box<[Set]>,
     /// Entries in a slice.
     slice_entries: usize,
-    /// A slice goes to the set that the top bits of its number times this tell.
+    /// A slice's home is the slot that the top bits of its number times this tell.
     multiplier: u64,
-    /// 64 - log2(sets): how far those bits are shifted down.
+    /// 64 - log2(slots): how far those bits are shifted down.
     shift: u32,
 }
 
-/// One set. Tags come first: eight of them fill the cache line that a look-up reads.
-#[derive(Debug)]
-#[repr(align(64))]
+/// One set. Tags come first and fill a line of the processor's cache, so that a search reads one. A slot is in one as
+/// well: half of it.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
 struct Set {
     /// Slice number + 1; 0 is an empty slot.
     tags: [AtomicU64; WAYS],
-    /// Odd while a slot changes hands, or pairs in it change.
-    versions: [AtomicU32; WAYS],
-    /// Bit per way: read since the hand passed.
-    referenced: AtomicU32,
-    /// Allocated when a slot is first filled, and then kept.
-    entries: [OnceLock<Box<[AtomicU64]>>; WAYS],
+    slots: [Slot; WAYS],
     fill: Mutex<Fill>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(32))]
+struct Slot {
+    /// Odd while the slot changes hands, or pairs in it change.
+    version: AtomicU32,
+    /// Read since the hand passed.
+    referenced: AtomicBool,
+    /// Allocated when the slot is first filled, and then kept.
+    entries: OnceLock<Box<[AtomicU64]>>,
 }
 
 #[derive(Debug, Default)]
@@ -98,13 +109,13 @@ impl SliceCache {
             << affordable
                 .min(useful.checked_next_power_of_two().unwrap_or(affordable))
                 .ilog2();
-        let shift = 64 - sets.trailing_zeros();
+        let shift = 64 - (sets * WAYS).trailing_zeros();
         Self {
             sets: (0..sets).map(|_| Set::default()).collect(),
             slice_entries,
             multiplier: if slices <= (sets * WAYS) as u64 {
-                // Every slice has its slot: consecutive ones go to consecutive sets, so that none overflows.
-                1u64.checked_shl(shift).unwrap_or(0)
+                // Every slice has a slot of its own.
+                1 << shift
             } else {
                 // Fibonacci hashing: slices at a power-of-two stride spread over all sets.
                 0x9e37_79b9_7f4a_7c15
@@ -137,53 +148,59 @@ impl SliceCache {
             .or_else(|| self.locked_pair(slice, index))
     }
 
+    /// How many of these entries of slice `slice`, as many of them as it has, are each `step` more than the one before,
+    /// the first of them, which is `first`, not counted: 0 if it is not, or the slice not in the cache.
+    pub fn even_run(&self, slice: u64, entries: Range<usize>, first: u64, step: u64) -> usize {
+        let run = self.read(slice, |slots| {
+            let mut next = Some(first);
+            let even = |slot: &&AtomicU64| {
+                let wanted = next;
+                next = next.and_then(|entry| entry.checked_add(step));
+                wanted == Some(slot.load(Ordering::Acquire))
+            };
+            let slots = slots.get(entries.start..)?.iter().take(entries.len());
+            Some(slots.take_while(even).count())
+        });
+        run.unwrap_or(0).saturating_sub(1)
+    }
+
     #[cold]
     fn locked_pair(&self, slice: u64, index: usize) -> Option<[u64; 2]> {
-        let set = self.set(slice);
+        let (set, _) = self.home(slice);
         let _fill = set.lock();
-        pair(set.entries[set.way_of(slice)?].get()?, index)
+        pair(set.slots[set.way_of(slice)?].entries.get()?, index)
     }
 
     /// What `read` finds in a slice, if that is in the cache and does not move meanwhile.
     #[inline]
     fn read<T>(&self, slice: u64, read: impl FnOnce(&[AtomicU64]) -> Option<T>) -> Option<T> {
-        let set = self.set(slice);
+        let (set, home) = self.home(slice);
         let tag = slice + 1;
-        // All tags, without a branch for each: which way a slice is in can't be predicted.
-        let ways = set.tags.iter().enumerate();
-        let found = ways.fold(0u32, |found, (way, t)| {
-            found | u32::from(t.load(Ordering::Relaxed) == tag) << way
-        });
-        if found == 0 {
-            return None;
-        }
-        let way = found.trailing_zeros() as usize % WAYS;
-        let version = set.versions[way].load(Ordering::Acquire);
-        if version & 1 == 1 || set.tags[way].load(Ordering::Relaxed) != tag {
-            return None;
-        }
-        let found = read(set.entries[way].get()?)?;
+        let (way, version) = set
+            .holds(home, tag)
+            .or_else(|| set.search(tag).and_then(|way| set.holds(way, tag)))?;
+        let slot = &set.slots[way];
+        let found = read(slot.entries.get()?)?;
         fence(Ordering::Acquire);
-        if set.versions[way].load(Ordering::Relaxed) != version {
+        if slot.version.load(Ordering::Relaxed) != version {
             return None;
         }
         // Written only when it changes: a store on every hit would bounce the line between cores.
-        let bit = 1 << way;
-        if set.referenced.load(Ordering::Relaxed) & bit == 0 {
-            set.referenced.fetch_or(bit, Ordering::Relaxed);
+        if !slot.referenced.load(Ordering::Relaxed) {
+            slot.referenced.store(true, Ordering::Relaxed);
         }
         Some(found)
     }
 
     /// Leave to read `slice` from the file and [insert](Self::insert) it.
     pub fn ticket(&self, slice: u64) -> Ticket {
-        Ticket(self.set(slice).lock().generation)
+        Ticket(self.home(slice).0.lock().generation)
     }
 
     /// Offers a slice read after `ticket` was taken. `entries` has [`slice_entries`](Self::slice_entries) of them.
     pub fn insert(&self, slice: u64, entries: &[u64], ticket: Ticket) -> Inserted {
         assert_eq!(entries.len(), self.slice_entries);
-        let set = self.set(slice);
+        let (set, home) = self.home(slice);
         let mut fill = set.lock();
         if set.way_of(slice).is_some() {
             return Inserted::Yes;
@@ -191,21 +208,24 @@ impl SliceCache {
         if fill.generation != ticket.0 {
             return Inserted::Stale;
         }
-        let Some(way) = set.victim(&mut fill) else {
+        let Some(way) = set.victim(&mut fill, home) else {
             return Inserted::Full;
         };
         if fill.changed & (1 << way) != 0 {
             fill.changed &= !(1 << way);
             fill.generation += 1;
         }
-        let slots = set.entries[way].get_or_init(|| entries.iter().map(|_| AtomicU64::new(0)).collect());
+        let slot = &set.slots[way];
+        let slots = slot
+            .entries
+            .get_or_init(|| entries.iter().map(|_| AtomicU64::new(0)).collect());
         set.moving(way, || {
             set.tags[way].store(slice + 1, Ordering::Relaxed);
             for (slot, entry) in slots.iter().zip(entries) {
                 slot.store(*entry, Ordering::Relaxed);
             }
         });
-        set.referenced.fetch_or(1 << way, Ordering::Relaxed);
+        slot.referenced.store(true, Ordering::Relaxed);
         Inserted::Yes
     }
 
@@ -239,12 +259,12 @@ impl SliceCache {
 
     /// Changes a slice and pins it once if `pin`. `false`, and nothing done, if it is not in the cache.
     fn change(&self, slice: u64, pin: bool, change: impl FnOnce(&Set, usize, &[AtomicU64])) -> bool {
-        let set = self.set(slice);
+        let (set, _) = self.home(slice);
         let mut fill = set.lock();
         let Some(way) = set.way_of(slice) else {
             return false;
         };
-        let Some(slots) = set.entries[way].get() else {
+        let Some(slots) = set.slots[way].entries.get() else {
             return false;
         };
         change(set, way, slots);
@@ -255,15 +275,15 @@ impl SliceCache {
 
     /// A copy of the slice, if it is in the cache. Consistent with respect to [`update`](Self::update).
     pub fn copy(&self, slice: u64) -> Option<Box<[u64]>> {
-        let set = self.set(slice);
+        let (set, _) = self.home(slice);
         let _fill = set.lock();
-        let slots = set.entries[set.way_of(slice)?].get()?;
+        let slots = set.slots[set.way_of(slice)?].entries.get()?;
         Some(slots.iter().map(|slot| slot.load(Ordering::Relaxed)).collect())
     }
 
     /// Undoes one pin of [`update`](Self::update): the slice has been written back.
     pub fn unpin(&self, slice: u64) {
-        let set = self.set(slice);
+        let (set, _) = self.home(slice);
         let mut fill = set.lock();
         if let Some(way) = set.way_of(slice) {
             fill.pins[way] = fill.pins[way].saturating_sub(1);
@@ -287,23 +307,11 @@ impl SliceCache {
         }
     }
 
+    /// The set of a slice, and which way of it is its home.
     #[inline]
-    fn set(&self, slice: u64) -> &Set {
-        let hash = slice.wrapping_mul(self.multiplier);
-        let index = hash.checked_shr(self.shift).unwrap_or(0) as usize;
-        &self.sets[index]
-    }
-}
-
-impl Default for Set {
-    fn default() -> Self {
-        Self {
-            tags: Default::default(),
-            versions: Default::default(),
-            referenced: AtomicU32::new(0),
-            entries: Default::default(),
-            fill: Mutex::default(),
-        }
+    fn home(&self, slice: u64) -> (&Set, usize) {
+        let slot = (slice.wrapping_mul(self.multiplier) >> self.shift) as usize;
+        (&self.sets[slot / WAYS], slot % WAYS)
     }
 }
 
@@ -315,11 +323,30 @@ impl Set {
 
     /// Makes a change that no reader may see half of. The set is locked.
     fn moving(&self, way: usize, change: impl FnOnce()) {
-        let version = self.versions[way].load(Ordering::Relaxed);
-        self.versions[way].store(version.wrapping_add(1), Ordering::Relaxed);
+        let current = &self.slots[way].version;
+        let version = current.load(Ordering::Relaxed);
+        current.store(version.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
         change();
-        self.versions[way].store(version.wrapping_add(2), Ordering::Release);
+        current.store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// Whether a way has this tag and is not moving; it, and the version that it has as long as that stays so.
+    #[inline]
+    fn holds(&self, way: usize, tag: u64) -> Option<(usize, u32)> {
+        let version = self.slots[way].version.load(Ordering::Acquire);
+        let holds = self.tags[way].load(Ordering::Relaxed) == tag && version & 1 == 0;
+        holds.then_some((way, version))
+    }
+
+    /// The way with this tag.
+    fn search(&self, tag: u64) -> Option<usize> {
+        // Without a branch for each: which way a slice is in can't be predicted.
+        let ways = self.tags.iter().enumerate();
+        let found = ways.fold(0u32, |found, (way, t)| {
+            found | u32::from(t.load(Ordering::Relaxed) == tag) << way
+        });
+        (found != 0).then(|| found.trailing_zeros() as usize % WAYS)
     }
 
     /// Where a slice is. Stable while the set is locked.
@@ -329,17 +356,17 @@ impl Set {
             .position(|tag| tag.load(Ordering::Relaxed) == slice + 1)
     }
 
-    /// The slot to give up: an empty one, or the first unpinned one that was not read since the hand passed.
-    fn victim(&self, fill: &mut Fill) -> Option<usize> {
-        if let Some(empty) = self.tags.iter().position(|tag| tag.load(Ordering::Relaxed) == 0) {
+    /// The slot to give up: an empty one, `home` first, or the first unpinned one that was not read since the hand passed.
+    fn victim(&self, fill: &mut Fill, home: usize) -> Option<usize> {
+        let is_empty = |way: &usize| self.tags[*way].load(Ordering::Relaxed) == 0;
+        if let Some(empty) = [home].into_iter().chain(0..WAYS).find(is_empty) {
             return Some(empty);
         }
         // Twice round: the first clears the bits.
         for _ in 0..2 * WAYS {
             let way = fill.hand;
             fill.hand = (fill.hand + 1) % WAYS;
-            let bit = 1 << way;
-            if fill.pins[way] == 0 && self.referenced.fetch_and(!bit, Ordering::Relaxed) & bit == 0 {
+            if fill.pins[way] == 0 && !self.slots[way].referenced.swap(false, Ordering::Relaxed) {
                 return Some(way);
             }
         }
@@ -377,6 +404,40 @@ mod tests {
         assert_eq!(cache.insert(7, &entries, cache.ticket(7)), Inserted::Yes);
         assert_eq!(cache.get(7, 3), Some(3));
         assert_eq!(cache.get(8, 3), None);
+    }
+
+    #[test]
+    fn runs_go_as_far_as_entries_are_even() {
+        let cache = small();
+        let mut entries = [0; 4];
+        for step in [0, 64] {
+            for (place, entry) in (0..).zip(&mut entries) {
+                *entry = 1000 + place * step;
+            }
+            let slice = 1 + step;
+            assert_eq!(cache.even_run(slice, 0..9, 1000, step), 0, "it is not there");
+            cache.insert(slice, &entries, cache.ticket(slice));
+            assert_eq!(cache.even_run(slice, 0..9, 1000, step), 3);
+            assert_eq!(cache.even_run(slice, 1..9, 1000 + step, step), 2);
+            assert_eq!(cache.even_run(slice, 0..9, 1000, step + 1), 0);
+            assert_eq!(cache.even_run(slice, 0..9, 1001, step), 0, "it is another by now");
+            assert_eq!(cache.even_run(slice, 3..9, 1000 + 3 * step, step), 0);
+            assert_eq!(cache.even_run(slice, 4..9, 1000, step), 0);
+            assert_eq!(
+                cache.even_run(slice, 0..2, 1000, step),
+                1,
+                "no more was asked for"
+            );
+            assert_eq!(cache.even_run(slice, 0..1, 1000, step), 0);
+            cache.update(slice, 2, [1], false);
+            assert_eq!(cache.even_run(slice, 0..9, 1000, step), 1);
+            cache.update(slice, 0, [u64::MAX, 63], false);
+            assert_eq!(
+                cache.even_run(slice, 0..9, u64::MAX, 64),
+                0,
+                "no sum goes past the end"
+            );
+        }
     }
 
     #[test]
@@ -450,6 +511,9 @@ mod tests {
         assert_eq!(cache.insert(3, &[0; 4], ticket), Inserted::Stale);
     }
 
+    /// How often threads do something: Miri, which tries orders of events that a processor may take, is slow.
+    const OFTEN: u64 = if cfg!(miri) { 150 } else { 100_000 };
+
     #[test]
     fn readers_never_see_another_slices_entries() {
         // Entry i of slice s is s * 1000 + i, and more slices than slots: every hit must match its slice.
@@ -459,7 +523,7 @@ mod tests {
                 let cache = &cache;
                 scope.spawn(move || {
                     let mut x = thread + 1;
-                    for _ in 0..100_000 {
+                    for _ in 0..OFTEN {
                         x = x
                             .wrapping_mul(6_364_136_223_846_793_005)
                             .wrapping_add(1_442_695_040_888_963_407);
@@ -481,10 +545,10 @@ mod tests {
         let cache = small();
         fill(&cache, 0);
         assert!(cache.update_pairs(0, 2, [[0, 0]], false));
-        let done = std::sync::atomic::AtomicBool::new(false);
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                for i in 0..100_000 {
+                for i in 0..OFTEN {
                     assert!(cache.update_pairs(0, 2, [[i, u64::MAX - i]], false));
                 }
                 done.store(true, Ordering::Release);

@@ -55,15 +55,14 @@ impl BootLoader {
         let failed = |error| Error::io("read", error).with_path(path);
         let file = File::open(path).map_err(|error| Error::io("open", error).with_path(path))?;
         let mut bytes = Vec::new();
-        file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(failed)?;
-        let program = Self::program(path.to_string_lossy(), bytes);
-        match &program {
-            Self::Program { bytes, .. } if bytes.len() as u64 > MAX_LEN => {
-                let message = format!("this is larger than any boot loader ({MAX_LEN} bytes)");
-                Err(Error::invalid(message).with_path(path))
+        // A pipe does not tell its length; a file that does is not read to find out.
+        if file.metadata().map_err(failed)?.len() <= MAX_LEN {
+            file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(failed)?;
+            if bytes.len() as u64 <= MAX_LEN {
+                return Ok(Self::program(path.to_string_lossy(), bytes));
             }
-            _ => Ok(program),
         }
+        Err(too_large().with_path(path))
     }
 
     /// Fails for a program that firmware cannot start.
@@ -90,12 +89,12 @@ impl BootLoader {
             let path = format!("{}/{name}", Self::DIRECTORY);
             if let Some(inode) = system::find(root, &path)? {
                 let origin = format!("{path} of the source");
+                if inode.size() > MAX_LEN {
+                    return Err(too_large().with_path(origin));
+                }
                 let mut bytes = Vec::new();
-                let reader = root.reader(&inode)?;
-                reader
-                    .take(MAX_LEN)
-                    .read_to_end(&mut bytes)
-                    .map_err(system::inside)?;
+                let mut reader = root.reader(&inode)?;
+                reader.read_to_end(&mut bytes).map_err(system::inside)?;
                 Self::program(&*origin, bytes.clone()).check(arch)?;
                 return Ok((bytes, origin));
             }
@@ -119,6 +118,10 @@ impl BootLoader {
             Self::Program { .. } => Ok(()),
         }
     }
+}
+
+fn too_large() -> Error {
+    Error::invalid(format!("this is larger than any boot loader ({MAX_LEN} bytes)"))
 }
 
 /// What systemd's is called: where it is signed, that one counts, as for `bootctl`.

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::hash::Hash;
 use crate::iv::{EncryptBlocks, IvGenerator, Ivs};
-use crate::mode::{BLOCK, Block, BlockCipher, Cbc, Mode, Sectors, Xts};
+use crate::mode::{BLOCK, Block, BlockCipher, Cbc, Ctr, Ecb, Mode, Sectors, Xts};
 
 /// Bytes of a sector: what is encrypted by itself.
 pub const SECTOR: usize = 512;
@@ -118,7 +118,7 @@ impl Mode {
     /// # Errors
     /// `InvalidInput`, naming those that there are.
     pub fn named(name: &str) -> Result<Self> {
-        named(name, "cipher mode", &[Self::Xts, Self::Cbc], Self::name)
+        named(name, "cipher mode", &Self::ALL, Self::name)
     }
 }
 
@@ -169,23 +169,22 @@ impl CipherSpec {
                 escape(cipher_mode)
             );
             Error::unsupported(message).with_hint(
-                "there are aes, serpent and twofish with xts or cbc, and plain, plain64 or essiv:sha256",
+                "there are aes, serpent and twofish with xts, cbc, ctr or ecb, and plain, plain64 or essiv:sha256",
             )
         };
-        let (mode, iv) = cipher_mode
-            .split_once('-')
-            .ok_or_else(|| unsupported("the cipher"))?;
+        let (mode, iv) = match cipher_mode.split_once('-') {
+            Some(names) => names,
+            // It makes no difference there.
+            None if cipher_mode == Mode::Ecb.name() => (cipher_mode, IvGenerator::Plain64.name()),
+            None => return Err(unsupported("the cipher")),
+        };
         let iv = match iv {
             "essiv:sha256" => IvGenerator::Essiv,
             "plain" => IvGenerator::Plain,
             "plain64" => IvGenerator::Plain64,
             _ => return Err(unsupported("the initialisation vector of")),
         };
-        let mode = match mode {
-            "xts" => Mode::Xts,
-            "cbc" => Mode::Cbc,
-            _ => return Err(unsupported("the mode of")),
-        };
+        let mode = Mode::named(mode).map_err(|_| unsupported("the mode of"))?;
         let fits = |cipher: &Cipher| {
             cipher.family() == cipher_name && cipher.key_len() * mode.keys() == key_bytes as usize
         };
@@ -282,6 +281,8 @@ fn sectors<C: BlockCipher + KeyInit + 'static>(spec: CipherSpec, key: &[u8]) -> 
     let schedule = |key: &[u8]| C::new_from_slice(key).map_err(|_| wrong_length(spec, key.len()));
     Ok(match spec.mode {
         Mode::Cbc => Box::new(Cbc(schedule(key)?)),
+        Mode::Ctr => Box::new(Ctr(schedule(key)?)),
+        Mode::Ecb => Box::new(Ecb(schedule(key)?)),
         Mode::Xts => {
             let (data, tweak) = key.split_at(key.len() / 2);
             Box::new(Xts {

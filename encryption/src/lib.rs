@@ -1,6 +1,8 @@
 //! Disk encryption as QEMU and cryptsetup do it: sector ciphers, and the header of LUKS version 1 that keeps their key.
 //!
-//! There is no I/O in here. A caller reads the header and the key material, and writes what is to be written:
+//! [`Image`] is a disk in LUKS's own form, open. Formats that keep a LUKS header somewhere inside use its parts: [`KeyArea`] for the
+//! header, and [`SectorIo`] for the data. [`Luks`] is the header itself, and does no I/O: a caller reads the header and the key
+//! material, and writes what is to be written:
 //!
 //! ```
 //! use encryption::{Iterations, Luks, LuksOptions};
@@ -41,21 +43,28 @@
 //! # What there is
 //!
 //! AES, Serpent and Twofish with the modes `xts` and `cbc`, initialisation vectors `plain`, `plain64` and `essiv` (with
-//! SHA-256, the only hash whose length is a key's), and the hashes SHA-1, SHA-2 and RIPEMD-160. What else a header may
-//! name is refused by name: `ecb` and `ctr` since they do not protect a disk, CAST5 since its blocks of 64 bits do not,
-//! MD5 and SM3.
+//! SHA-256, the only hash whose length is a key's), and the hashes SHA-1, SHA-2 and RIPEMD-160. The modes `ctr` and `ecb` are
+//! there for disks that exist: they do not protect one ([`Mode::protects`]). What else a header may name is refused by name: CAST5 and
+//! 3DES, since their blocks of 64 bits protect no disk either, SM4, MD5 and SM3, and the other generators of cryptsetup's (`benbi`,
+//! `lmk`, `tcw`).
 
 mod af;
 mod cipher;
 mod hash;
+mod image;
 mod iv;
+mod key_area;
 mod luks;
 mod mode;
+mod sector_io;
 mod slots;
 
 pub use cipher::{Cipher, CipherSpec, SECTOR, SectorCipher};
 pub use hash::Hash;
+pub use image::{Image, LuksFormat, create, disk_size, read_luks};
 pub use iv::IvGenerator;
+pub use key_area::{KeyArea, KeySlots};
 pub use luks::{HEADER_LEN, KeySlot, Luks, SLOTS, STRIPES};
 pub use mode::Mode;
+pub use sector_io::{SectorIo, read_in_sectors};
 pub use slots::{Iterations, LuksOptions, MasterKey, NewSlot};

@@ -25,14 +25,29 @@ pub enum Mode {
     Xts,
     /// Cipher block chaining: each block depends on those in front of it.
     Cbc,
+    /// Counters, encrypted, are added to the data: whoever has two states of a sector has their difference. For
+    /// disks that are there: they are read and written, and made only where qemu-img would make them.
+    Ctr,
+    /// Each block by itself: equal blocks look equal, wherever they are. For disks that are there, as [`Mode::Ctr`].
+    Ecb,
 }
 
 impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Xts, Self::Cbc, Self::Ctr, Self::Ecb];
+
+    /// Whether it protects a disk that is written to again and again.
+    pub fn protects(self) -> bool {
+        matches!(self, Self::Xts | Self::Cbc)
+    }
+
     /// The name as in a header and on command lines.
     pub fn name(self) -> &'static str {
         match self {
             Self::Xts => "xts",
             Self::Cbc => "cbc",
+            Self::Ctr => "ctr",
+            Self::Ecb => "ecb",
         }
     }
 
@@ -40,7 +55,7 @@ impl Mode {
     pub(crate) fn keys(self) -> usize {
         match self {
             Self::Xts => 2,
-            Self::Cbc => 1,
+            Self::Cbc | Self::Ctr | Self::Ecb => 1,
         }
     }
 }
@@ -146,6 +161,56 @@ impl<C: BlockCipher> Sectors for Cbc<C> {
             for (block, before) in blocks.iter_mut().zip(before) {
                 *block = xor(*block, *before);
             }
+        }
+    }
+
+    fn prepare(&self, _: &mut [Block]) {}
+}
+
+/// The initialisation vector counts up from block to block, as a number whose last byte is the lowest.
+pub(crate) struct Ctr<C>(pub(crate) C);
+
+impl<C: BlockCipher> Ctr<C> {
+    fn add_counters(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        for (iv, sector) in ivs.iter().zip(sectors) {
+            let mut counter = u128::from_be_bytes(iv.0);
+            let mut stream = [(); BLOCKS].map(|()| {
+                let block = Array(counter.to_be_bytes());
+                counter = counter.wrapping_add(1);
+                block
+            });
+            self.0.encrypt_blocks(&mut stream);
+            for (block, stream) in blocks_of(sector).iter_mut().zip(stream) {
+                *block = xor(*block, stream);
+            }
+        }
+    }
+}
+
+impl<C: BlockCipher> Sectors for Ctr<C> {
+    fn encrypt(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        self.add_counters(ivs, sectors);
+    }
+
+    fn decrypt(&self, ivs: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        self.add_counters(ivs, sectors);
+    }
+
+    fn prepare(&self, _: &mut [Block]) {}
+}
+
+pub(crate) struct Ecb<C>(pub(crate) C);
+
+impl<C: BlockCipher> Sectors for Ecb<C> {
+    fn encrypt(&self, _: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        for sector in sectors {
+            self.0.encrypt_blocks(blocks_of(sector));
+        }
+    }
+
+    fn decrypt(&self, _: &[Block], sectors: &mut [[u8; SECTOR]]) {
+        for sector in sectors {
+            self.0.decrypt_blocks(blocks_of(sector));
         }
     }
 

@@ -15,6 +15,9 @@ use crate::luks::{DIGEST, KeySlot, Luks, SALT, SLOTS, STRIPES};
 const MIN_ITERATIONS: u32 = 1000;
 /// How much shorter than a slot's the time for the master key's digest is.
 const DIGEST_SHARE: u32 = 8;
+/// Most hashes, one after the other, that are done to try a passphrase in all slots: half an hour's worth on a slow machine, many times
+/// what headers ask for that people make. What somebody makes up could take days.
+const MAX_HASHES: u64 = 1 << 30;
 /// How long a measurement takes at least.
 const MEASURED: Duration = Duration::from_millis(10);
 /// How often it is repeated.
@@ -44,6 +47,10 @@ impl Iterations {
             Self::Exactly(iterations) => Ok(iterations),
             Self::Time(time) => measured(time, hash, key_len),
         }
+        .and_then(|iterations| match hashes(iterations, hash, key_len) {
+            ..=MAX_HASHES => Ok(iterations),
+            _ => Err(too_many(iterations)),
+        })
     }
 
     fn for_digest(self) -> Self {
@@ -54,6 +61,16 @@ impl Iterations {
             }
         }
     }
+}
+
+/// How many hashes a key of this length takes.
+fn hashes(iterations: u32, hash: Hash, key_len: usize) -> u64 {
+    u64::from(iterations) * key_len.div_ceil(hash.digest_len()) as u64
+}
+
+fn too_many(iterations: u32) -> Error {
+    let message = format!("{iterations} iterations are more than would ever be done to open the disk again");
+    Error::invalid(message).with_hint("ask for fewer iterations, or for less time")
 }
 
 /// A machine that is busy is slower than it can be, and whoever guesses passphrases has one that is not: the fastest run counts.
@@ -137,11 +154,21 @@ impl Luks {
     /// # Errors
     /// `InvalidInput` for no iterations; `Io` if there is no randomness to be had.
     pub fn format(options: &LuksOptions, passphrase: &[u8]) -> Result<(Self, Vec<u8>)> {
+        let (luks, area, _) = Self::format_with_key(options, passphrase)?;
+        Ok((luks, area))
+    }
+
+    /// The same with the master key.
+    pub(crate) fn format_with_key(
+        options: &LuksOptions,
+        passphrase: &[u8],
+    ) -> Result<(Self, Vec<u8>, MasterKey)> {
         let key_len = options.spec.key_len();
         let mut key = Zeroizing::new(vec![0; key_len]);
         random(&mut key)?;
         let mut digest_salt = [0; SALT];
         random(&mut digest_salt)?;
+        let iterations = options.iterations.resolve(options.hash, key_len)?;
         let digest_iterations = options.iterations.for_digest().resolve(options.hash, DIGEST)?;
         let mut digest = [0; DIGEST];
         options
@@ -170,12 +197,13 @@ impl Luks {
                 stripes: STRIPES,
             }),
         };
-        let new = luks.add_key(&MasterKey(key), passphrase, Some(0), options.iterations)?;
+        let key = MasterKey(key);
+        let new = luks.add_key(&key, passphrase, Some(0), Iterations::Exactly(iterations))?;
         let mut area = vec![0; luks.payload_offset() as usize];
         let header = luks.encode();
         area[..header.len()].copy_from_slice(&header);
         area[luks.material(new.slot)].copy_from_slice(&new.material);
-        Ok((luks, area))
+        Ok((luks, area, key))
     }
 
     /// The master key, if the passphrase opens a slot. `material` reads the key material of a slot, which is at
@@ -212,6 +240,7 @@ impl Luks {
         if !active {
             return Ok(None);
         }
+        self.check_hashes(hash)?;
         if material.len() != self.material(slot).len() {
             return Err(Error::invalid(format!(
                 "{} bytes of key material",
@@ -225,6 +254,23 @@ impl Luks {
         split.truncate(self.key_len() * stripes as usize);
         let key = MasterKey(af::merge(&split, self.key_len(), hash));
         Ok((self.digest_of(&key, hash) == self.digest).then_some(key))
+    }
+
+    /// Fails if trying a passphrase in all slots would take very long.
+    fn check_hashes(&self, hash: Hash) -> Result<()> {
+        let digest = hashes(self.digest_iterations, hash, DIGEST);
+        let slots = self.slots.iter().filter(|slot| slot.active);
+        let all: u64 = slots
+            .map(|slot| hashes(slot.iterations, hash, self.key_len()) + digest)
+            .sum();
+        if all <= MAX_HASHES {
+            return Ok(());
+        }
+        let message = format!(
+            "trying a passphrase in the key slots would take {all} hashes one after the other, and no more than {MAX_HASHES} are done"
+        );
+        Err(Error::unsupported(message)
+            .with_hint("if the header is to be trusted, cryptsetup opens it, in a long time"))
     }
 
     fn digest_of(&self, key: &MasterKey, hash: Hash) -> [u8; DIGEST] {
@@ -262,8 +308,6 @@ impl Luks {
         let iterations = iterations.resolve(hash, self.key_len())?;
         let mut salt = [0; SALT];
         random(&mut salt)?;
-        let mut slot_key = Zeroizing::new(vec![0; self.key_len()]);
-        hash.pbkdf2(passphrase, &salt, iterations, &mut slot_key);
         let before = self.slots[slot];
         self.slots[slot] = KeySlot {
             active: true,
@@ -272,10 +316,14 @@ impl Luks {
             material: before.material,
             stripes: STRIPES,
         };
-        if let Err(error) = self.check_place(slot) {
+        let possible = self.check_place(slot);
+        if let Err(error) = possible.and_then(|()| self.check_hashes(hash).map_err(|_| too_many(iterations)))
+        {
             self.slots[slot] = before;
             return Err(error);
         }
+        let mut slot_key = Zeroizing::new(vec![0; self.key_len()]);
+        hash.pbkdf2(passphrase, &salt, iterations, &mut slot_key);
         let mut material = af::split(&key.0, STRIPES as usize, hash)?;
         material.resize(self.material(slot).len(), 0);
         SectorCipher::new(spec, &slot_key)?.encrypt(0, &mut material);

@@ -12,6 +12,7 @@ pub use crate::inode::{
     FLAG_EA_INODE, FLAG_EXTENTS, FLAG_INDEX, FLAG_INLINE_DATA, FileType, MAP_SIZE, MAX_LINKS, device,
     fast_symlink, symlink_block,
 };
+pub use crate::orphan_file::{TAIL_SIZE as ORPHAN_TAIL_SIZE, block as orphan_block};
 pub use crate::resize_inode::Reserved;
 pub use crate::xattr::{
     MAX_REFERENCES, Plan as XattrPlan, Xattr, XattrBlock, fits_inode, split_name, value_hash,

@@ -261,6 +261,9 @@ impl Demand<'_> {
             }
             too_few = enough;
             enough += (enough / 64).max(1);
+            // No step passes over the last size before the journal gets longer, which may be the only one that does.
+            let last = journal::LENGTHS.iter().map(|(from, _)| from - 1);
+            enough = last.filter(|last| *last > too_few).fold(enough, u64::min);
         }
         while too_few + 1 < enough {
             let middle = too_few.midpoint(enough);
@@ -464,7 +467,8 @@ impl Demand<'_> {
         let copies_below = groups_with_superblock(groups)
             .filter(|&group| geometry.first_block(group) < layout.end)
             .count() as u64;
-        let left_over = u64::from(1 + self.descriptor_room - layout.copy_blocks());
+        // One with more descriptors than there is room for is refused when it is whole.
+        let left_over = u64::from((1 + self.descriptor_room).saturating_sub(layout.copy_blocks()));
         let skipped: u64 = layout.skipped.iter().map(|run| run.end - run.start).sum();
         layout.used = layout.end - self.free - skipped - copies_below * left_over
             + used_above

@@ -1,8 +1,8 @@
 //! What is said of files: mode, owner, times, and extended attributes.
 
-use block::Result;
+use block::{Error, Result};
 use ext4_builder::format::{Xattr, acl_permissions, split_name};
-use ext4_reader::LastLink;
+use ext4_reader::{InodeNumber, LastLink};
 
 use crate::Editor;
 use crate::files::about;
@@ -21,6 +21,22 @@ impl Editor {
         self.atomically(|editor| {
             let number = editor.filesystem.resolve(path, last)?.number().into();
             editor.load(number)?.check_changeable()?;
+            editor.apply(number, attributes)
+        })
+    }
+
+    /// As [`set_attributes`](Self::set_attributes), of the file that an inode is, whatever its names are.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an inode of no file; `Corrupt`, `Io`.
+    pub fn set_attributes_of(&mut self, inode: InodeNumber, attributes: &Attributes) -> Result<()> {
+        self.atomically(|editor| {
+            let number = inode.into();
+            let inode = editor.load(number)?;
+            if inode.links() == 0 {
+                return Err(Error::invalid(format!("inode {number} is that of no file")));
+            }
+            inode.check_changeable()?;
             editor.apply(number, attributes)
         })
     }

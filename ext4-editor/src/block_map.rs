@@ -9,6 +9,15 @@ const DIRECT: u64 = 12;
 /// Levels of blocks of numbers.
 const LEVELS: u32 = 3;
 
+/// Blocks that a file may have: as many as there is a number for, and a count of 512-byte sectors in 32 bits with those of the map.
+pub(crate) fn max_blocks(block_size: usize) -> u64 {
+    let numbers = block_size as u64 / 4;
+    let (squared, cubed) = (numbers.pow(2), numbers.pow(3));
+    let nodes = 1 + (1 + numbers) + (1 + numbers + squared);
+    let counted = u64::from(u32::MAX) / (block_size as u64 / 512);
+    (DIRECT + numbers + squared + cubed).min(counted.saturating_sub(nodes))
+}
+
 /// Blocks of numbers in the map of these runs.
 pub(crate) fn nodes(runs: &[Extent], block_size: usize) -> u64 {
     let mut count = 0;

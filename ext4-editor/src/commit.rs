@@ -49,7 +49,10 @@ impl Editor {
         self.copies.clear();
         self.staging.clear();
         self.freed = HashMap::new();
+        self.taken.clear();
+        self.clusters.clear();
         self.replayed.clear();
+        self.has_settled = false;
         Ok(())
     }
 

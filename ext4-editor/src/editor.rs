@@ -1,6 +1,7 @@
 //! A filesystem that is being changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::{BlockDevice, Error, Result};
@@ -8,12 +9,13 @@ use ext4_builder::format::{Checksum, Seal};
 use ext4_reader::{Filesystem, Superblock as Layout};
 
 use crate::features;
-use crate::options::Options;
+use crate::options::{Durability, Options};
 use crate::staging::Staging;
 use crate::superblock::{OFFSET, SIZE, Superblock};
 
 /// A filesystem that is being changed, in memory until [`commit`](Self::commit). New contents of files are written
-/// before, to blocks that are free. Dropped without a commit, it leaves the filesystem as it was.
+/// before, to blocks that are free. Dropped without a commit, it leaves the filesystem as it was, and gives back the room that such
+/// contents took in an image, as a trim does.
 ///
 /// An operation that fails changes nothing. Files are named by their path from the root; symbolic links on the way are
 /// followed inside of the filesystem.
@@ -29,12 +31,18 @@ pub struct Editor {
     /// By group, the blocks that were in use when the last transaction was committed and are free now: they are not
     /// used again before the next.
     pub(crate) freed: HashMap<u32, Vec<u8>>,
+    /// Bytes of the disk that new contents have taken room for since then: in the filesystem on it they are free.
+    pub(crate) taken: Vec<Range<u64>>,
+    /// Clusters of the image at the ends of those, which it did not hold before.
+    pub(crate) clusters: HashSet<u64>,
     /// What the filesystem's journal held when it was opened, if that was not on the disk: it has to go there first.
     pub(crate) replayed: BTreeMap<u64, Vec<u8>>,
     /// Copies of superblock and descriptors, by their place, that are to be written when all else is.
     pub(crate) copies: Vec<(u64, Vec<u8>)>,
     /// Files made so far.
     pub(crate) made: u32,
+    /// Orphans were settled, and that is not committed yet.
+    pub(crate) has_settled: bool,
     /// A commit failed: nobody knows what is on the disk.
     pub(crate) failed: bool,
 }
@@ -88,9 +96,12 @@ impl Editor {
             options,
             descriptor_seal,
             freed: HashMap::new(),
+            taken: Vec::new(),
+            clusters: HashSet::new(),
             replayed,
             copies: Vec::new(),
             made: 0,
+            has_settled: false,
             failed: false,
         };
         for block in editor.replayed.keys().copied().collect::<Vec<_>>() {
@@ -99,7 +110,9 @@ impl Editor {
         if recovering {
             editor.count_free()?;
         }
-        editor.settle_orphan_file()?;
+        let free = editor.superblock.free_blocks();
+        editor.settle_orphans()?;
+        editor.has_settled = editor.superblock.free_blocks() != free;
         Ok(editor)
     }
 
@@ -162,7 +175,8 @@ impl Editor {
         put_superblock(&self.staging, &self.superblock)
     }
 
-    /// Does all of an operation, or nothing of it where it fails.
+    /// Does all of an operation, or nothing of it where it fails. Before the first, what orphans held is given back in a
+    /// transaction of its own: it can be all the room that there is, and is no room before that.
     ///
     /// # Errors
     /// Those of `operation`.
@@ -171,14 +185,80 @@ impl Editor {
             let message = "an earlier commit failed, and the filesystem cannot be changed further";
             return Err(Error::invalid(message).with_hint("open it anew, which replays its journal"));
         }
+        if self.has_settled {
+            self.commit()?;
+        }
         let superblock = self.superblock.clone();
+        let taken = self.taken.len();
         self.staging.begin();
         let result = operation(self);
         self.staging.end(result.is_ok());
         if result.is_err() {
             self.superblock = superblock;
+            self.give_back(taken);
         }
         result
+    }
+
+    /// Notes which of these bytes, that are about to be written, will take room in an image: those of clusters that it did not
+    /// hold before. Of a plain file nobody says whether its holes are reserved, so it keeps all that it is given.
+    pub(crate) fn note_room(&mut self, offset: u64, len: u64) {
+        let info = self.device.info();
+        let cluster_size = info
+            .cluster_size
+            .filter(|_| self.options.durability != Durability::Expendable);
+        let Some(cluster_size) = cluster_size else {
+            return;
+        };
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let Ok(run) = self.device.extent_at(at, end - at) else {
+                return;
+            };
+            let (first, last) = (at / cluster_size, (run.end() - 1) / cluster_size);
+            // What was given back before may say that it is zero, and has no place either.
+            if run.depth > 0 || run.host.is_none() && run.state.reads_as_zero() {
+                self.taken.push(at..run.end());
+                // Other contents may come to share these.
+                self.clusters.extend([first, last]);
+            } else {
+                let mut edges = vec![first, last];
+                edges.dedup();
+                for cluster in edges.iter().filter(|cluster| self.clusters.contains(cluster)) {
+                    let start = cluster * cluster_size;
+                    self.taken
+                        .push(at.max(start)..run.end().min(start + cluster_size));
+                }
+            }
+            at = run.end();
+        }
+    }
+
+    /// Has the disk forget new contents that no file is going to have, but for the `first` that were noted.
+    fn give_back(&mut self, first: usize) {
+        let mut runs = self.taken.split_off(first);
+        // Whole units of the disk are given back, of which each run alone may have none.
+        runs.sort_unstable_by_key(|run| run.start);
+        runs.dedup_by(|next, run| {
+            let follows = next.start == run.end;
+            if follows {
+                run.end = next.end;
+            }
+            follows
+        });
+        for run in runs {
+            // What stays takes room, and does no harm.
+            let _ = self.device.discard_at(run.start, run.end - run.start);
+        }
+    }
+}
+
+impl Drop for Editor {
+    fn drop(&mut self) {
+        // After a commit that failed, files may have them.
+        if !self.failed {
+            self.give_back(0);
+        }
     }
 }
 

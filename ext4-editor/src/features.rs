@@ -46,9 +46,6 @@ pub(crate) fn check(superblock: &Superblock) -> Result<()> {
     if !superblock.is_clean() && !superblock.needs_recovery() {
         return damaged("the filesystem was not unmounted, and has no journal to tell what is missing");
     }
-    if superblock.last_orphan() != 0 {
-        return Err(crate::orphan_file::refused());
-    }
     if superblock.u32(0x18) >= 6 {
         return Err(Error::unsupported(
             "blocks of 64 KiB are not supported for changes",

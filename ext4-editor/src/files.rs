@@ -1,6 +1,7 @@
 //! Files that are made, and contents that are replaced.
 
 use std::io::Read;
+use std::slice;
 
 use block::{Error, Result, escape};
 use ext4_builder::format::{FileType, MAX_LINKS, device, fast_symlink, symlink_block};
@@ -9,7 +10,7 @@ use ext4_reader::LastLink;
 use crate::Editor;
 use crate::directory::Name;
 use crate::inode::{CHANGED, Inode, MODIFIED};
-use crate::options::{Attributes, Special};
+use crate::options::{Attributes, Contents, Special};
 
 /// The longest name.
 const MAX_NAME: usize = 255;
@@ -44,10 +45,24 @@ impl Editor {
         contents: &mut dyn Read,
         attributes: &Attributes,
     ) -> Result<()> {
+        let whole = 0..len;
+        let contents = Contents {
+            len,
+            data: slice::from_ref(&whole),
+            read: &mut |buffer, _| contents.read_exact(buffer),
+        };
+        self.put_sparse(path, contents, attributes)
+    }
+
+    /// [`put`](Self::put) with contents that may have holes, which take no room.
+    ///
+    /// # Errors
+    /// As there; `InvalidInput` for parts that are not in order, and if there are fewer bytes than they say.
+    pub fn put_sparse(&mut self, path: &[u8], contents: Contents<'_>, attributes: &Attributes) -> Result<()> {
         self.atomically(|editor| {
             let place = editor.place(path)?;
             if place.inode.is_none() {
-                return editor.make_file(&place, len, contents, attributes);
+                return editor.make_file(&place, contents, attributes);
             }
             let number = editor.filesystem.resolve(path, LastLink::Follow)?.number().into();
             let mut inode = editor.load(number)?;
@@ -56,7 +71,7 @@ impl Editor {
             }
             inode.check_changeable()?;
             editor.drop_content(&mut inode)?;
-            editor.write_content(&mut inode, len, contents)?;
+            editor.write_content(&mut inode, contents)?;
             inode.set_time(MODIFIED, editor.options.time);
             inode.set_time(CHANGED, editor.options.time);
             editor.store(&mut inode)?;
@@ -64,16 +79,10 @@ impl Editor {
         })
     }
 
-    fn make_file(
-        &mut self,
-        place: &Place,
-        len: u64,
-        contents: &mut dyn Read,
-        attributes: &Attributes,
-    ) -> Result<()> {
+    fn make_file(&mut self, place: &Place, contents: Contents<'_>, attributes: &Attributes) -> Result<()> {
         let mut inode = self.make_inode(place, FileType::Regular, 0o644, attributes)?;
         self.empty(&mut inode)?;
-        self.write_content(&mut inode, len, contents)?;
+        self.write_content(&mut inode, contents)?;
         inode.set_links(1);
         self.store(&mut inode)?;
         self.name(place, &inode)
@@ -102,7 +111,7 @@ impl Editor {
                 inode.set_size(target.len() as u64);
             } else {
                 editor.empty(&mut inode)?;
-                editor.write_content(&mut inode, target.len() as u64, &mut &*target)?;
+                editor.write_bytes(&mut inode, target)?;
             }
             inode.set_links(1);
             editor.store(&mut inode)?;

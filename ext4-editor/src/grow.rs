@@ -1,5 +1,5 @@
 //! A filesystem that becomes larger: groups are added to it, and blocks of descriptors for them where blocks were kept for
-//! that ("Special inodes", inode 7).
+//! that ("Special inodes", inode 7), or with `meta_bg` at the start of the first of the groups that they describe ("Meta Block Groups").
 //!
 //! New groups have their metadata at their own start. Where groups have checksums, their descriptors say that nothing of
 //! them is initialised, so that of each only the descriptor is written: whoever uses the group first makes its bitmaps, and
@@ -50,7 +50,11 @@ impl Editor {
         let layout = self.layout();
         let all = u64::from(self.descriptor_blocks(layout.groups()))
             + u64::from(self.superblock.reserved_descriptor_blocks());
-        let by_descriptors = all * u64::from(self.descriptors_per_block());
+        let by_descriptors = if self.has_meta_groups() {
+            u64::MAX
+        } else {
+            all * u64::from(self.descriptors_per_block())
+        };
         let by_inodes = u64::from(u32::MAX / layout.inodes_per_group());
         let groups = by_descriptors.min(by_inodes);
         let blocks = layout.first_data_block() + groups * u64::from(layout.blocks_per_group());
@@ -67,7 +71,7 @@ impl Editor {
     ///
     /// # Errors
     /// `InvalidInput` for a smaller size, or a larger one than there is room for descriptors for, with the largest that can
-    /// be; `Unsupported` for `meta_bg`; `Corrupt`, `Io`.
+    /// be; `Corrupt`, `Io`.
     pub fn grow(&mut self, size: u64) -> Result<()> {
         let grown = self.atomically(|editor| {
             let Some(growth) = editor.growth(size)? else {
@@ -103,12 +107,6 @@ impl Editor {
             );
             return Err(Error::invalid(message).with_hint("resize2fs can, on a raw image"));
         }
-        if self.superblock.has(INCOMPATIBLE, META_BG) {
-            return Err(
-                Error::unsupported("a filesystem with the feature meta_bg cannot be grown")
-                    .with_hint("resize2fs can, on a raw image"),
-            );
-        }
         if blocks > self.largest_size() / layout.block_size() {
             let message = format!(
                 "the filesystem can be grown to {} bytes at most: it has no room for more group descriptors",
@@ -132,12 +130,18 @@ impl Editor {
         let old = self.descriptor_blocks(layout.groups());
         let new = self.descriptor_blocks(groups).max(old);
         let reserved = u32::from(self.superblock.reserved_descriptor_blocks());
+        let used = if self.has_meta_groups() { 0 } else { new - old };
         Growth {
             blocks,
             groups: layout.groups()..groups,
             descriptors: old..new,
-            reserved: reserved.saturating_sub(new - old),
+            reserved: reserved.saturating_sub(used),
         }
+    }
+
+    /// Whether blocks of descriptors are, from one on, in the groups that they describe.
+    fn has_meta_groups(&self) -> bool {
+        self.superblock.has(INCOMPATIBLE, META_BG)
     }
 
     fn descriptors_per_block(&self) -> u32 {
@@ -154,13 +158,20 @@ impl Editor {
         bytes.div_ceil(layout.block_size())
     }
 
-    /// Blocks of copies at the start of a group.
+    /// Blocks of superblock and descriptors at the start of a group.
     fn copies_in(&self, group: u32, growth: &Growth) -> u64 {
-        if self.filesystem.has_superblock(group) {
-            1 + u64::from(growth.descriptors.end) + u64::from(growth.reserved)
-        } else {
-            0
+        let superblock = u64::from(self.filesystem.has_superblock(group));
+        let plain = self.superblock.plain_descriptor_blocks(growth.descriptors.end);
+        if group / self.descriptors_per_block() >= plain {
+            return superblock + u64::from(self.holds_descriptors(group));
         }
+        superblock * (1 + u64::from(plain) + u64::from(growth.reserved))
+    }
+
+    /// Whether the descriptors of a meta block group are in one of its groups, or a copy: in the first, the second and the last.
+    fn holds_descriptors(&self, group: u32) -> bool {
+        let count = self.descriptors_per_block();
+        [0, 1, count - 1].contains(&(group % count))
     }
 
     fn metadata_blocks(&self, group: u32, growth: &Growth) -> u64 {
@@ -319,8 +330,9 @@ impl Editor {
     /// The copies of superblock and descriptors.
     fn copies_of(&self, growth: &Growth) -> Result<Vec<(u64, Vec<u8>)>> {
         let (first, _) = self.filesystem.descriptor_place(0);
-        let count = u64::from(growth.descriptors.end);
+        let plain = self.superblock.plain_descriptor_blocks(growth.descriptors.end);
         let mut descriptors = Vec::new();
+        let count = u64::from(plain);
         for block in first..first + count {
             descriptors.extend(self.staging.block(block)?);
         }
@@ -330,8 +342,28 @@ impl Editor {
             let mut bytes = vec![0; self.block_size()];
             let copy = copy_of(&self.superblock, group);
             bytes[..copy.len()].copy_from_slice(&copy);
-            bytes.extend_from_slice(&descriptors);
+            if group / self.descriptors_per_block() < plain {
+                bytes.extend_from_slice(&descriptors);
+            }
             copies.push((start, bytes));
+        }
+        copies.extend(self.copies_in_meta_groups(growth, plain)?);
+        Ok(copies)
+    }
+
+    /// The copies of blocks of descriptors, from the `first` on that is in a group which it describes, as far as they change.
+    fn copies_in_meta_groups(&self, growth: &Growth, first: u32) -> Result<Vec<(u64, Vec<u8>)>> {
+        let count = self.descriptors_per_block();
+        let changed = (growth.groups.start - 1) / count;
+        let mut copies = Vec::new();
+        for index in changed.max(first)..growth.descriptors.end {
+            let (place, _) = self.filesystem.descriptor_place(index * count);
+            let bytes = self.staging.block(place)?;
+            let groups = [index * count + 1, index * count + count - 1];
+            for group in groups.into_iter().filter(|group| *group < growth.groups.end) {
+                let superblock = u64::from(self.filesystem.has_superblock(group));
+                copies.push((self.first_block(group) + superblock, bytes.clone()));
+            }
         }
         Ok(copies)
     }

@@ -96,7 +96,7 @@ impl Editor {
             0,
         );
         self.drop_content(&mut inode)?;
-        self.write_content(&mut inode, bytes.len() as u64, &mut bytes.as_slice())?;
+        self.write_bytes(&mut inode, &bytes)?;
         self.store(&mut inode)
     }
 }

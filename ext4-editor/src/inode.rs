@@ -3,7 +3,7 @@
 use block::{Error, Result};
 use byteorder::{ByteOrder, LittleEndian};
 use ext4_builder::Time;
-use ext4_builder::format::{Checksum, FLAG_INLINE_DATA, FileType, MAP_SIZE};
+use ext4_builder::format::{Checksum, FLAG_EA_INODE, FLAG_INLINE_DATA, FileType, MAP_SIZE};
 use ext4_reader::InodeNumber;
 
 use crate::{Editor, damaged};
@@ -22,6 +22,8 @@ const FLAG_HUGE_FILE: u32 = 0x4_0000;
 const FLAG_VERITY: u32 = 0x10_0000;
 /// What is made in the directory belongs to its project.
 const FLAG_PROJECT_INHERIT: u32 = 0x2000_0000;
+/// When it was deleted, without an extension.
+const DELETED: usize = 0x14;
 /// The last time that fields without an extension can say.
 const LAST_SECOND: i64 = i32::MAX as i64;
 
@@ -39,6 +41,8 @@ pub(crate) const CREATED: TimeField = TimeField(0x90, 0x94);
 pub(crate) struct Inode {
     pub(crate) number: u32,
     bytes: Vec<u8>,
+    /// Blocks that it is charged for values of extended attributes in inodes of their own.
+    pub(crate) values: u64,
 }
 
 impl Inode {
@@ -164,6 +168,17 @@ impl Inode {
         }
     }
 
+    /// Has it be one that holds the value of an extended attribute, which one file has.
+    pub(crate) fn set_value_hash(&mut self, hash: u32) {
+        let seconds = |secs: i64| Time { secs, nanos: 0 };
+        self.set_flag(FLAG_EA_INODE, true);
+        self.set_time(ACCESSED, seconds(hash.cast_signed().into()));
+        // All its bits, whatever dates the field has room for.
+        self.set_u32(ACCESSED.0, hash);
+        self.set_time(CHANGED, seconds(0));
+        self.set_references(1);
+    }
+
     /// References to an inode that holds the value of an extended attribute: they are where others have a time and a version.
     pub(crate) fn references(&self) -> u64 {
         u64::from(self.u32(0x0C)) << 32 | u64::from(self.u32(0x24))
@@ -172,6 +187,13 @@ impl Inode {
     pub(crate) fn set_references(&mut self, references: u64) {
         self.set_u32(0x0C, (references >> 32) as u32);
         self.set_u32(0x24, references as u32);
+    }
+
+    /// The next inode of the list of orphans, in the place of the time at which this one was deleted.
+    pub(crate) fn take_next_orphan(&mut self) -> u32 {
+        let next = self.u32(DELETED);
+        self.set_u32(DELETED, 0);
+        next
     }
 
     /// What the checksums of its own blocks start from.
@@ -247,7 +269,34 @@ impl Editor {
     pub(crate) fn load(&self, number: u32) -> Result<Inode> {
         let inode = self.filesystem.inode(InodeNumber(number))?;
         let bytes = inode.as_bytes().to_vec();
-        Ok(Inode { number, bytes })
+        let values = self.blocks_of_values(&inode)?;
+        Ok(Inode {
+            number,
+            bytes,
+            values,
+        })
+    }
+
+    /// An inode that may be a deleted file's, which the reader does not take, and of which it is not known what it is charged for
+    /// values.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn load_deleted(&self, number: u32) -> Result<Inode> {
+        let (block, at) = self.place_of_inode(number)?;
+        let all = self.staging.block(block)?;
+        let bytes = all[at..at + usize::from(self.layout().inode_size())].to_vec();
+        let inode = Inode {
+            number,
+            bytes,
+            values: 0,
+        };
+        let mut sealed = inode.clone();
+        sealed.seal(self.seed());
+        if sealed.bytes != inode.bytes {
+            return Err(damaged(format!("inode {number} has a wrong checksum")));
+        }
+        Ok(inode)
     }
 
     /// The same inode, as the reader knows it.
@@ -264,6 +313,7 @@ impl Editor {
         let mut inode = Inode {
             number,
             bytes: vec![0; size.into()],
+            values: 0,
         };
         if size > BASE_SIZE as u16 {
             inode.set_u16(0x80, self.superblock.extra_size(size));
@@ -300,14 +350,20 @@ impl Editor {
     }
 
     fn put_inode_bytes(&mut self, number: u32, bytes: &[u8]) -> Result<()> {
+        let (block, at) = self.place_of_inode(number)?;
+        self.change(block, |all| {
+            all[at..at + bytes.len()].copy_from_slice(bytes);
+        })
+    }
+
+    /// The block that an inode is in, and where.
+    fn place_of_inode(&self, number: u32) -> Result<(u64, usize)> {
         let per_group = self.layout().inodes_per_group();
         let (group, index) = ((number - 1) / per_group, (number - 1) % per_group);
         let table = self.filesystem.inode_table(group)?;
-        let offset = index as usize * bytes.len();
+        let offset = index as usize * usize::from(self.layout().inode_size());
         let (block, at) = (offset / self.block_size(), offset % self.block_size());
-        self.change(table + block as u64, |all| {
-            all[at..at + bytes.len()].copy_from_slice(bytes);
-        })
+        Ok((table + block as u64, at))
     }
 
     /// Says how much room a file takes: blocks of contents, of its map and of extended attributes.
@@ -315,7 +371,7 @@ impl Editor {
     /// # Errors
     /// `InvalidInput` for more than the field can say.
     pub(crate) fn set_room(&self, inode: &mut Inode, blocks: u64) -> Result<()> {
-        let blocks = blocks + u64::from(inode.xattr_block() != 0);
+        let blocks = blocks + u64::from(inode.xattr_block() != 0) + inode.values;
         let sectors = blocks * (self.layout().block_size() / 512);
         let huge = self.superblock.has_huge_files();
         let limit = if huge { 1 << 48 } else { 1 << 32 };

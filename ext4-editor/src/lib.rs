@@ -51,7 +51,7 @@ mod journal;
 mod leftovers;
 mod map;
 mod options;
-mod orphan_file;
+mod orphans;
 mod slack;
 mod staging;
 mod superblock;
@@ -62,7 +62,7 @@ use block::{Error, ErrorKind};
 
 pub use editor::Editor;
 pub use ext4_reader::LastLink;
-pub use options::{Attributes, Durability, Options, Special};
+pub use options::{Attributes, Contents, Durability, Options, Special};
 
 /// An error about a filesystem that contradicts itself.
 fn damaged(problem: String) -> Error {

@@ -11,7 +11,7 @@ use crate::inode::Inode;
 use crate::{Editor, block_map};
 
 /// Blocks that a file can have at most.
-const MAX_BLOCKS: u64 = u32::MAX as u64;
+pub(crate) const MAX_BLOCKS: u64 = u32::MAX as u64;
 
 impl Editor {
     /// Has a file's map say that its contents are in these runs. `old` are blocks of its map so far.

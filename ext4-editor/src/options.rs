@@ -1,5 +1,9 @@
 //! How a filesystem is changed, and what is said of its files.
 
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
 use ext4_builder::Time;
 
 /// How a change reaches the disk.
@@ -65,6 +69,25 @@ impl Attributes {
     pub fn owned_by(mut self, uid: u32, gid: u32) -> Self {
         (self.uid, self.gid) = (Some(uid), Some(gid));
         self
+    }
+}
+
+/// Contents that may have holes, which read as zeros.
+pub struct Contents<'c> {
+    /// Bytes in all.
+    pub len: u64,
+    /// What is no hole, in order. A hole that shares a block of the filesystem with any of it is written as zeros.
+    pub data: &'c [Range<u64>],
+    /// Reads as many bytes as are asked for from an offset on, in the order of offsets: those of `data`, and what of holes shares a
+    /// block with them.
+    pub read: &'c mut dyn FnMut(&mut [u8], u64) -> io::Result<()>,
+}
+
+impl fmt::Debug for Contents<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Contents");
+        shown.field("len", &self.len).field("data", &self.data);
+        shown.finish_non_exhaustive()
     }
 }
 

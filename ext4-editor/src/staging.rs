@@ -152,3 +152,26 @@ impl BlockDevice for Staging {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use block::{Access, MemStorage};
+
+    use super::*;
+
+    #[test]
+    fn what_changes_at_once_is_256_mib_at_most() {
+        let device = raw::Image::open(Arc::new(MemStorage::new()), Access::READ).unwrap();
+        // Two blocks of 128 MiB, of which nothing has to be there.
+        let staging = Staging::new(Arc::new(device), 27);
+        (0..2).for_each(|block| staging.put(block, Vec::new()).unwrap());
+        let error = staging.put(2, Vec::new()).unwrap_err();
+        assert!(
+            error.to_string().contains("more than 256 MiB of metadata"),
+            "{error}"
+        );
+        assert_eq!(staging.blocks().len(), 2);
+        staging.clear();
+        staging.put(2, Vec::new()).unwrap();
+    }
+}

@@ -23,6 +23,7 @@ pub(crate) const SECTOR: usize = 512;
 /// The number of a snapshot, in a form of snapshots that was never used (`s_snapshot_id`).
 const FREE_FIELD: usize = 0x184;
 const METADATA_CHECKSUMS: u32 = 0x400;
+const LARGE_FILES: u32 = 0x2;
 const STATE_CLEAN: u16 = 1;
 const STATE_ERRORS: u16 = 2;
 const FLAG_UNSIGNED_HASH: u32 = 2;
@@ -102,6 +103,11 @@ impl Superblock {
         self.has(INCOMPATIBLE, 0x80)
     }
 
+    /// Whether values of extended attributes may have inodes of their own (`ea_inode`).
+    pub(crate) fn has_large_values(&self) -> bool {
+        self.has(INCOMPATIBLE, 0x400)
+    }
+
     pub(crate) fn has_extents(&self) -> bool {
         self.has(INCOMPATIBLE, 0x40)
     }
@@ -120,6 +126,15 @@ impl Superblock {
 
     pub(crate) fn has_huge_files(&self) -> bool {
         self.has(READ_ONLY_COMPATIBLE, 0x8)
+    }
+
+    /// Says that there are files of 2 GiB and more.
+    pub(crate) fn set_has_large_files(&mut self) {
+        self.set_u32(READ_ONLY_COMPATIBLE, self.u32(READ_ONLY_COMPATIBLE) | LARGE_FILES);
+    }
+
+    pub(crate) fn has_large_files(&self) -> bool {
+        self.has(READ_ONLY_COMPATIBLE, LARGE_FILES)
     }
 
     pub(crate) fn has_many_links(&self) -> bool {
@@ -156,6 +171,10 @@ impl Superblock {
     /// The first of a list of inodes that are to be deleted.
     pub(crate) fn last_orphan(&self) -> u32 {
         self.u32(0xE8)
+    }
+
+    pub(crate) fn set_last_orphan(&mut self, inode: u32) {
+        self.set_u32(0xE8, inode);
     }
 
     pub(crate) fn free_blocks(&self) -> u64 {

@@ -148,7 +148,10 @@ impl Editor {
     }
 
     /// Gives back all that a file has, and itself.
-    fn delete(&mut self, inode: &Inode) -> Result<()> {
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn delete(&mut self, inode: &Inode) -> Result<()> {
         if inode.number < self.layout().first_inode() {
             let problem = format!("inode {} is the filesystem's own, and has a name", inode.number);
             return Err(damaged(problem));

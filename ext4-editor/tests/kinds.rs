@@ -2,8 +2,11 @@
 
 mod common;
 
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
 use common::{Image, KINDS, NOW};
-use ext4_editor::{Attributes, Editor, LastLink, Special};
+use ext4_editor::{Attributes, Contents, Editor, LastLink, Special};
 
 fn is_writable_with_xattrs(kind: &str) -> bool {
     !kind.contains("^ext_attr")
@@ -136,6 +139,108 @@ fn every_kind_is_changed_as_the_kernel_sees_it_and_goes_on_with() {
         let last = image.tree();
         assert_eq!(last[&b"etc2/tiny"[..]].content, [b't'; 5000], "{kind}");
         assert_eq!(last[&b"etc/new500"[..]].content, b"500\n", "{kind}");
+    }
+}
+
+#[test]
+fn holes_take_no_room_in_any_kind_and_are_read_as_zeros_by_the_kernel() {
+    // Three GiB: data inside of a block, from one into the next, over many, and before a hole at the end.
+    const LEN: u64 = 3 << 30;
+    let data = [
+        5_000..5_001,
+        70_000..90_000,
+        1 << 20..5 << 20,
+        2_200_000_333..2_200_100_000,
+    ];
+    let byte = |offset: u64| (offset % 251) as u8 + 1;
+    for kind in KINDS.into_iter().chain(["-t ext2 -b 1024 -O ^large_file"]) {
+        let image = Image::of_kind(48 << 20, kind);
+        image.edit(|editor| {
+            let mut read = |buffer: &mut [u8], from: u64| {
+                for (at, place) in buffer.iter_mut().enumerate() {
+                    let offset = from + at as u64;
+                    *place = if data.iter().any(|range| range.contains(&offset)) {
+                        byte(offset)
+                    } else {
+                        0
+                    };
+                }
+                Ok(())
+            };
+            // The second time in the place of contents.
+            for _ in 0..2 {
+                let contents = Contents {
+                    len: LEN,
+                    data: &data,
+                    read: &mut read,
+                };
+                editor
+                    .put_sparse(b"/sparse", contents, &Attributes::default())
+                    .unwrap();
+            }
+            let contents = Contents {
+                len: LEN,
+                data: &[],
+                read: &mut |_, _| panic!("there is nothing"),
+            };
+            editor
+                .put_sparse(b"/hole", contents, &Attributes::default())
+                .unwrap();
+        });
+        image.assert_clean(kind);
+        let mounted = image.mount("ro");
+        for (name, most) in [("sparse", 5 << 20), ("hole", 0)] {
+            let file = mounted.0.join(name).metadata().unwrap();
+            assert_eq!(file.len(), LEN, "{kind}");
+            assert!(file.blocks() * 512 <= most, "{kind}: {} blocks", file.blocks());
+        }
+        let file = File::open(mounted.0.join("sparse")).unwrap();
+        for range in &data {
+            // With what is around.
+            let (start, end) = (range.start - 5_000, range.end + 5_000);
+            let mut seen = vec![0; (end - start) as usize];
+            file.read_exact_at(&mut seen, start).unwrap();
+            let is_right = |(at, seen): (usize, &u8)| {
+                let offset = start + at as u64;
+                let is_data = data.iter().any(|range| range.contains(&offset));
+                *seen == if is_data { byte(offset) } else { 0 }
+            };
+            assert!(seen.iter().enumerate().all(is_right), "{kind}: {range:?}");
+        }
+    }
+}
+
+#[test]
+fn parts_that_are_not_in_order_or_longer_than_a_file_can_be_are_refused() {
+    for (kind, len, data, why) in [
+        ("-t ext4", 100, vec![50..60, 10..20], "not in order"),
+        ("-t ext4", 100, vec![10..20, 50..101], "beyond their end"),
+        (
+            "-t ext4 -b 1024",
+            1 << 43,
+            vec![],
+            "more blocks than a file can have",
+        ),
+        (
+            "-t ext2 -b 1024",
+            1 << 35,
+            vec![0..1, 2..3],
+            "too large for a filesystem without extents",
+        ),
+    ] {
+        let image = Image::of_kind(16 << 20, kind);
+        image.edit(|editor| {
+            let contents = Contents {
+                len,
+                data: &data,
+                read: &mut |_, _| Ok(()),
+            };
+            let error = editor
+                .put_sparse(b"/file", contents, &Attributes::default())
+                .unwrap_err();
+            assert!(error.to_string().contains(why), "{kind}: {error}");
+        });
+        image.assert_clean(kind);
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use block::ErrorKind;
@@ -30,7 +32,7 @@ fn what_says_that_it_is_damaged_or_was_not_unmounted_is_refused() {
     for (kind, request, problem) in [
         ("-t ext4", "ssv state 3", "having errors"),
         ("-t ext2", "ssv state 0", "was not unmounted"),
-        ("-t ext4", "ssv last_orphan 12", "orphans"),
+        ("-t ext4", "ssv last_orphan 12", "an orphan"),
     ] {
         let image = Image::new("8M", kind);
         succeed(
@@ -43,6 +45,37 @@ fn what_says_that_it_is_damaged_or_was_not_unmounted_is_refused() {
         assert!(error.to_string().contains(problem), "{error}");
         assert!(error.hint().unwrap().contains("e2fsck"));
     }
+}
+
+#[test]
+fn contents_that_are_not_committed_leave_room_reserved_that_was() {
+    let image = Image::new("64M", "-t ext4");
+    succeed(Command::new("fallocate").args(["-l", "64M"]).arg(&image.path));
+    let room = || fs::metadata(&image.path).unwrap().blocks() * 512;
+    let (before, plain) = (room(), Attributes::default());
+    let large = vec![7; 12 << 20];
+    let mut editor = image.open();
+    editor.put(b"/large", &large, &plain).unwrap();
+    drop(editor);
+    assert_eq!(room(), before);
+    image.assert_clean("dropped");
+
+    // An operation that fails leaves the others to be committed.
+    image.edit(|editor| {
+        editor.put(b"/one", &large[..1 << 20], &plain).unwrap();
+        let error = editor
+            .put_from(b"/two", 12 << 20, &mut &large[..11 << 20], &plain)
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        editor.put(b"/three", &large[..1 << 20], &plain).unwrap();
+    });
+    assert_eq!(room(), before);
+    image.assert_clean("one of three");
+    let tree = image.tree();
+    for name in [&b"one"[..], b"three"] {
+        assert!(tree[name].content == large[..1 << 20]);
+    }
+    assert!(!tree.contains_key(&b"two"[..]));
 }
 
 #[test]

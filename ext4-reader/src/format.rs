@@ -190,7 +190,7 @@ impl Filesystem {
             blocks: log.runs.iter().map(|&run| run.into()).collect(),
             log: log.first..log.last,
             superblock: log.read(0)?,
-            sequence: journal::next_sequence(self, &log)?,
+            sequence: journal::next_sequence(&log)?,
             tags,
             is_64bit: log.has(Features::IS_64BIT),
             seed: log.seed.0,

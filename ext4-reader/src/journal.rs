@@ -84,9 +84,10 @@ pub(crate) fn replay(filesystem: &Filesystem) -> Result<Replay> {
     log.map(end, &revoked)
 }
 
-/// The number that the next transaction gets: after all that are to be replayed.
-pub(crate) fn next_sequence(filesystem: &Filesystem, log: &Log<'_>) -> Result<u32> {
-    if !filesystem.superblock().has(Incompatible::RECOVER) || log.start == 0 {
+/// The number that the next transaction gets: after all that are in the log. The log decides and not the mark of the filesystem,
+/// which is gone for whoever has replayed it in memory: older transactions with the same numbers would be replayed after the new one.
+pub(crate) fn next_sequence(log: &Log<'_>) -> Result<u32> {
+    if log.start == 0 {
         return Ok(log.sequence);
     }
     // The one after the last complete one may be there in part, and must not be taken for the new one.

@@ -18,7 +18,7 @@ const NO_LABEL: Label = *b"NO NAME    ";
 const JUMP: [u8; 3] = [0xEB, 0x58, 0x90];
 
 /// Where the jump leads: `int 18h`, by which a BIOS goes on to its next device, and a loop should it come back.
-const BOOT_CODE: [u8; 4] = [0xCD, 0x18, 0xEB, 0xFE];
+pub(crate) const BOOT_CODE: [u8; 4] = [0xCD, 0x18, 0xEB, 0xFE];
 
 /// A disk that does not change, in the descriptor's byte and the first entry of the table.
 pub(crate) const MEDIA: u8 = 0xF8;

@@ -1,12 +1,13 @@
 //! What deleted files have left in a filesystem that somebody has made.
 //!
 //! A file that is deleted loses the first byte of its name and its clusters in the table, and nothing else. So the whole tree is
-//! walked, and what no file needs is: clusters that the table says are free, the rest of a file's last cluster, entries of
-//! directories that are marked as deleted, all behind the entry that says that there are no more, and the sectors behind the last cluster.
+//! walked, and what no file needs is: clusters that are in no file, whatever the table says of them, the rest of a file's last cluster,
+//! entries of directories that are marked as deleted, all behind the entry that says that there are no more, the sectors behind the last cluster,
+//! and [room before the first](crate::spare).
 //!
 //! Nothing is said of a filesystem that contradicts itself, since what is free by the one may be a file by the other: a
 //! cluster in two files, or free and in one; a file that has fewer clusters than bytes; entries behind the last one, which some
-//! readers see. Clusters that are taken and in no file are left as they are.
+//! readers see. Clusters that are taken, or bad, and in no file stay so in the table, and their content is nobody's.
 
 use std::ops::Range;
 
@@ -19,12 +20,22 @@ use crate::volume::{Root, Use, Volume, wrong};
 const DELETED: u8 = 0xE5;
 const END: u8 = 0;
 
-/// Bytes of a FAT12, FAT16 or FAT32 filesystem that are in none of its files and none of its structures, in order. They may become zeros;
-/// the filesystem is as before.
+/// What is in none of the files of a FAT12, FAT16 or FAT32 filesystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Bytes that are in none of its structures either, in order. They may become zeros; the filesystem is as before.
+    pub free: Vec<Range<u64>>,
+    /// Bytes that would be free too if the boot sector had no code that may load them.
+    pub loader: Vec<Range<u64>>,
+    /// The byte behind the filesystem's last one: what follows on the disk is not looked at.
+    pub end: u64,
+}
+
+/// Finds what is in no file of a filesystem.
 ///
 /// # Errors
 /// `Corrupt` for one that contradicts itself; `Unsupported` for one that is too large; `Io`.
-pub fn leftovers(disk: &dyn BlockDevice) -> Result<Vec<Range<u64>>> {
+pub fn leftovers(disk: &dyn BlockDevice) -> Result<Leftovers> {
     let volume = Volume::read(disk)?;
     let mut walk = Walk {
         disk,
@@ -42,11 +53,14 @@ pub fn leftovers(disk: &dyn BlockDevice) -> Result<Vec<Range<u64>>> {
         walk.directory(&places)?;
     }
     for cluster in volume.numbers() {
-        if volume.used(cluster)? == Use::Free {
+        // An entry that means nothing is an error, of a file's cluster or not.
+        volume.used(cluster)?;
+        if !walk.taken[(cluster - volume.numbers().start) as usize] {
             walk.left.push(volume.place(cluster));
         }
     }
     walk.left.push(volume.rest());
+    walk.left.extend_from_slice(&volume.spare.free);
     walk.left.retain(|range| !range.is_empty());
     walk.left.sort_unstable_by_key(|range| range.start);
     walk.left.dedup_by(|next, range| {
@@ -56,7 +70,11 @@ pub fn leftovers(disk: &dyn BlockDevice) -> Result<Vec<Range<u64>>> {
         }
         follows
     });
-    Ok(walk.left)
+    Ok(Leftovers {
+        free: walk.left,
+        loader: volume.spare.loader.clone(),
+        end: volume.end,
+    })
 }
 
 struct Walk<'v> {
@@ -156,7 +174,9 @@ impl Walk<'_> {
 
 #[cfg(test)]
 mod tests {
-    use block::{DeviceInfo, Extent, ExtentState, MemStorage, Storage, ZeroMode, test_utils::Rng};
+    use std::sync::Arc;
+
+    use block::{Access, DeviceInfo, Extent, ExtentState, MemStorage, Storage, ZeroMode, test_utils::Rng};
 
     use super::*;
     use crate::{Builder, Options, Time};
@@ -230,7 +250,12 @@ mod tests {
     #[test]
     fn what_is_free_is_all_that_is_not_needed() {
         let disk = made();
-        let left = leftovers(&disk).unwrap();
+        let Leftovers {
+            free: left,
+            loader,
+            end,
+        } = leftovers(&disk).unwrap();
+        assert!(loader.is_empty() && end == SIZE);
         assert!(left.is_sorted_by(|a, b| a.end < b.start && a.start < a.end));
         let content = find(&disk, &[b'x'; 700]) as u64;
         let holds = |at: u64| left.iter().any(|range| range.contains(&at));
@@ -240,6 +265,31 @@ mod tests {
         for range in &left {
             let bytes = &disk.0[range.start as usize..range.end as usize];
             assert!(bytes.iter().all(|byte| *byte == 0), "{range:?}");
+        }
+    }
+
+    /// The boot sector of a FAT32 filesystem in clusters of a sector, so many that a table has 64 MiB and no more, or more.
+    #[test]
+    fn a_table_of_more_than_64_mib_is_not_read() {
+        for (clusters, says) in [
+            // What is there of the tables, nothing, says nothing of the first cluster.
+            ((16 << 20) - 2, "FAT filesystem contradicts itself"),
+            ((16 << 20) - 1, "a table of more than 67108864 bytes"),
+        ] {
+            let table_sectors = ((clusters + 2) * 4_u32).div_ceil(512);
+            let sectors = 32 + table_sectors + clusters;
+            let storage = MemStorage::new();
+            let put = |at: u64, bytes: &[u8]| storage.write_all_at(bytes, at).unwrap();
+            // Bytes of a sector, sectors of a cluster, reserved sectors, tables.
+            put(11, &[0, 2, 1, 32, 0, 1]);
+            put(32, &sectors.to_le_bytes());
+            put(36, &table_sectors.to_le_bytes());
+            put(44, &2_u32.to_le_bytes());
+            put(510, &[0x55, 0xAA]);
+            storage.set_len(u64::from(sectors) * 512).unwrap();
+            let disk = raw::Image::open(Arc::new(storage), Access::READ).unwrap();
+            let error = leftovers(&disk).unwrap_err();
+            assert!(error.to_string().contains(says), "{clusters}: {error}");
         }
     }
 
@@ -300,7 +350,9 @@ mod tests {
             let disk = Disk(bytes);
             if let Ok(left) = leftovers(&disk) {
                 assert!(
-                    left.iter()
+                    left.free
+                        .iter()
+                        .chain(&left.loader)
                         .all(|range| range.end <= disk.size() && range.start < range.end)
                 );
             }

@@ -38,11 +38,12 @@ mod leftovers;
 mod long_name;
 mod options;
 mod short_name;
+mod spare;
 mod table;
 mod time;
 mod volume;
 
 pub use builder::{Builder, Node, Summary};
-pub use leftovers::leftovers;
+pub use leftovers::{Leftovers, leftovers};
 pub use options::Options;
 pub use time::Time;

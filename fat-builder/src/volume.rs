@@ -8,6 +8,7 @@ use std::ops::Range;
 use block::{BlockDevice, Error, ErrorKind, Result};
 
 use crate::layout::FIRST_CLUSTER;
+use crate::spare::{Regions, Spare};
 
 /// Bytes of a table at most: of 64 GiB in clusters of 4 KiB.
 const MAX_TABLE: u64 = 64 << 20;
@@ -49,7 +50,8 @@ pub(crate) struct Volume {
     /// Byte at which the first cluster starts.
     data: u64,
     /// Byte at which the filesystem ends.
-    end: u64,
+    pub(crate) end: u64,
+    pub(crate) spare: Spare,
     table: Vec<u8>,
 }
 
@@ -108,6 +110,19 @@ impl Volume {
             let message = format!("a FAT filesystem with a table of more than {MAX_TABLE} bytes");
             return Err(Error::unsupported(message));
         }
+        let spare = Spare::new(
+            &boot,
+            &Regions {
+                sector,
+                reserved: reserved * sector,
+                tables,
+                table_len: table_sectors * sector,
+                table_used: len,
+                root_end: root_at * sector + root_entries * 32,
+                data: data * sector,
+                is_fat32: width == 32,
+            },
+        );
         let (flags, root) = match width {
             32 => (two(40), Root::Chain(four(44) as u32)),
             _ => (
@@ -145,6 +160,7 @@ impl Volume {
             width: width as u32,
             data: data * sector,
             end: sectors * sector,
+            spare,
             table,
         })
     }

@@ -7,8 +7,7 @@ use std::io::{self, Write};
 
 use block::{Error, ErrorKind, escape};
 
-/// The exit code after an interrupt: 128 and the number of SIGINT, as shells have it.
-pub(crate) const INTERRUPTED: u8 = 130;
+use crate::interrupt;
 
 /// Why a command ends without having done what it was asked.
 #[derive(Debug)]
@@ -16,15 +15,14 @@ pub(crate) enum Failure {
     /// Something went wrong.
     Error { error: Error, code: u8 },
     /// Nobody reads the output any more: an end, and nothing to tell anyone.
-    NobodyReads,
+    NobodyReads { code: u8 },
 }
 
 impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Error { error, .. } if error.kind() == ErrorKind::Interrupted => INTERRUPTED,
-            Self::Error { code, .. } => *code,
-            Self::NobodyReads => 1,
+            Self::Error { error, .. } if error.kind() == ErrorKind::Interrupted => interrupt::exit_code(),
+            Self::Error { code, .. } | Self::NobodyReads { code } => *code,
         }
     }
 
@@ -32,7 +30,7 @@ impl Failure {
     pub(crate) fn with_code(self, code: u8) -> Self {
         match self {
             Self::Error { error, .. } => Self::Error { error, code },
-            Self::NobodyReads => Self::NobodyReads,
+            Self::NobodyReads { .. } => Self::NobodyReads { code },
         }
     }
 }
@@ -51,7 +49,7 @@ impl From<Error> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::BrokenPipe => Self::NobodyReads,
+            io::ErrorKind::BrokenPipe => Self::NobodyReads { code: 1 },
             _ => Error::io("write to standard output", error).into(),
         }
     }
@@ -106,7 +104,7 @@ pub(crate) fn usage(error: &clap::Error, command: Option<&OsStr>) -> u8 {
             "imgtool: an argument is not UTF-8, and only names of files may be anything else\n".to_owned()
         }
         Kind::DisplayHelpOnMissingArgumentOrSubcommand => error.render().to_string(),
-        _ => line_and_hint(&error.render().to_string()),
+        _ => line_and_hint(&error.render().to_string(), own_hint(error)),
     };
     // With nobody left to read it there is nothing to be done about that.
     let _ = write!(io::stderr(), "{text}");
@@ -118,9 +116,14 @@ pub(crate) fn usage(error: &clap::Error, command: Option<&OsStr>) -> u8 {
     }
 }
 
+/// What to do about a value that one of our own parsers has refused.
+fn own_hint(error: &clap::Error) -> Option<&str> {
+    error.source()?.downcast_ref::<Error>()?.hint()
+}
+
 /// What clap has to say in several paragraphs, in the form that every other failure has: a line that says what is wrong,
-/// and one that says what to do. Usage in several forms is left to the help.
-fn line_and_hint(text: &str) -> String {
+/// and one that says what to do, with what is known better than that. Usage in several forms is left to the help.
+fn line_and_hint(text: &str, known: Option<&str>) -> String {
     let mut paragraphs = text.trim().split("\n\n");
     let joined = |paragraph: &str| paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     let wrong = joined(paragraphs.next().unwrap_or_default());
@@ -130,7 +133,8 @@ fn line_and_hint(text: &str) -> String {
         .map(joined)
         .map(|hint| hint.trim_start_matches("tip: ").trim_end_matches('.').to_owned())
         .collect();
-    let (wrong, hint) = (escape(wrong), hints.join(". "));
+    let hint = known.map_or_else(|| hints.join(". "), str::to_owned);
+    let wrong = escape(wrong);
     format!("imgtool: {wrong}\nhint: {}\n", escape(&hint))
 }
 
@@ -166,16 +170,30 @@ mod tests {
                     Usage: imgtool bitmap <FILE>\n       imgtool bitmap --list\n\n\
                     For more information, try '--help'.\n";
         assert_eq!(
-            line_and_hint(text),
+            line_and_hint(text, None),
             "imgtool: the following required arguments were not provided: <FILE> <BITMAP>\n\
              hint: For more information, try '--help'\n"
         );
         let text = "error: unexpected argument '--a\x1bb' found\n\n  tip: a similar argument exists: '--all'\n\n\
                     Usage: imgtool x --all\n\nFor more information, try '--help'.\n";
         assert_eq!(
-            line_and_hint(text),
+            line_and_hint(text, None),
             "imgtool: unexpected argument '--a\\u{1b}b' found\n\
              hint: a similar argument exists: '--all'. Usage: imgtool x --all. For more information, try '--help'\n"
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_refused_has_the_hint_of_who_refuses_it() {
+        let refuse = |_: &str| Err::<u8, _>(Error::invalid("\"x\" is none").with_hint("there are y and z"));
+        let argument = clap::Arg::new("what").long("what").value_parser(refuse);
+        let command = clap::Command::new("imgtool").arg(argument);
+        let error = command
+            .try_get_matches_from(["imgtool", "--what", "x"])
+            .unwrap_err();
+        assert_eq!(
+            line_and_hint(&error.render().to_string(), own_hint(&error)),
+            "imgtool: invalid value 'x' for '--what <what>': \"x\" is none\nhint: there are y and z\n"
         );
     }
 

@@ -7,9 +7,10 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use ::encryption::LuksOptions;
 use block::{
-    Access, Backing, BackingReference, BlockDevice, DataFileReference, Error, Keys, Preallocation, Result,
-    Storage, chain, escape,
+    Access, Backing, BackingReference, BlockDevice, DataFileReference, Error, Keys, Passphrase,
+    Preallocation, Result, Storage, chain, escape,
 };
 use qcow2::{Amendment, CompressionType, CreateOptions, Version};
 
@@ -81,6 +82,39 @@ Options of qcow2 images that can be amended:
   size=SIZE                Size of the disk, which can only grow
 ";
 
+const LUKS_OPTIONS: &str = "\
+Options of luks images:
+  cipher-alg=NAME          aes, serpent or twofish, with the length of the key: aes-128, aes-192, aes-256 ... [aes-256]
+  cipher-mode=NAME         xts or cbc [xts]
+  hash-alg=NAME            What keys are derived with: sha1, sha224, sha256, sha384, sha512 or ripemd160 [sha256]
+  iter-time=MS             How long that takes, in milliseconds [2000]
+  ivgen-alg=NAME           Initialisation vectors: plain, plain64 or essiv [plain64]
+  ivgen-hash-alg=NAME      Hash of essiv: sha256
+  key=FILE                 File that holds the passphrase, where --key names those of other images
+  preallocation=MODE       What is laid out in advance: off, falloc or full [off]. Without full a new disk reads as noise
+                           until it is written to
+  size=SIZE                Size of the disk
+";
+
+/// Options of disks in LUKS's own form that stay what they are.
+const ONLY_NEW_LUKS: [&str; 6] = [
+    "cipher-alg",
+    "cipher-mode",
+    "ivgen-alg",
+    "ivgen-hash-alg",
+    "hash-alg",
+    "preallocation",
+];
+
+pub(crate) const LUKS_AMEND_OPTIONS: &str = "\
+Options of luks images that can be amended:
+  new-key=FILE             Let the passphrase in this file open the disk too, from now on
+  old-key=FILE             Let the passphrase in this file open it no more
+  keyslot=N                The key slot that new-key is to use, 0 to 7, or whose key is removed with state=inactive
+  state=inactive           Remove the key in a slot
+  iter-time=MS             How long deriving the new key takes, in milliseconds [2000]
+";
+
 const RAW_OPTIONS: &str = "\
 Options of raw images:
   preallocation=MODE       What is laid out in advance: off, falloc or full [off]
@@ -100,6 +134,8 @@ pub(crate) struct NewImage {
 #[derive(Clone, Debug)]
 enum NewFormat {
     Raw,
+    /// A disk in LUKS's own form. The passphrase is empty where none was given: measuring takes none.
+    Luks(LuksOptions, Passphrase),
     Qcow2 {
         /// Everything but size, backing and preallocation, which are above.
         options: CreateOptions,
@@ -135,6 +171,21 @@ impl NewImage {
         }
     }
 
+    /// A disk in LUKS's own form that this passphrase opens.
+    pub(crate) fn luks(
+        size: u64,
+        options: LuksOptions,
+        passphrase: Passphrase,
+        preallocation: Preallocation,
+    ) -> Self {
+        Self {
+            size: Some(size),
+            backing: None,
+            preallocation: Some(preallocation),
+            format: NewFormat::Luks(options, passphrase),
+        }
+    }
+
     /// What `options` say about an image in `format`. `backing` and its format come from arguments of their own;
     /// options may name them too.
     pub(crate) fn parse(
@@ -152,17 +203,26 @@ impl NewImage {
             .take("preallocation")
             .map(|text| preallocation(&text))
             .transpose()?;
-        if name == "raw" {
+        if matches!(name, "raw" | "luks") {
             if backing.is_some() || options.take("backing_file").is_some() {
-                return Err(Error::invalid("a raw image cannot have a backing file")
-                    .with_hint("use -f qcow2, or -O qcow2 to convert"));
+                return Err(
+                    Error::invalid(format!("a {name} image cannot have a backing file"))
+                        .with_hint("use -f qcow2, or -O qcow2 to convert"),
+                );
             }
+            let format = match name {
+                "luks" => {
+                    let (luks, passphrase) = encryption::parse_luks(&mut options)?;
+                    NewFormat::Luks(luks, passphrase)
+                }
+                _ => NewFormat::Raw,
+            };
             options.finish(name, &["nocow", "extent_size_hint"])?;
             return Ok(Self {
                 size,
                 backing: None,
                 preallocation,
-                format: NewFormat::Raw,
+                format,
             });
         }
         let backing = backing
@@ -201,6 +261,7 @@ impl NewImage {
     pub(crate) fn print_options(format: &str, out: &mut dyn Write) -> Result<io::Result<()>> {
         let text = match chain::format_named(&FORMATS, format)?.name() {
             "raw" => RAW_OPTIONS,
+            "luks" => LUKS_OPTIONS,
             _ => QCOW2_OPTIONS,
         };
         Ok(out.write_all(text.as_bytes()))
@@ -209,23 +270,50 @@ impl NewImage {
     pub(crate) fn format(&self) -> &'static str {
         match self.format {
             NewFormat::Raw => "raw",
+            NewFormat::Luks(..) => "luks",
             NewFormat::Qcow2 { .. } => "qcow2",
         }
     }
 
     pub(crate) fn compression(&self) -> Option<CompressionType> {
         match &self.format {
-            NewFormat::Raw => None,
+            NewFormat::Raw | NewFormat::Luks(..) => None,
             NewFormat::Qcow2 { options, .. } => Some(options.compression),
         }
     }
 
     pub(crate) fn is_encrypted(&self) -> bool {
-        self.qcow2().is_some_and(|options| options.encryption.is_some())
+        self.passphrase().is_some()
+    }
+
+    /// Whether it reads as zeros when it was made, on a device of the host or in a file.
+    pub(crate) fn is_zero(&self, on_device: bool) -> bool {
+        match self.format {
+            NewFormat::Raw => !on_device,
+            NewFormat::Luks(..) => self.preallocation == Some(Preallocation::Full),
+            NewFormat::Qcow2 { .. } => true,
+        }
+    }
+
+    /// What opens it, if it is encrypted.
+    fn passphrase(&self) -> Option<&Passphrase> {
+        match &self.format {
+            NewFormat::Raw => None,
+            NewFormat::Luks(_, passphrase) => Some(passphrase),
+            NewFormat::Qcow2 { options, .. } => {
+                let encryption = options.encryption.as_ref();
+                encryption.map(|encryption| &encryption.passphrase)
+            }
+        }
     }
 
     pub(crate) fn is_preallocated(&self) -> bool {
-        self.preallocation.is_some_and(|mode| mode != Preallocation::Off)
+        self.preallocation() != Preallocation::Off
+    }
+
+    /// What is laid out in advance.
+    pub(crate) fn preallocation(&self) -> Preallocation {
+        self.preallocation.unwrap_or_default()
     }
 
     /// Fails for what there cannot be, before anything is made.
@@ -234,8 +322,8 @@ impl NewImage {
         match self.qcow2() {
             Some(options) => options.validate(),
             None if self.preallocation == Some(Preallocation::Metadata) => {
-                Err(Error::invalid("a raw image has no metadata to preallocate")
-                    .with_hint("use preallocation=falloc or full"))
+                let message = format!("a {} image has no metadata to preallocate", self.format());
+                Err(Error::invalid(message).with_hint("use preallocation=falloc or full"))
             }
             None => Ok(()),
         }
@@ -243,11 +331,8 @@ impl NewImage {
 
     /// Fails for an encrypted image that nobody could open.
     fn check_key(&self) -> Result<()> {
-        let encryption = self.qcow2().and_then(|options| options.encryption);
-        match encryption {
-            Some(encryption) if encryption.passphrase.as_bytes().is_empty() => {
-                keys::of_new_image().map(|_| ())
-            }
+        match self.passphrase() {
+            Some(passphrase) if passphrase.as_bytes().is_empty() => keys::of_new_image().map(|_| ()),
             _ => Ok(()),
         }
     }
@@ -260,7 +345,7 @@ impl NewImage {
     /// The whole options of a qcow2 image.
     pub(crate) fn qcow2(&self) -> Option<CreateOptions> {
         match &self.format {
-            NewFormat::Raw => None,
+            NewFormat::Raw | NewFormat::Luks(..) => None,
             NewFormat::Qcow2 { options, .. } => Some(CreateOptions {
                 size: self.disk_size(),
                 backing: self.backing.clone(),
@@ -273,8 +358,16 @@ impl NewImage {
     /// The name of the file that is to hold the data.
     pub(crate) fn data_file(&self) -> Option<String> {
         match &self.format {
-            NewFormat::Raw => None,
+            NewFormat::Raw | NewFormat::Luks(..) => None,
             NewFormat::Qcow2 { options, .. } => options.data_file.as_ref()?.name.clone(),
+        }
+    }
+
+    /// Whether that file reads as the disk does.
+    pub(crate) fn has_raw_data(&self) -> bool {
+        match &self.format {
+            NewFormat::Raw | NewFormat::Luks(..) => false,
+            NewFormat::Qcow2 { options, .. } => options.data_file.as_ref().is_some_and(|file| file.raw),
         }
     }
 
@@ -290,9 +383,22 @@ impl NewImage {
     /// Makes the image.
     pub(crate) fn create(&self, storage: &dyn Storage) -> Result<()> {
         self.check_key()?;
-        match self.qcow2() {
-            Some(options) => qcow2::create(storage, &options),
-            None => raw::create(storage, self.disk_size(), self.preallocation.unwrap_or_default()),
+        let (size, preallocation) = (self.disk_size(), self.preallocation.unwrap_or_default());
+        match (&self.format, self.qcow2()) {
+            (NewFormat::Luks(options, passphrase), _) => {
+                ::encryption::create(storage, size, options, passphrase, preallocation)
+            }
+            (_, Some(options)) => qcow2::create(storage, &options),
+            (_, None) => raw::create(storage, size, preallocation),
+        }
+    }
+
+    /// Bytes of the file of an image that all is written to, if that follows from the size of the disk alone.
+    pub(crate) fn file_size(&self) -> Option<u64> {
+        match &self.format {
+            NewFormat::Raw => Some(self.disk_size()),
+            NewFormat::Luks(options, _) => self.disk_size().checked_add(options.area_len()),
+            NewFormat::Qcow2 { .. } => None,
         }
     }
 
@@ -306,13 +412,13 @@ impl NewImage {
     ) -> Result<NewDevice> {
         Ok(match &self.format {
             NewFormat::Raw => NewDevice::Raw(Arc::new(raw::Image::open(storage, Access::WRITE)?)),
-            NewFormat::Qcow2 { options, .. } => {
-                let passphrase = options
-                    .encryption
-                    .as_ref()
-                    .map(|encryption| encryption.passphrase.clone());
+            NewFormat::Luks(..) => {
+                let image = ::encryption::Image::open(storage, Access::WRITE, &self.keys())?;
+                NewDevice::Luks(Arc::new(image))
+            }
+            NewFormat::Qcow2 { .. } => {
                 let options = qcow2::OpenOptions {
-                    keys: passphrase.map_or(Keys::None, |passphrase| Keys::Passphrases(vec![passphrase])),
+                    keys: self.keys(),
                     access: Access::WRITE,
                     backing,
                     data_file,
@@ -322,6 +428,11 @@ impl NewImage {
                 NewDevice::Qcow2(Arc::new(qcow2::Image::open(storage, options)?))
             }
         })
+    }
+
+    fn keys(&self) -> Keys {
+        let passphrase = self.passphrase().cloned();
+        passphrase.map_or(Keys::None, |passphrase| Keys::Passphrases(vec![passphrase]))
     }
 
     /// `Formatting 'a', fmt=raw size=512`, as `qemu-img create` says it.
@@ -374,7 +485,12 @@ impl NewImage {
             }
             add("lazy_refcounts", switch(options.lazy_refcounts));
             add("refcount_bits", &(1 << options.refcount_order).to_string());
-        } else if let Some(mode) = self.preallocation {
+            return text;
+        }
+        if let NewFormat::Luks(options, _) = &self.format {
+            encryption::describe_luks(options, "", &mut add);
+        }
+        if let Some(mode) = self.preallocation {
             add("preallocation", preallocation_name(mode));
         }
         text
@@ -385,6 +501,7 @@ impl NewImage {
 #[derive(Debug)]
 pub(crate) enum NewDevice {
     Raw(Arc<raw::Image>),
+    Luks(Arc<::encryption::Image>),
     Qcow2(Arc<qcow2::Image>),
 }
 
@@ -392,6 +509,7 @@ impl NewDevice {
     pub(crate) fn device(&self) -> &dyn BlockDevice {
         match self {
             Self::Raw(image) => &**image,
+            Self::Luks(image) => &**image,
             Self::Qcow2(image) => &**image,
         }
     }
@@ -400,6 +518,7 @@ impl NewDevice {
     pub(crate) fn shared(&self) -> Arc<dyn BlockDevice> {
         match self {
             Self::Raw(image) => image.clone(),
+            Self::Luks(image) => image.clone(),
             Self::Qcow2(image) => image.clone(),
         }
     }
@@ -408,6 +527,7 @@ impl NewDevice {
     pub(crate) fn close(self) -> Result<()> {
         match self {
             Self::Raw(image) => image.flush(),
+            Self::Luks(image) => image.flush(),
             Self::Qcow2(image) => match Arc::into_inner(image) {
                 Some(image) => image.close(),
                 None => unreachable!("an image is closed by the last who has it"),
@@ -484,7 +604,7 @@ impl Amended {
     pub(crate) fn parse(mut options: OptionList) -> Result<Self> {
         let backing = options.take("backing_file");
         let backing_format = options.take("backing_fmt");
-        let keys = KeyChange::parse(&mut options)?;
+        let keys = KeyChange::parse(&mut options, "encrypt.")?;
         let amendment = Amendment {
             version: options.take("compat").map(|text| version(&text)).transpose()?,
             refcount_order: options
@@ -517,6 +637,18 @@ impl Amended {
             keys,
         })
     }
+}
+
+/// What `amend -o` says of a disk in LUKS's own form.
+pub(crate) fn amended_luks(mut options: OptionList) -> Result<KeyChange> {
+    let keys = KeyChange::parse(&mut options, "")?;
+    if let Some(key) = options.untaken().filter(|key| ONLY_NEW_LUKS.contains(key)) {
+        let message = format!("the option {key} can be chosen for new images only");
+        let hint = format!("copy it into one: imgtool convert -O luks -o {key}=...");
+        return Err(Error::unsupported(message).with_hint(hint));
+    }
+    options.finish("luks", &[])?;
+    Ok(keys)
 }
 
 /// What `--preallocation` and the option of that name mean.

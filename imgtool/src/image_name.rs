@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use block::view::Window;
 use block::{BlockDevice, Error, ErrorKind, Result, escape};
-use machines::nearest;
+use machines::{Root, nearest};
 use raw::partition::{PartitionTable, Selector, split_name};
 
 use crate::images::directory_of;
 use crate::opener::is_export;
+use crate::stores::is_machine;
 
 /// The commands that take partitions, for messages.
 const COMMANDS: &str = "compare, convert, dd, fs, info, map, measure and mkfs";
@@ -29,7 +30,7 @@ pub(crate) struct ImageName {
 impl ImageName {
     pub(crate) fn parse(text: &Path) -> Result<Self> {
         let (path, partition) = split_name(text, |image| {
-            is_export(image) || image.metadata().is_ok_and(|file| !file.is_dir())
+            is_export(image) || image.metadata().is_ok_and(|file| !file.is_dir()) || is_machine(image)
         })?;
         Ok(Self {
             path: path.to_owned(),
@@ -45,6 +46,19 @@ impl ImageName {
         }
         let range = self.range_on(&*disk)?;
         Ok(Arc::new(Window::new(disk, range.start, range.end - range.start)?))
+    }
+
+    /// The same for a filesystem: where it is the whole disk of a machine that is named, its root filesystem is meant, wherever
+    /// on the disk that is.
+    pub(crate) fn filesystem_on(&self, disk: Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>> {
+        let named = self.on(disk)?;
+        if self.partition.is_none()
+            && is_machine(&self.path)
+            && let Some(root) = Root::find(&named)?
+        {
+            return Ok(root.device);
+        }
+        Ok(named)
     }
 
     /// Where on the whole disk of the image it is, in bytes.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use block::chain::{self, Below, Chain, ChainOptions};
 use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
 use block::{Access, Error, ErrorKind, FileOpener, Format, Result, SnapshotSelector, Storage};
-use machines::store::Store;
 use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
@@ -17,7 +16,7 @@ use crate::opener::Opener;
 use crate::stores::image_at;
 
 /// The formats that images can be in.
-pub(crate) const FORMATS: [&dyn Format; 2] = [&qcow2::Qcow2, &raw::Raw];
+pub(crate) const FORMATS: [&dyn Format; 3] = [&qcow2::Qcow2, &encryption::LuksFormat, &raw::Raw];
 
 /// How images are opened: by the names of their files, or of the machines that they belong to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +32,19 @@ impl Opening {
     /// The image at `path` with everything below it. Without a `format` it is found out.
     pub(crate) fn chain(self, path: &Path, format: Option<&str>) -> Result<Chain> {
         self.open(path, format, Below::AsStored)
+    }
+
+    /// The same, for a change of what is on the disk where it is: that must not be mounted, be it by a loop device over a file.
+    pub(crate) fn chain_to_change(self, path: &Path, format: Option<&str>) -> Result<Chain> {
+        let chain = self.chain(path, format)?;
+        if self.access.write {
+            let active = &chain.layers()[0];
+            for file in std::iter::once(&active.storage).chain(&active.data_file) {
+                let refused = file.file_id().map_or(Ok(()), raw::refuse_mounted);
+                refused.map_err(|error| error.with_path(file.path().unwrap_or(path)))?;
+            }
+        }
+        Ok(chain)
     }
 
     /// The same, to be looked at: images whose data is encrypted take no key.
@@ -73,8 +85,7 @@ impl Opening {
     /// The file at `path` and its format, without a look at what is in it.
     pub(crate) fn file(self, path: &Path, format: Option<&str>) -> Result<(Arc<dyn Storage>, &'static str)> {
         let path = &*image_at(path);
-        self.refuse_template(path)?;
-        let opener = Opener(HostOpener::new().direct(self.direct).io(self.io));
+        let opener = self.opener();
         let storage = opener
             .open(path, self.access)
             .map_err(|error| explain_missing(self.explain(error), path))?;
@@ -91,6 +102,10 @@ impl Opening {
         self.open(path, format, Below::Layers(0))
     }
 
+    fn opener(self) -> Opener {
+        Opener(HostOpener::new().direct(self.direct).io(self.io).exclusive(true))
+    }
+
     fn open(self, path: &Path, format: Option<&str>, below: Below<'_>) -> Result<Chain> {
         let options = ChainOptions {
             format,
@@ -102,34 +117,24 @@ impl Opening {
 
     fn open_with(self, path: &Path, mut options: ChainOptions<'_>) -> Result<Chain> {
         let path = &*image_at(path);
-        self.refuse_template(path)?;
         options.access = self.access;
         options.keys = Some(keys::given());
         let gate = Gate(self.nested);
-        let opener = Opener(HostOpener::new().direct(self.direct).io(self.io));
+        let opener = self.opener();
         let chain = Chain::open_with(&opener, &FORMATS, &gate, path, &options);
         chain.map_err(|error| explain_missing(self.explain(error), path))
-    }
-
-    /// Fails if a template is to be written to, whoever may: machines are based on what it holds.
-    fn refuse_template(self, path: &Path) -> Result<()> {
-        if self.access.write && Store::is_template(path).unwrap_or(false) {
-            let error = Error::invalid("a template is not changed").with_path(path);
-            return Err(error.with_hint(
-                "change a machine that is a clone of it, and publish that: imgtool template publish",
-            ));
-        }
-        Ok(())
     }
 
     /// Says which option of the command line would have made the difference.
     fn explain(self, error: Error) -> Error {
         match error.kind() {
             ErrorKind::Key => keys::explain(error),
+            // Not by another program: what is to be ended is said.
+            ErrorKind::Locked if error.message().contains(" is in use") => error,
             ErrorKind::Locked if self.access.write => error.with_hint("wait for it or stop it"),
-            ErrorKind::Locked => {
-                error.with_hint("wait for it, or read the image as it is being written to with -U")
-            }
+            ErrorKind::Locked => error.with_hint(
+                "wait for it or stop it; commands that have -U read an image as it is being written to",
+            ),
             ErrorKind::Denied => {
                 error.with_hint("allow it with --nested any, if you trust the maker of the image")
             }

@@ -5,23 +5,31 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fs, io, process, thread};
 
 use block::{Error, Result};
 use ops::Cancel;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGURG};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGURG, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ,
+};
 use signal_hook::iterator::Signals;
-
-use crate::failure::INTERRUPTED;
 
 /// How long a job may take to stop by itself.
 const GRACE: Duration = Duration::from_millis(700);
 
 /// Files that exist and must not outlive the process unless they are taken off the list.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// The signal that has interrupted; until one does, Ctrl-C's.
+static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(|| Arc::new(AtomicUsize::new(SIGINT as usize)));
+
+/// The exit code after an interrupt: 128 and the number of the signal, as shells have it.
+pub(crate) fn exit_code() -> u8 {
+    128 + SIGNAL.load(Ordering::Relaxed) as u8
+}
 
 /// What threads that wait for signals are to do besides.
 struct Errand {
@@ -89,22 +97,40 @@ fn run_errand(done: &mut usize) {
     ERRAND_DONE.notify_all();
 }
 
-/// What interrupts, but for what whoever started this has it ignore, as `nohup` does.
-fn heeded() -> impl Iterator<Item = i32> {
+/// What interrupts.
+const INTERRUPTS: [i32; 7] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGALRM, SIGUSR2, SIGXCPU];
+
+/// Those of some signals that whoever started this does not have it ignore, as `nohup` does.
+fn heeded<const N: usize>(signals: [i32; N]) -> impl Iterator<Item = i32> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = mask.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap_or(0));
-    [SIGINT, SIGTERM, SIGHUP]
+    signals
         .into_iter()
         .filter(move |signal| ignored & (1 << (signal - 1)) == 0)
 }
 
+/// From now on, signals that say something rather than stop a job end nobody: a file that reaches a limit of length is an error of
+/// whoever writes it, and who asks how far a job is gets an answer or none.
+pub(crate) fn outlive() {
+    for signal in [SIGXFSZ, SIGUSR1] {
+        // If that fails, they do what they did.
+        let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
+    }
+}
+
 /// From now on, an interrupt asks whoever holds the result to stop.
 pub(crate) fn watch() -> Result<Cancel> {
+    watch_as("imgtool")
+}
+
+/// [`watch`], for a program of another name.
+pub(crate) fn watch_as(program: &str) -> Result<Cancel> {
+    let program = program.to_owned();
     let cancel = Cancel::new();
     let watched = cancel.clone();
-    let mut signals =
-        Signals::new(heeded().chain([WAKE])).map_err(|error| Error::io("watch for signals", error))?;
+    let mut signals = Signals::new(heeded(INTERRUPTS).chain([WAKE]))
+        .map_err(|error| Error::io("watch for signals", error))?;
     let mut done = join_watchers();
     let wait = move || {
         for signal in signals.forever() {
@@ -112,6 +138,7 @@ pub(crate) fn watch() -> Result<Cancel> {
                 run_errand(&mut done);
                 continue;
             }
+            SIGNAL.store(signal as usize, Ordering::Relaxed);
             watched.cancel();
             thread::sleep(GRACE);
             // Held to the end: nothing can be finished any more.
@@ -124,8 +151,8 @@ pub(crate) fn watch() -> Result<Cancel> {
             } else {
                 "; what was unfinished is gone"
             };
-            let _ = writeln!(io::stderr(), "imgtool: interrupted{left}");
-            process::exit(INTERRUPTED.into());
+            let _ = writeln!(io::stderr(), "{program}: interrupted{left}");
+            process::exit(exit_code().into());
         }
     };
     thread::Builder::new()
@@ -139,11 +166,28 @@ pub(crate) fn watch() -> Result<Cancel> {
 /// started.
 pub(crate) fn watch_patiently() -> Result<Cancel> {
     let flag = Arc::new(AtomicBool::new(false));
-    for signal in heeded() {
-        signal_hook::flag::register(signal, flag.clone())
+    for signal in heeded(INTERRUPTS) {
+        signal_hook::flag::register_usize(signal, SIGNAL.clone(), signal as usize)
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
             .map_err(|error| Error::io("watch for signals", error))?;
     }
     Ok(flag.into())
+}
+
+/// From now on, what the keyboard interrupts is not this process but a program that it starts: that has no handler of ours, and so
+/// does by itself what it does otherwise. What comes from elsewhere asks whoever holds the result to stop.
+pub(crate) fn leave_the_keyboard() -> Result<Cancel> {
+    let (nobody, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let failed = |error| Error::io("watch for signals", error);
+    for signal in heeded([SIGINT, SIGQUIT]) {
+        signal_hook::flag::register(signal, nobody.clone()).map_err(failed)?;
+    }
+    for signal in heeded([SIGTERM, SIGHUP]) {
+        signal_hook::flag::register_usize(signal, SIGNAL.clone(), signal as usize)
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(failed)?;
+    }
+    Ok(stop.into())
 }
 
 /// A file that is removed when it is dropped, or the process interrupted, unless it is [kept](Self::keep).

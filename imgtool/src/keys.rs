@@ -64,7 +64,7 @@ pub(crate) fn explain(error: Error) -> Error {
         return error;
     }
     error.with_hint(if given().is_empty() {
-        "name a file that holds the passphrase with --key FILE"
+        "name a file that holds the passphrase with --key FILE; a disk that was encrypted inside, by its guest, is copied as it is with -f raw"
     } else {
         "all that is in the file is the passphrase, a newline at its end too (printf writes none)"
     })

@@ -17,6 +17,7 @@ mod images;
 mod interrupt;
 mod keys;
 mod layers;
+mod luks_description;
 mod opener;
 mod option_list;
 mod output;
@@ -43,6 +44,7 @@ use failure::Failure;
 
 /// Runs `imgtool` with the arguments of a process, the program's name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    interrupt::outlive();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if arguments.first().is_some_and(qemu_img::is_called) {
         return qemu_img::run(&arguments);

@@ -8,24 +8,31 @@ use block::{Access, FileOpener, Result, Storage};
 use nbd::{Address, Export};
 use raw::HostOpener;
 
-/// Opens what an argument names, and the files that images name: those are never exports.
+use crate::stores::refuse_template;
+
+/// Opens what an argument names, and the files that images name: those are never exports. A template is never opened for
+/// writing: machines are based on what it holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opener(pub(crate) HostOpener);
 
 impl FileOpener for Opener {
     fn open(&self, path: &Path, access: Access) -> Result<Arc<dyn Storage>> {
-        match export(path) {
-            Some(address) => {
-                let export = Export::open(&address?, access)?;
-                // In a sandbox there is no other time.
-                export.connect_ahead();
-                Ok(Arc::new(export))
-            }
-            None => self.0.open(path, access),
+        if let Some(address) = export(path) {
+            let export = Export::open(&address?, access)?;
+            // In a sandbox there is no other time.
+            export.connect_ahead();
+            return Ok(Arc::new(export));
         }
+        if access.write {
+            refuse_template(path)?;
+        }
+        self.0.open(path, access)
     }
 
     fn open_nested(&self, permit: &Permit, access: Access) -> Result<Arc<dyn Storage>> {
+        if access.write {
+            refuse_template(&permit.path)?;
+        }
         self.0.open_nested(permit, access)
     }
 }

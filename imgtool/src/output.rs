@@ -53,6 +53,11 @@ fn three_digits(value: f64) -> String {
     }
 }
 
+/// How many there are of something: `1 file`, `2 files`.
+pub(crate) fn counted(count: u64, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
+}
+
 /// Says something besides what was asked for, on standard error.
 pub(crate) fn note(text: &str) {
     // With nobody left to read it there is nothing to be done about that.

@@ -1,7 +1,7 @@
 //! What a qcow2 image says about itself, for `info` and for its counterpart in qemu-img.
 
 use block::{Result, Storage};
-use encryption::{IvGenerator, KeySlot, Luks};
+use encryption::Luks;
 use qcow2::{
     AutoclearFeatures, Bitmap, CompatibleFeatures, Encryption, Header, IncompatibleFeatures, Snapshot,
     SnapshotTable, Version, read_luks,
@@ -9,6 +9,7 @@ use qcow2::{
 use serde_json::{Value, json};
 
 use crate::commands::bitmap_flags;
+use crate::luks_description;
 
 /// What only qcow2 images have.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl Qcow2Description {
         if header.encryption == Encryption::Aes {
             facts["encrypt"] = json!({ "format": "aes" });
         } else if let Some(luks) = &self.luks {
-            facts["encrypt"] = luks_json(luks);
+            facts["encrypt"] = luks_description::facts(luks, true);
         }
         if v3 {
             facts["corrupt"] = header.incompatible.contains(IncompatibleFeatures::CORRUPT).into();
@@ -76,42 +77,6 @@ impl Qcow2Description {
         }
         facts
     }
-}
-
-fn luks_json(luks: &Luks) -> Value {
-    let [cipher, mode, hash] = luks.names();
-    // What is known is named as when an image is made.
-    let spec = luks.spec().ok();
-    let names = spec.map(|spec| (spec.mode.name(), spec.iv.name()));
-    let (mode, iv) = names.or(mode.split_once('-')).unwrap_or((mode, ""));
-    let mut facts = json!({
-        "ivgen-alg": iv,
-        "detached-header": false,
-        "hash-alg": hash,
-        "cipher-alg": spec.map_or(cipher, |spec| spec.cipher.name()),
-        "uuid": luks.uuid(),
-    });
-    if spec.is_some_and(|spec| spec.iv == IvGenerator::Essiv) {
-        facts["ivgen-hash-alg"] = "sha256".into();
-    }
-    facts["format"] = "luks".into();
-    facts["cipher-mode"] = mode.into();
-    facts["slots"] = luks.slots().iter().map(slot_json).collect();
-    facts["payload-offset"] = luks.payload_offset().into();
-    facts["master-key-iters"] = luks.digest_iterations().into();
-    facts
-}
-
-fn slot_json(slot: &KeySlot) -> Value {
-    let mut facts = json!({ "active": slot.active });
-    if slot.active {
-        facts["iters"] = slot.iterations.into();
-    }
-    facts["key-offset"] = slot.offset().into();
-    if slot.active {
-        facts["stripes"] = slot.stripes.into();
-    }
-    facts
 }
 
 fn bitmap_json(bitmap: &Bitmap) -> Value {

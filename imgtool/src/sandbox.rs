@@ -159,10 +159,12 @@ fn conditional() -> Option<BTreeMap<i64, Vec<SeccompRule>>> {
     let not_executable = |argument| only(vec![when(argument, MaskedEq(libc::PROT_EXEC as u64), 0)?]);
     let me = u64::from(std::process::id());
     Some(BTreeMap::from([
-        // Input that is pushed into a terminal is what its shell runs next.
         (
             libc::SYS_ioctl,
-            only(vec![when(1, Ne, TIOCSTI)?, when(1, Ne, TIOCLINUX)?])?,
+            IOCTLS
+                .iter()
+                .map(|command| SeccompRule::new(vec![when(1, Eq, *command)?]).ok())
+                .collect::<Option<_>>()?,
         ),
         (libc::SYS_mmap, not_executable(2)?),
         (libc::SYS_mprotect, not_executable(2)?),
@@ -205,8 +207,10 @@ fn conditional() -> Option<BTreeMap<i64, Vec<SeccompRule>>> {
     ]))
 }
 
-const TIOCSTI: u64 = 0x5412;
-const TIOCLINUX: u64 = 0x541c;
+/// What is asked of a terminal to know it as one (`TCGETS`, `TCGETS2`) and how wide it is (`TIOCGWINSZ`), of a socket not to wait
+/// (`FIONBIO`), and of a file to share its bytes with another (`FICLONERANGE`): the same numbers on all processors that have a filter.
+/// What is left out types into a terminal, changes what a file is, or is a driver's.
+const IOCTLS: [u64; 5] = [0x5401, 0x802c_542a, 0x5413, 0x5421, 0x4020_940d];
 const F_SETSIG: u64 = 10;
 const F_SETOWN_EX: u64 = 15;
 /// The bits of a socket's type that are no flags.

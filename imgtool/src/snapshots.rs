@@ -18,15 +18,24 @@ pub(crate) fn know_time_zone() {
     let _ = TimeZone::system();
 }
 
+/// What a column is so wide in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Width {
+    /// What a reader sees.
+    Characters,
+    /// What C counts.
+    Bytes,
+}
+
 /// The table of `qemu-img snapshot -l`; dates are in local time.
-pub(crate) fn print(out: &mut dyn Write, snapshots: &[Snapshot]) -> io::Result<()> {
+pub(crate) fn print(out: &mut dyn Write, snapshots: &[Snapshot], width: Width) -> io::Result<()> {
     writeln!(out, "Snapshot list:")?;
     let heads = ["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"];
-    print_row(out, heads.map(str::to_owned))?;
+    print_row(out, heads.map(str::to_owned), width)?;
     let zone = TimeZone::system();
     snapshots
         .iter()
-        .try_for_each(|snapshot| print_row(out, row(snapshot, &zone)))
+        .try_for_each(|snapshot| print_row(out, row(snapshot, &zone), width))
 }
 
 /// The keys and values of `qemu-img info`.
@@ -62,12 +71,18 @@ fn row(snapshot: &Snapshot, zone: &TimeZone) -> [String; 6] {
     ]
 }
 
-fn print_row(out: &mut dyn Write, columns: [String; 6]) -> io::Result<()> {
+fn print_row(out: &mut dyn Write, columns: [String; 6], width: Width) -> io::Result<()> {
     let [id, tag, size, date, clock, icount] = columns;
-    writeln!(
-        out,
-        "{id:<7} {tag:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}"
-    )
+    let [id, tag] = [(id, 7), (tag, 16)].map(|(name, columns)| filled(name, columns, width));
+    writeln!(out, "{id} {tag} {size:>8} {date:>19} {clock:>15} {icount:>10}")
+}
+
+fn filled(name: String, columns: usize, width: Width) -> String {
+    let len = match width {
+        Width::Characters => name.chars().count(),
+        Width::Bytes => name.len(),
+    };
+    name + &" ".repeat(columns.saturating_sub(len))
 }
 
 /// Seconds since the Epoch as a date and time of day, as clocks in this time zone have it.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use block::{Error, Result, size};
 use clap::{Args, ValueEnum};
 use machines::store::{InstanceName, Store};
-use machines::{BootKind, CredentialName, NetworkKind, NetworkSettings, Settings};
+use machines::{BootKind, CredentialName, MAX_CPUS, NetworkKind, NetworkSettings, Settings};
 
 use crate::output::note;
 
@@ -48,6 +48,19 @@ impl StoreArgs {
     }
 }
 
+impl StoreArgs {
+    /// [`refuse_template`], with another store if one is named.
+    pub(crate) fn refuse_template(&self, path: &Path) -> Result<()> {
+        Store::refuse_template_file(path, self.open().ok().as_ref())
+    }
+
+    /// Fails for a file of the store's own, of a machine or a template, that a new one would replace.
+    pub(crate) fn refuse_store_file(&self, path: &Path) -> Result<()> {
+        self.refuse_template(path)?;
+        self.open()?.refuse_own_file(path)
+    }
+}
+
 /// How a machine starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum BootArg {
@@ -61,7 +74,7 @@ enum BootArg {
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct MachineArgs {
     /// Number of processors
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CPUS)))]
     cpus: Option<u32>,
     /// Memory, in whole MiB
     #[arg(long, value_name = "SIZE")]
@@ -82,9 +95,10 @@ pub(crate) struct MachineArgs {
 
 impl MachineArgs {
     pub(crate) fn settings(&self) -> Result<Settings> {
+        let memory = self.memory.as_deref().map(|text| size::of("memory", text));
         let mut settings = Settings {
             cpus: self.cpus,
-            memory: self.memory.as_deref().map(memory).transpose()?,
+            memory: memory.transpose()?,
             network: self.net.as_deref().map(network).transpose()?.unwrap_or_default(),
             ..Settings::default()
         };
@@ -95,17 +109,22 @@ impl MachineArgs {
         settings.boot.append.clone_from(&self.append);
         let each = self.credential.iter().map(|text| credential(text));
         settings.credentials = each.collect::<Result<_>>()?;
+        settings.check_values()?;
         Ok(settings)
     }
 }
 
-fn memory(text: &str) -> Result<u64> {
-    let bytes = size::of("memory", text)?;
-    if bytes == 0 || !bytes.is_multiple_of(1 << 20) {
-        let error = Error::invalid(format!("memory comes in whole MiB, and not as {bytes} bytes"));
-        return Err(error.with_hint("such as --memory 512M"));
+impl MachineArgs {
+    /// The same for machines of a template: each is given its credentials itself.
+    pub(crate) fn template_settings(&self) -> Result<Settings> {
+        if self.credential.is_empty() {
+            return self.settings();
+        }
+        let error = Error::invalid("a template takes no credentials: all machines of it would have them");
+        Err(error.with_hint(
+            "give them to the machine: imgtool clone NAME --from TEMPLATE --credential NAME=VALUE",
+        ))
     }
-    Ok(bytes)
 }
 
 /// Says which files of keys cannot be read: what they are needed for is refused.
@@ -154,7 +173,6 @@ fn network(text: &str) -> Result<NetworkSettings> {
         }
         _ => return Err(wrong()),
     }
-    network.check()?;
     match parts.next() {
         None => Ok(network),
         Some(_) => Err(wrong()),
@@ -174,12 +192,30 @@ pub(crate) fn image_at(path: &Path) -> Cow<'_, Path> {
     }
 }
 
+/// Whether a name is that of a machine, and not of a file.
+pub(crate) fn is_machine(name: &Path) -> bool {
+    matches!(image_at(name), Cow::Owned(_))
+}
+
+/// Fails for a file of a template, in whichever store, which no command writes to or replaces. What has another name there is
+/// looked for in the store that commands use where none is named.
+pub(crate) fn refuse_template(path: &Path) -> Result<()> {
+    StoreArgs::default().refuse_template(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn networks_are_named_in_one_word() {
+        let network = |text: &str| {
+            let arguments = MachineArgs {
+                net: Some(text.to_owned()),
+                ..MachineArgs::default()
+            };
+            Ok::<_, Error>(arguments.settings()?.network)
+        };
         let user = network("user,fwd=2222:22,fwd=0.0.0.0:80:8080").unwrap();
         assert_eq!(user.kind, Some(NetworkKind::User));
         let forwards: Vec<String> = user.forward.unwrap().iter().map(ToString::to_string).collect();
@@ -197,6 +233,8 @@ mod tests {
             "bridge=a-name-that-is-too-long",
             "none,fwd=1:2",
             "user,fwd=0:1",
+            "user,fwd=2222:22,fwd=2222:23",
+            "user,fwd=2222:22,fwd=0.0.0.0:2222:22",
         ] {
             assert!(network(wrong).is_err(), "{wrong}");
         }
@@ -218,8 +256,18 @@ mod tests {
     }
 
     #[test]
-    fn memory_comes_in_whole_mebibytes() {
-        assert_eq!(memory("1G").unwrap(), 1 << 30);
-        assert!(memory("1k").is_err() && memory("0").is_err());
+    fn memory_comes_in_whole_mebibytes_and_is_no_more_than_a_machine_can_have() {
+        let memory = |text: &str| {
+            let arguments = MachineArgs {
+                memory: Some(text.to_owned()),
+                ..MachineArgs::default()
+            };
+            Ok::<_, Error>(arguments.settings()?.memory)
+        };
+        assert_eq!(memory("1G").unwrap(), Some(1 << 30));
+        assert_eq!(memory("64T").unwrap(), Some(64 << 40));
+        for wrong in ["1k", "0", "65T", "x"] {
+            assert!(memory(wrong).is_err(), "{wrong}");
+        }
     }
 }

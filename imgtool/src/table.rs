@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use block::{Error, escape};
 
+use crate::failure::Failure;
+
 /// Rows of text in columns. Without rows there is nothing to print.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -53,7 +55,7 @@ pub(crate) fn tell_broken(out: &mut dyn Write, broken: &[Error]) -> io::Result<u
     out.flush()?;
     for error in broken {
         // With nobody left to read it there is nothing to be done about that.
-        let _ = writeln!(io::stderr(), "imgtool: {}", escape(&error.to_string()));
+        let _ = write!(io::stderr(), "{}", Failure::from(error.clone()));
     }
     Ok(u8::from(!broken.is_empty()))
 }

@@ -8,13 +8,17 @@
 //! others and as it was. While the file has no name that anybody knows, nothing in it has to be durable in any
 //! order, so [`Pending`] leaves out every sync, and one at the end does for all.
 //!
+//! It keeps the mode, the owner, and the extended attributes of the file that it replaces. A file that can be written to, in a
+//! directory that takes no other, is either refused or written to [as it is](Making::or_in_place), as the caller likes; and so is one that
+//! would get another owner, or that happens.
+//!
 //! A block device, which must not be in use by anybody, and an export of an NBD server have no other name, and
 //! `--in-place` asks for the same: they are written to as they are.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,19 +26,36 @@ use block::{Access, Alignment, Error, ErrorKind, FileId, HostCopy, HostExtent, R
 use nbd::{Address, Export};
 use ops::Cancel;
 use raw::Io;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
 
 use crate::images::directory_of;
 use crate::interrupt::Unfinished;
 use crate::opener::export;
+use crate::stores::refuse_template;
 
+/// What to do where no file can be put in another's place.
+const IN_PLACE: &str = "the new file is made beside the one that it replaces: choose a directory that you may write to, or have `imgtool convert \
+                        --in-place` write to the file as it is";
 /// How often another name is tried for a file that has none yet.
 const ATTEMPTS: u32 = 100;
+
+/// The most bytes that the names of a file's extended attributes take, and the value of one.
+const MOST_ATTRIBUTES: usize = 64 << 10;
+
+/// The extended attribute that an access list is.
+const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
+
+/// Extended attributes that vouch for the contents of a file.
+const OF_CONTENTS: [&[u8]; 3] = [b"security.capability", b"security.ima", b"security.evm"];
 
 /// How a file is made.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Making {
     /// Under its name from the start.
     pub(crate) in_place: bool,
+    /// Under its name where it is there already and its directory takes no other file, or none of the same owner.
+    pub(crate) or_in_place: bool,
     /// Past the host's page cache.
     pub(crate) direct: bool,
     /// How its bytes are reached.
@@ -80,7 +101,22 @@ impl TargetFile {
             return Self::served(&address?);
         }
         refuse_standard_output(path)?;
-        let path = follow_links(path)?;
+        let place = follow_links(path)?;
+        let path = match place {
+            Place::Path(path) => path,
+            // Its name may be gone, or another file's.
+            Place::Descriptor(name) => {
+                refuse_template(&name)?;
+                let device = fs::metadata(&name).is_ok_and(|file| file.file_type().is_block_device());
+                // Standard output was emptied by whoever said where it goes.
+                if !device && !making.in_place && !making.or_in_place && !is_standard_output(path) {
+                    let message = "no new file can take the place of an open one";
+                    return Err(Error::invalid(message).with_path(name).with_hint(IN_PLACE));
+                }
+                return Self::in_place(name, making, true, device);
+            }
+        };
+        refuse_template(&path)?;
         let existing = match fs::metadata(&path) {
             Ok(metadata) => Some(metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -101,15 +137,36 @@ impl TargetFile {
             Some(_) => Some(raw::OpenOptions::new().write(true).open(&path)?),
             None => None,
         };
-        let (file, unfinished) = create_beside(&path, making)?;
-        let mode = match &existing {
-            Some(existing) => like(existing, unfinished.path()),
-            None if making.private => {
-                fs::set_permissions(unfinished.path(), fs::Permissions::from_mode(0o600))
+        let created = match &existing {
+            Some(existing) if stays_in_its_place(&path, existing) => {
+                let error = io::Error::from(io::ErrorKind::PermissionDenied);
+                Err(Error::io("replace the file", error).with_path(&path))
             }
-            None => Ok(()),
+            _ => create_beside(&path, making),
         };
-        mode.map_err(|error| Error::io("set the mode", error).with_path(&path))?;
+        let (file, unfinished) = match created {
+            Err(error) if replaced.is_some() && is_not_allowed(&error) => {
+                if making.or_in_place {
+                    drop(replaced);
+                    return Self::in_place(path, making, true, false);
+                }
+                return Err(error.with_hint(IN_PLACE));
+            }
+            created => created?,
+        };
+        let owner_stays = match &existing {
+            Some(existing) => like(existing, &path, unfinished.path()),
+            None if making.private => {
+                fs::set_permissions(unfinished.path(), fs::Permissions::from_mode(0o600)).map(|()| true)
+            }
+            None => Ok(true),
+        };
+        let owner_stays = owner_stays.map_err(|error| Error::io("set the mode", error).with_path(&path))?;
+        if !owner_stays && making.or_in_place {
+            // Its owner goes on to own it.
+            drop((file, unfinished, replaced));
+            return Self::in_place(path, making, true, false);
+        }
         let storage = Pending::new(file, Some(unfinished.path()), &path);
         Ok(Self {
             path,
@@ -253,17 +310,45 @@ pub(crate) fn is_one_of<'a>(path: &Path, files: impl IntoIterator<Item = &'a Arc
         })
 }
 
-/// The name at the end of the links at `path`, whether there is a file or not.
-fn follow_links(path: &Path) -> Result<PathBuf> {
+/// What a name leads to.
+enum Place {
+    /// A file of this name, whether there is one or not.
+    Path(PathBuf),
+    /// What a process has open: the name of its descriptor, below /proc.
+    Descriptor(PathBuf),
+}
+
+/// Follows the links at `path`.
+fn follow_links(path: &Path) -> Result<Place> {
     // As many as the kernel follows.
     let mut path = path.to_owned();
     for _ in 0..40 {
         match fs::read_link(&path) {
+            Ok(_) if is_descriptor(&path) => return Ok(Place::Descriptor(path)),
             Ok(next) => path = directory_of(&path).join(next),
-            Err(_) => return Ok(path),
+            Err(_) => return Ok(Place::Path(path)),
         }
     }
     Err(Error::invalid("too many symbolic links").with_path(path))
+}
+
+/// Whether a link is one of those that stand for the open files of a process.
+fn is_descriptor(link: &Path) -> bool {
+    let directory = fs::canonicalize(directory_of(link)).unwrap_or_default();
+    directory.starts_with("/proc") && directory.ends_with("fd")
+}
+
+/// Whether no other file can take the place of this one: something is mounted there, or it is somebody else's in a directory where only
+/// owners may remove what is theirs.
+fn stays_in_its_place(path: &Path, existing: &fs::Metadata) -> bool {
+    let no_follow = AtFlags::SYMLINK_NOFOLLOW;
+    let is_mounted = rustix::fs::statx(CWD, path, no_follow, StatxFlags::BASIC_STATS)
+        .is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    let user = rustix::process::geteuid().as_raw();
+    let is_others = |directory: &fs::Metadata| {
+        directory.mode() & 0o1000 != 0 && ![0, existing.uid(), directory.uid()].contains(&user)
+    };
+    is_mounted || fs::metadata(directory_of(path)).is_ok_and(|directory| is_others(&directory))
 }
 
 /// Whether a name is that of standard output, as the kernel shows it.
@@ -346,6 +431,14 @@ fn process_of_partial(name: &OsStr) -> Option<u32> {
     process.parse().ok()
 }
 
+/// Whether a directory takes no new files.
+fn is_not_allowed(error: &Error) -> bool {
+    matches!(
+        error.io_kind(),
+        Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+    )
+}
+
 /// Says which directory is missing.
 pub(crate) fn missing_directory(error: Error, path: &Path) -> Error {
     match error.io_kind() {
@@ -353,17 +446,48 @@ pub(crate) fn missing_directory(error: Error, path: &Path) -> Error {
             let directory = directory_of(path).display().to_string();
             error.with_hint(format!("make the directory {directory} first"))
         }
-        Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
-            error.with_hint("choose a directory that you may write to")
-        }
+        _ if is_not_allowed(&error) => error.with_hint("choose a directory that you may write to"),
         _ => error,
     }
 }
 
-/// Gives the file at `path` the mode and, where that is allowed, the owner of the file that it replaces.
-fn like(existing: &fs::Metadata, path: &Path) -> io::Result<()> {
-    let _ = std::os::unix::fs::chown(path, Some(existing.uid()), Some(existing.gid()));
-    fs::set_permissions(path, fs::Permissions::from_mode(existing.mode() & 0o7777))
+/// Gives the file at `new` the mode of the one at `old`, which it replaces, and as far as that is allowed the owner, the group and the
+/// extended attributes: access lists, labels, whatever people keep there. Nobody gets rights that they did not have. Whether it belongs
+/// to the same owner and group.
+fn like(existing: &fs::Metadata, old: &Path, new: &Path) -> io::Result<bool> {
+    // Whoever may not give a file away may hand it to a group of theirs.
+    let group_stays = chown(new, None, Some(existing.gid())).is_ok();
+    let owner_stays = chown(new, Some(existing.uid()), None).is_ok();
+    let mut names = vec![0; MOST_ATTRIBUTES];
+    let len = listxattr(old, &mut names).unwrap_or(0);
+    let mut value = vec![0; MOST_ATTRIBUTES];
+    let mut has_list = false;
+    for name in names[..len]
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
+    {
+        if OF_CONTENTS.contains(&name) || (name == ACCESS_LIST && !group_stays) {
+            continue;
+        }
+        if let Ok(len) = getxattr(old, name, &mut value) {
+            has_list |=
+                setxattr(new, name, &value[..len], XattrFlags::empty()).is_ok() && name == ACCESS_LIST;
+        }
+    }
+    if !has_list {
+        // The directory may have given it one.
+        let _ = removexattr(new, ACCESS_LIST);
+    }
+    let mut mode = existing.mode() & 0o7777;
+    if !group_stays {
+        mode &= !0o2070;
+    }
+    if !owner_stays {
+        mode &= !0o4000;
+    }
+    fs::set_permissions(new, fs::Permissions::from_mode(mode))?;
+    let made = fs::metadata(new)?;
+    Ok((made.uid(), made.gid()) == (existing.uid(), existing.gid()))
 }
 
 /// A file that is not whole yet: nothing in it needs to be durable, and errors call it by the name it will have.

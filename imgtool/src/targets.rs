@@ -44,6 +44,27 @@ impl Targets {
         &self.image
     }
 
+    /// Whether the new disk reads as zeros before anything is written to it. Where guest data lies on a device as it is, that shows what
+    /// it held before.
+    pub(crate) fn are_zero(&self, image: &NewImage) -> bool {
+        match &self.data {
+            Some((_, data)) => !(data.is_device() && image.has_raw_data()),
+            None => image.is_zero(self.image.is_device()),
+        }
+    }
+
+    /// Fails where a data file would show what it held before through a filesystem that leaves out what it does not need.
+    pub(crate) fn refuse_old_data(&self, image: &NewImage) -> Result<()> {
+        match &self.data {
+            Some((path, _)) if !self.are_zero(image) => {
+                let message = "the data file is a device, whose old contents would be in the new disk";
+                let error = Error::invalid(message).with_path(path);
+                Err(error.with_hint("leave out data_file_raw, or make the filesystem on the device itself"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Where the files are to get their names.
     pub(crate) fn directories(&self) -> Vec<&Path> {
         let files = std::iter::once(&self.image).chain(self.data.iter().map(|(_, file)| file));
@@ -98,6 +119,8 @@ pub(crate) fn data_path(path: &Path, name: &str, replace: bool) -> Result<PathBu
         let message = format!("the image cannot be its own data file (\"{}\")", escape(name));
         return Err(Error::invalid(message).with_path(path));
     }
+    // As qemu-img, which takes it from the working directory: another file of that name is not what was meant to be emptied.
+    let replace = replace && place(&file) == place(Path::new(name));
     match fs::metadata(&file) {
         Ok(found) if !replace && found.len() > 0 && !found.file_type().is_block_device() => {
             let message = "the data file exists, and making the image would erase what it holds";

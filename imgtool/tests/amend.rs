@@ -1,8 +1,6 @@
 //! `imgtool amend` against `qemu-img amend`.
 
-mod common;
-
-use common::{Lab, Mount};
+use crate::common::{Lab, Mount};
 use serde_json::Value;
 
 /// A disk with data, zeros and holes, a part of it compressed if the options allow it, and two snapshots of it.

@@ -1,8 +1,6 @@
 //! Bad input: one clear line that names the file and the value, an exit code, and nothing changed.
 
-mod common;
-
-use common::{Lab, Mount};
+use crate::common::{Lab, Mount};
 
 #[test]
 fn files_that_are_no_images() {

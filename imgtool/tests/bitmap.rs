@@ -1,8 +1,6 @@
 //! `imgtool bitmap` against `qemu-img bitmap`.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 use serde_json::{Value, json};
 
 /// A qcow2 image of 8 MiB, and a copy of it.

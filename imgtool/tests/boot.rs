@@ -5,15 +5,13 @@
 //!
 //! `scripts/setup.sh test` fetches the kernel, which is not installed.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::Lab;
+use crate::common::Lab;
 use fat_builder::{Builder, Options, Time};
 
 /// Far more than it takes: about 20 seconds, and more on a machine that is busy.

@@ -1,10 +1,8 @@
 //! `imgtool check -r`: repairs, what they say, and taking them back.
 
-mod common;
-
 use std::fs;
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 /// The refcount block of a small image with clusters of 64 KiB is its third cluster; its entries have 16 bits.
@@ -195,5 +193,60 @@ fn what_a_lost_l1_entry_named_is_kept_until_leaks_are_to_be_repaired() {
     assert!(
         json["leaks-fixed"].as_u64() > Some(0) && json["leaks"].is_null(),
         "{json}"
+    );
+}
+
+/// A copy that broke off, and whose refcounts are lost too: new ones must not take the place of what is missing, nor hide it.
+#[test]
+fn what_a_cut_file_lacks_is_an_error_after_every_repair() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 whole 10M");
+    lab.qemu_io("qcow2", "whole", &["write -P 5 1M 2M"]);
+    let mut bytes = fs::read(lab.path("whole")).unwrap();
+    let len = bytes.len();
+    bytes.truncate(1 << 20);
+    bytes[REFCOUNTS..REFCOUNTS + 65536].fill(0);
+    for program in ["imgtool", "imgtool qemu-img"] {
+        fs::write(lab.path("image"), &bytes).unwrap();
+        let done = lab.run(&format!("{program} check -r all image"));
+        assert_eq!(done.code(), 2, "{program}");
+        assert!(
+            done.stdout().contains("\n21 errors were found on the image.\n"),
+            "{program}: {}",
+            done.stdout()
+        );
+        if program == "imgtool" {
+            assert!(
+                done.stderr().contains("the file was cut") && done.stderr().contains("--salvage"),
+                "{}",
+                done.stderr()
+            );
+        }
+        for again in ["imgtool", "imgtool qemu-img", "qemu-img"] {
+            assert_eq!(
+                lab.run(&format!("{again} check image")).code(),
+                2,
+                "{program}, {again}"
+            );
+        }
+        lab.run("imgtool resize image 20M")
+            .fails(1, &["image", "cut", "truncate"]);
+        assert_eq!(fs::metadata(lab.path("image")).unwrap().len(), 1 << 20);
+        // Somebody who accepts the loss has a sound image.
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(lab.path("image"))
+            .unwrap();
+        file.set_len(len as u64).unwrap();
+        lab.run(&format!("{program} check -r all image")).ok();
+        lab.qemu_img("check image");
+        lab.qemu_io("qcow2", "image", &["read -P 5 1M 704k", "read -P 0 1728k 1M"]);
+    }
+    fs::write(lab.path("image"), &bytes).unwrap();
+    let done = lab.run("imgtool check -r all --output json image");
+    let json: Value = serde_json::from_str(&done.stdout()).unwrap();
+    assert_eq!(
+        (&json["reaches-past-end"], &json["corruptions"]),
+        (&1.into(), &21.into())
     );
 }

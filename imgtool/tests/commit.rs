@@ -1,12 +1,10 @@
 //! `imgtool commit`, beside `qemu-img commit`.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 
-use common::{Lab, assert_intact, chain, kill_and_finish};
+use crate::common::{Lab, assert_intact, chain, kill_and_finish};
 use serde_json::Value;
 
 /// The same chain twice: for both programs.

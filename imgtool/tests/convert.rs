@@ -1,8 +1,6 @@
 //! `imgtool convert` and `compare`, with qemu-img as the judge.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 
 /// Both compare an image with `raw` and find no difference; a qcow2 image checks clean.
 fn assert_holds(lab: &Lab, image: &str, format: &str, raw: &str) {

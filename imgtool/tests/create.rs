@@ -1,8 +1,6 @@
 //! `imgtool create` against `qemu-img create`.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 
 #[test]
 fn images_are_described_and_made_as_by_qemu_img() {

@@ -1,8 +1,6 @@
 //! Images with an external data file: every command, beside qemu-img.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 /// A disk with data, zeros and holes, in an image with a data file.

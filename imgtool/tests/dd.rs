@@ -1,8 +1,6 @@
 //! `imgtool dd`, judged by dd.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 
 #[test]
 fn copies_the_blocks_that_dd_copies() {

@@ -1,11 +1,9 @@
 //! What has changed on a machine's disk, when a kernel has changed it.
 
-mod common;
-
 use std::fs;
 use std::process::Command;
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 #[test]

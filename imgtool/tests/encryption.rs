@@ -1,10 +1,8 @@
 //! Encrypted images at the command line, beside qemu-img.
 
-mod common;
-
 use std::fs;
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 const LUKS: &str = "encrypt.format=luks,encrypt.iter-time=10";
@@ -170,7 +168,7 @@ fn without_the_right_key_it_is_said_how_to_give_one() {
         ),
         (
             "create -f qcow2 -o encrypt.format=luks,encrypt.cipher-mode=ecb --key one.key y 1M",
-            &["ecb", "xts, cbc"],
+            &["ecb", "xts and cbc"],
         ),
         (
             "create -f qcow2 -o encrypt.format=luks,encrypt.hash-alg=md5 --key one.key y 1M",

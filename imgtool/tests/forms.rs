@@ -1,12 +1,10 @@
 //! Templates that leave a store and come back in every form, with the programs that these forms are of as judges: skopeo, umoci, LXD,
 //! tar and qemu-img; and what is hostile in such files.
 
-mod common;
-
 use std::fs;
 use std::process::Child;
 
-use common::{Done, Lab};
+use crate::common::{Done, Lab};
 use serde_json::Value;
 
 const FORMS: [&str; 5] = ["qcow2", "raw", "tar", "oci", "incus"];
@@ -446,4 +444,106 @@ fn what_does_not_go_together_is_told_and_nothing_is_replaced_by_notes() {
     fs::create_dir(lab.path("empty")).unwrap();
     import(&lab, "empty", &[]).fails(1, &["oci-layout"]);
     assert_eq!(stored(&lab), before);
+}
+
+#[test]
+fn what_has_rotted_is_neither_exported_nor_imported() {
+    let lab = lab();
+    uefi(&lab);
+    export(&lab, "uefi", "qcow2").ok();
+    // One byte, at the time and of the size that were.
+    let rot = |file: &str| {
+        shell(
+            &lab,
+            &format!(
+                "f=$(echo {file}); m=$(stat -c %y $f); printf X | dd of=$f bs=1 seek=700000 conv=notrunc status=none; touch -d \"$m\" $f"
+            ),
+        );
+    };
+    rot("uefi.qcow2");
+    let before = stored(&lab);
+    import(&lab, "uefi.qcow2 --alias rotten", &[])
+        .fails(1, &["uefi.qcow2.toml", "SHA-256", "take that line out"]);
+    assert_eq!(stored(&lab), before);
+    // Where that is meant to be.
+    shell(&lab, "sed -i '/^describes/d' uefi.qcow2.toml");
+    import(&lab, "uefi.qcow2 --alias changed", &[]).ok();
+    lab.imgtool("template rm --store store changed");
+    rot("store/templates/*.qcow2");
+    for form in ["qcow2", "raw", "tar", "oci", "incus"] {
+        let _ = fs::remove_file(lab.path(&format!("uefi.{form}")));
+        export(&lab, "uefi", form).fails(1, &["the file has changed", "SHA-256"]);
+        assert!(!lab.path(&format!("uefi.{form}")).exists(), "{form}");
+    }
+}
+
+#[test]
+fn an_image_in_a_format_that_is_not_read_here_is_no_raw_disk_unless_that_is_said() {
+    let lab = Lab::new();
+    fs::write(lab.path("disk.raw"), vec![7; 1 << 20]).unwrap();
+    // As QEMU calls them, and as we do.
+    for (theirs, ours) in [
+        ("vmdk", "vmdk"),
+        ("vdi", "vdi"),
+        ("vhdx", "vhdx"),
+        ("qed", "qed"),
+        ("vpc", "vhd"),
+        ("qcow", "qcow"),
+        ("parallels", "parallels"),
+    ] {
+        lab.qemu_img(&format!("convert -f raw -O {theirs} disk.raw disk.{ours}"));
+        let refused = import(&lab, &format!("disk.{ours} --alias {ours}"), &[]);
+        refused.fails(
+            1,
+            &[
+                &format!("it is a {ours} image"),
+                &format!("qemu-img convert -f {theirs} -O qcow2 disk.{ours}"),
+                "--format raw",
+            ],
+        );
+    }
+    assert_eq!(lab.imgtool("template ls --store store"), "");
+    import(&lab, "disk.vdi --alias bytes --format raw", &[]).ok();
+    lab.qemu_img("convert -f vdi -O raw disk.vdi converted.raw");
+    import(&lab, "converted.raw --alias converted", &[]).ok();
+}
+
+#[test]
+fn credentials_neither_come_nor_go_with_a_template() {
+    let lab = Lab::new();
+    fs::write(lab.path("disk.raw"), vec![0; 1 << 20]).unwrap();
+    import(&lab, "disk.raw --alias plain --credential a.b=secret", &[])
+        .fails(1, &["takes no credentials", "imgtool clone NAME"]);
+    assert!(!lab.path("store").exists());
+    import(&lab, "disk.raw --alias plain", &[]).ok();
+    export(&lab, "plain", "qcow2").ok();
+    // A stranger's notes would let the stranger into all machines.
+    let (notes, exported) = (lab.path("plain.qcow2.toml"), "plain.qcow2");
+    let mut text = fs::read_to_string(&notes).unwrap();
+    text.push_str("[machine.credentials]\n\"ssh.authorized_keys.root\" = \"theirs-0\"\n");
+    fs::write(&notes, &text).unwrap();
+    lab.imgtool("template rm --store store plain");
+    import(&lab, exported, &[]).ok();
+    let kept = shell(&lab, "cat store/templates/*.toml");
+    assert!(!kept.contains("theirs-0"), "{kept}");
+
+    // Those of a recipe are in the template, for its owner to read, and stay there.
+    let description = shell(&lab, "echo store/templates/*.toml");
+    let description = lab.path(description.trim());
+    fs::write(&description, text.replace("theirs-0", "ours-0")).unwrap();
+    let fingerprint = description.file_stem().unwrap().to_str().unwrap().to_owned();
+    for output in ["human", "json"] {
+        let shown = lab.imgtool(&format!(
+            "template show --store store {fingerprint} --output {output}"
+        ));
+        assert!(
+            shown.contains("ssh.authorized_keys.root") && !shown.contains("ours-0"),
+            "{shown}"
+        );
+    }
+    for form in ["qcow2", "raw"] {
+        export(&lab, &fingerprint, form).ok();
+        let told = fs::read_to_string(lab.path(&format!("{fingerprint}.{form}.toml"))).unwrap();
+        assert!(told.contains("disk-size") && !told.contains("ours-0"), "{told}");
+    }
 }

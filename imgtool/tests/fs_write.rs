@@ -2,15 +2,16 @@
 //!
 //! Loop mounts need root.
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
-use common::Lab;
+use crate::common::{Lab, interrupted_by};
 
 /// A mounted filesystem, unmounted when it is dropped.
 struct Mounted(PathBuf);
@@ -224,6 +225,120 @@ fn what_fails_changes_nothing_and_says_why() {
     );
 }
 
+/// What `fs edit` has put into the directory for temporary files.
+fn copies(lab: &Lab) -> Vec<PathBuf> {
+    let entries = fs::read_dir(lab.path("tmp")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// `fs edit` of a file, by an editor that is a script, in a process group of its own as a shell would start it.
+fn edit(lab: &Lab, editor: &str) -> Command {
+    fs::create_dir_all(lab.path("tmp")).unwrap();
+    let mut command = lab.command("imgtool");
+    command
+        .args(["fs", "edit", "root.ext4", "/etc/fstab"])
+        .env_remove("VISUAL")
+        .env("EDITOR", editor)
+        .env("TMPDIR", lab.path("tmp"))
+        .stderr(Stdio::piped())
+        .process_group(0);
+    command
+}
+
+/// Starts an edit, and waits until its editor has made the file `ready`.
+fn editing(lab: &Lab, editor: &str) -> Child {
+    let mut child = edit(lab, editor).spawn().unwrap();
+    while !lab.path("ready").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it is over already");
+        thread::sleep(Duration::from_millis(10));
+    }
+    fs::remove_file(lab.path("ready")).unwrap();
+    child
+}
+
+/// An editor that adds the names of the signals that the keyboard sends, and ends when it has had both.
+const EDITOR_OF_SIGNALS: &str = "
+import signal, sys, time
+had = set()
+for number in signal.SIGINT, signal.SIGQUIT:
+    signal.signal(number, lambda number, frame: had.add(signal.Signals(number).name))
+open('ready', 'w').close()
+while len(had) < 2:
+    time.sleep(0.02)
+with open(sys.argv[1], 'a') as file:
+    file.write('\\n'.join(sorted(had)) + '\\n')
+";
+
+#[test]
+fn the_keyboard_is_the_editors_and_does_not_end_what_waits_for_it() {
+    let lab = Lab::new();
+    fixture(&lab);
+    fs::write(lab.path("editor.py"), EDITOR_OF_SIGNALS).unwrap();
+    let child = editing(&lab, "python3 editor.py");
+    let group = format!("-{}", child.id());
+    for signal in ["-INT", "-QUIT"] {
+        lab.run_words(&["kill", signal, "--", &group]).ok();
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = lab.imgtool("fs cat root.ext4 /etc/fstab");
+    assert!(text.ends_with("SIGINT\nSIGQUIT\n"), "{text}");
+    assert!(copies(&lab).is_empty());
+}
+
+#[test]
+fn an_edit_that_is_told_to_stop_ends_its_editor_and_keeps_only_what_has_work_in_it() {
+    let lab = Lab::new();
+    fixture(&lab);
+    for (work, signal) in [("", "-TERM"), ("", "-HUP"), ("echo work >>$0;", "-TERM")] {
+        let editor = format!("bash -c '{work} echo $$ >pid; touch ready; exec sleep 1000'");
+        let child = editing(&lab, &editor);
+        lab.run_words(&["kill", signal, &child.id().to_string()]).ok();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.code(),
+            Some(interrupted_by(&signal[1..])),
+            "{stderr}"
+        );
+        let pid = fs::read_to_string(lab.path("pid")).unwrap();
+        let state = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        assert!(
+            state.is_err() || state.unwrap().contains(") Z "),
+            "the editor lives on"
+        );
+        assert_eq!(copies(&lab).len(), usize::from(!work.is_empty()), "{stderr}");
+    }
+    let kept = copies(&lab).remove(0);
+    assert_eq!(fs::read_to_string(kept.join("fstab")).unwrap(), "fstab\nwork\n");
+    assert_eq!(lab.imgtool("fs cat root.ext4 /etc/fstab"), "fstab\n");
+}
+
+#[test]
+fn what_the_image_has_no_room_for_is_kept_and_where_it_is_is_said() {
+    let lab = Lab::new();
+    fixture(&lab);
+    let output = edit(&lab, "f() { yes work | head -c 40M >\"$1\"; }; f")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let kept = copies(&lab).remove(0);
+    let file = kept.join("fstab");
+    assert!(stderr.contains(file.to_str().unwrap()), "{stderr}");
+    assert_eq!(fs::metadata(&file).unwrap().len(), 40 << 20);
+    let mode = |path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!((mode(&kept), mode(&file)), (0o700, 0o600));
+    assert_eq!(lab.imgtool("fs cat root.ext4 /etc/fstab"), "fstab\n");
+    fs::remove_dir_all(kept).unwrap();
+    // Who has the editor fail wants nothing of it.
+    let output = edit(&lab, "f() { echo work >\"$1\"; exit 3; }; f")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(copies(&lab).is_empty());
+}
+
 #[test]
 fn an_image_that_is_in_use_is_not_changed() {
     let lab = Lab::new();
@@ -289,4 +404,76 @@ fn a_filesystem_grows_with_its_partition() {
     let mounted = mount(&lab, "part.ext4", "rw");
     assert_eq!(fs::read(mounted.0.join("etc/hostname")).unwrap(), b"old\n");
     fs::write(mounted.0.join("large"), vec![1; 100 << 20]).unwrap();
+}
+
+#[test]
+fn modes_and_owners_change_below_a_directory_as_chmod_and_chown_do_it() {
+    let lab = Lab::new();
+    let make = "mkdir -p tree/a/b; touch tree/a/file tree/a/b/run; chmod 711 tree/a/b/run; chmod 2777 tree/a; ln -s file tree/a/link";
+    lab.run_words(&["sh", "-ec", make]).ok();
+    lab.imgtool("mkfs -q --size 16M tree root.ext4");
+    for mode in ["u=rwX,go=rX", "g+ws,o-rx", "+t", "a-w,u+w"] {
+        lab.imgtool(&format!("fs chmod -R root.ext4 {mode} /a"));
+        lab.run(&format!("chmod -R {mode} tree/a")).ok();
+    }
+    lab.imgtool("fs chmod root.ext4 -- -x /a/b/run");
+    lab.run("chmod -- -x tree/a/b/run").ok();
+    lab.imgtool("fs chown -R root.ext4 1000:1001 /a");
+    lab.run("chown -R -P -h 1000:1001 tree/a").ok();
+    let look = r#"cd "$1"; find a -printf '%p %m %U:%G\n' | LC_ALL=C sort"#;
+    let theirs = lab.run_words(&["bash", "-ec", look, "bash", "tree"]).ok();
+    let mounted = mount(&lab, "root.ext4", "ro");
+    let ours = lab
+        .run_words(&["bash", "-ec", look, "bash", mounted.0.to_str().unwrap()])
+        .ok();
+    assert_eq!(ours, theirs);
+}
+
+#[test]
+fn every_change_is_told_to_programs() {
+    let lab = Lab::new();
+    fixture(&lab);
+    fs::write(lab.path("small"), "12345").unwrap();
+    let told = |line: &str| -> serde_json::Value {
+        let text = lab.imgtool(&format!(
+            "fs {} --output json root.ext4 {}",
+            line.split_once('|').unwrap().0,
+            line.split_once('|').unwrap().1
+        ));
+        serde_json::from_str(&text).unwrap()
+    };
+    let put = told("put|small /etc/small");
+    assert_eq!((&put["files"], &put["bytes"]), (&1.into(), &5.into()), "{put}");
+    let made = told("mkdir -p|/srv/a/b /etc");
+    assert_eq!(
+        (&made[0]["path"], &made[0]["type"], &made[1]["path"]),
+        (&"/srv/a/b".into(), &"directory".into(), &"/etc".into())
+    );
+    let linked = told("ln -s|../nowhere /etc/new");
+    assert_eq!(
+        (&linked["target"], &linked["type"]),
+        (&"../nowhere".into(), &"symlink".into())
+    );
+    assert_eq!(told("ln|/etc/small /etc/again")["links"], 2);
+    assert_eq!(told("mv|/etc/again /srv")["path"], "/srv/again");
+    assert_eq!(told("chmod|u+x /etc/small")[0]["mode"], "0744");
+    let owned = told("chown|8:9 /etc/small");
+    assert_eq!((&owned[0]["uid"], &owned[0]["gid"]), (&8.into(), &9.into()));
+    let removed = told("rm --force|/etc/small /etc/none");
+    assert_eq!(
+        (removed.as_array().unwrap().len(), &removed[0]["size"]),
+        (1, &5.into())
+    );
+    for (editor, changed) in [("true", false), ("echo more >>", true)] {
+        let mut edit = lab.command("imgtool");
+        let edit = edit.args(["fs", "edit", "--output", "json", "root.ext4", "/etc/fstab"]);
+        let output = edit.env_remove("VISUAL").env("EDITOR", editor).output().unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&told["changed"], &told["path"]),
+            (&changed.into(), &"/etc/fstab".into())
+        );
+    }
+    // What people see is nothing, as all is as they asked for.
+    assert_eq!(lab.imgtool("fs chmod root.ext4 600 /etc/fstab"), "");
 }

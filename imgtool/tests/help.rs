@@ -1,8 +1,6 @@
 //! Help, completions, manual pages, and what is wrong with a command line.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 
 #[test]
 fn every_command_helps() {

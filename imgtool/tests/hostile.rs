@@ -1,18 +1,16 @@
 //! Images that ask for too much, of every command that reads: each ends by itself, with little memory, and prints nothing that a
 //! terminal would obey.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 
-use common::{Done, Lab};
+use crate::common::{Done, Lab};
 
 /// What a command may have of memory and addresses, in KiB. Programs and libraries take a part of it.
 const MEMORY: u64 = 400_000;
 /// The commands, for an image called `image`.
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 19] = [
     "info",
     "info --output json",
     "info --backing-chain",
@@ -21,9 +19,15 @@ const COMMANDS: [&str; 13] = [
     "map",
     "map --output json",
     "inspect --safe",
+    "inspect --output json",
+    "partition list",
+    "partition verify",
+    "qemu-img info",
+    "qemu-img check",
     "measure -O qcow2",
     "compare other",
     "snapshot list",
+    "snapshot list --output json",
     "bitmap --list",
     "convert -O qcow2 -S 0 --target",
 ];
@@ -313,4 +317,78 @@ fn names_do_not_steer_a_terminal() {
         .unwrap();
     every_command_is_bounded(&lab);
     lab.run("imgtool info image").fails(1, &["\\u{1b}[31mred"]);
+}
+
+/// Files of a few KiB and a hole of 8 TiB, of which a few bytes name all.
+#[test]
+fn holes_that_are_named_whole() {
+    const SECTOR: u64 = 512;
+    const END: u64 = 1 << 43;
+    let lab = Lab::new();
+    let make = || {
+        let file = fs::File::create(lab.path("image")).unwrap();
+        file.set_len(END).unwrap();
+        file
+    };
+    let refused = |why: &str| {
+        let done = bounded(&lab, "inspect --safe");
+        assert_eq!(done.code(), 2);
+        assert!(done.stdout().contains(why), "{}", done.stdout());
+    };
+    // A VMDK whose text is as long as the file, and one whose grains of 32 MiB have no other bytes than their entries.
+    let vmdk = |text_len: u64| {
+        const GRAINS: u32 = 60_000;
+        const GRAIN: u32 = 1 << 16;
+        let file = make();
+        let mut header = [0; 512];
+        header[..4].copy_from_slice(b"KDMV");
+        header[73..77].copy_from_slice(b"\n \r\n");
+        for (at, value) in [(4, 1), (8, 1), (44, 512)] {
+            header[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+        }
+        // Capacity, grain, text and its length, the directory, and what lies before the grains.
+        for (at, value) in [
+            (12, u64::from(GRAINS) * u64::from(GRAIN)),
+            (20, u64::from(GRAIN)),
+            (28, 1),
+            (36, text_len),
+            (56, 64),
+            (64, 4096),
+        ] {
+            header[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
+        }
+        file.write_all_at(&header, 0).unwrap();
+        let tables = (0..GRAINS.div_ceil(512)).map(|table| 128 + 4 * table);
+        let directory: Vec<u8> = tables.flat_map(u32::to_le_bytes).collect();
+        file.write_all_at(&directory, 64 * SECTOR).unwrap();
+        // None touches the next one, and the last one is the first.
+        let grains = (0..GRAINS).map(|grain| 4096 + grain % (GRAINS - 1) * (GRAIN + 8));
+        let entries: Vec<u8> = grains.flat_map(u32::to_le_bytes).collect();
+        file.write_all_at(&entries, 128 * SECTOR).unwrap();
+    };
+    vmdk(END / SECTOR - 2);
+    every_command_is_bounded(&lab);
+    refused("should have up to");
+    vmdk(20);
+    every_command_is_bounded(&lab);
+    refused("there is no grain 59999 at 2097152");
+    // A VDI with as many blocks as it can have.
+    let file = make();
+    let mut header = [0; 512];
+    for (at, value) in [
+        (64, 0xbeda_107f),
+        (68, 0x0001_0001),
+        (76, 1),
+        (340, 512),
+        (344, u32::MAX - 511),
+        (360, 512),
+        (376, 1 << 20),
+        (384, (u32::MAX - 1023) / 4),
+        (388, (u32::MAX - 1023) / 4),
+    ] {
+        header[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+    }
+    file.write_all_at(&header, 0).unwrap();
+    every_command_is_bounded(&lab);
+    refused("its blocks reach to");
 }

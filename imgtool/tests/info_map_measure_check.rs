@@ -1,8 +1,6 @@
 //! `imgtool info`, `map`, `measure` and `check` say what qemu-img says, over images that QEMU made.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 
 /// Chains and images of all kinds.
 fn images(lab: &Lab) -> Vec<&'static str> {

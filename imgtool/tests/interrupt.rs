@@ -1,11 +1,9 @@
 //! Ctrl-C: over within a second, with nothing left behind.
 
-mod common;
-
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::Lab;
+use crate::common::{Lab, interrupted_by};
 
 /// A disk of 500 GiB whose clusters are all one and the same takes longer to read than anybody waits.
 fn endless(lab: &Lab, name: &str) {
@@ -46,7 +44,15 @@ fn convert_leaves_nothing_behind() {
     let lab = Lab::new();
     endless(&lab, "disk");
     std::fs::write(lab.path("old"), "precious").unwrap();
-    for (target, signal, says) in [("new", "INT", "nothing was left"), ("old", "TERM", "as it was")] {
+    for (target, signal, says) in [
+        ("new", "INT", "nothing was left"),
+        ("old", "TERM", "as it was"),
+        ("new", "HUP", "nothing was left"),
+        ("new", "QUIT", "nothing was left"),
+        ("old", "XCPU", "as it was"),
+        ("new", "ALRM", "nothing was left"),
+        ("new", "USR2", "nothing was left"),
+    ] {
         let mut command = lab.command("imgtool");
         command.args(["convert", "-c", "-O", "qcow2", "disk", target]);
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -56,7 +62,7 @@ fn convert_leaves_nothing_behind() {
         };
         let output = interrupt(&lab, child, signal, started);
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(130), "{stderr}");
+        assert_eq!(output.status.code(), Some(interrupted_by(signal)), "{stderr}");
         assert!(stderr.contains(target) && stderr.contains(says), "{stderr}");
         assert_eq!(lab.names(), ["disk", "old"]);
         assert_eq!(std::fs::read(lab.path("old")).unwrap(), b"precious");
@@ -68,18 +74,67 @@ fn convert_leaves_nothing_behind() {
 fn convert_as_qemu_img_leaves_nothing_behind() {
     let lab = Lab::new();
     endless(&lab, "disk");
-    let mut command = lab.command("imgtool");
-    command.args(["qemu-img", "convert", "-c", "-O", "qcow2", "disk", "new"]);
-    let child = command
-        .stdout(Stdio::piped())
+    for signal in ["INT", "TERM", "HUP"] {
+        let mut command = lab.command("imgtool");
+        command.args(["qemu-img", "convert", "-c", "-O", "qcow2", "disk", "new"]);
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = interrupt(&lab, child, signal, || {
+            lab.names().iter().any(|name| name.ends_with(".partial"))
+        });
+        assert_eq!(output.status.code(), Some(interrupted_by(signal)));
+        assert_eq!(lab.names(), ["disk"]);
+    }
+}
+
+/// One that waits for a server is not waited for.
+#[test]
+fn convert_as_qemu_img_says_so_by_the_name_that_it_was_called_by() {
+    let lab = Lab::new();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_imgtool"), lab.path("qemu-img")).unwrap();
+    let mut slow = Command::new("nbdkit")
+        .args([
+            "-f",
+            "-U",
+            "slow",
+            "--filter=delay",
+            "memory",
+            "16M",
+            "delay-read=60",
+        ])
+        .current_dir(lab.dir())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while !lab.path("slow").exists() {
+        assert!(start.elapsed() < Duration::from_secs(20), "nbdkit does not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let child = lab
+        .command(lab.path("qemu-img").to_str().unwrap())
+        .args([
+            "convert",
+            "-f",
+            "raw",
+            "-S",
+            "0",
+            "nbd+unix:///?socket=slow",
+            "new",
+        ])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let output = interrupt(&lab, child, "INT", || {
         lab.names().iter().any(|name| name.ends_with(".partial"))
     });
-    assert_eq!(output.status.code(), Some(130));
-    assert_eq!(lab.names(), ["disk"]);
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(interrupted_by("INT")), "{stderr}");
+    assert!(stderr.starts_with("qemu-img: interrupted"), "{stderr}");
 }
 
 #[test]

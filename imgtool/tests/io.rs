@@ -1,8 +1,6 @@
 //! `--io`: the ways to reach the bytes of image files.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 
 const WAYS: [&str; 4] = ["auto", "sync", "uring", "mmap"];
 

@@ -1,14 +1,12 @@
 //! Machines of a store that really run, and what launchers are told of them.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
-use common::Lab;
+use crate::common::Lab;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -183,6 +181,11 @@ fn a_machine_has_the_terminal_and_is_nobody_elses_while_it_runs() {
         "{}",
         second.stderr()
     );
+    let shown = lab.imgtool("show --store store web");
+    let state = "state:       the image is locked: qemu-system-x86 (process ";
+    assert!(shown.contains(state), "{shown}");
+    let shown: Value = serde_json::from_str(&lab.imgtool("show --store store --output json web")).unwrap();
+    assert_eq!(shown["in-use"], true);
     let ephemeral = lab.run("imgtool run -q --store store --accel tcg web --ephemeral");
     assert!(ephemeral.stderr().contains("is locked"), "{}", ephemeral.stderr());
 
@@ -199,11 +202,51 @@ fn a_machine_has_the_terminal_and_is_nobody_elses_while_it_runs() {
     command.args(line.split(' ')).arg(append);
     let plain = Running::start(&mut command);
     kill_process(Pid::from_child(&plain.child), Signal::TERM).unwrap();
-    assert_eq!(plain.end().code(), Some(130));
+    assert_eq!(plain.end().code(), Some(143));
     assert_eq!(
         said(&lab.run("imgtool run -q --store store --accel tcg web").ok())[0],
         "the root says hello"
     );
+}
+
+/// Runs the machine on a terminal with a script in the place of QEMU, and then a command there. Gives what is to be read there.
+fn on_terminal(lab: &Lab, qemu: &str, words: &str, then: &str) -> String {
+    let program = lab.path("bin/qemu-system-x86_64");
+    fs::create_dir_all(lab.path("bin")).unwrap();
+    fs::write(&program, format!("#!/bin/sh\n{qemu}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", lab.path("bin").display());
+    let inside = format!(
+        "{} run -q --store store --accel tcg web {words}; {then}",
+        env!("CARGO_BIN_EXE_imgtool")
+    );
+    let mut command = lab.command("script");
+    command.args(["-qec", &inside, "log"]).env("PATH", path);
+    String::from_utf8(command.output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn a_terminal_is_as_before_when_qemu_has_crashed() {
+    let lab = lab();
+    let shown = on_terminal(&lab, "stty raw -echo; kill -SEGV $$", "", "stty -a");
+    assert!(shown.contains("QEMU failed (signal: 11"), "{shown}");
+    let set: Vec<&str> = shown.split([' ', ';', '\r', '\n']).collect();
+    for mode in ["icanon", "isig", "echo", "icrnl", "opost"] {
+        assert!(set.contains(&mode), "{mode}: {shown}");
+    }
+}
+
+#[test]
+fn what_was_waited_for_ends_its_line_on_a_terminal_and_stays_as_it_is_in_a_file() {
+    let lab = lab();
+    // The keys that turn it off.
+    let qemu = "printf 'web login: '; head -c 2 >/dev/null";
+    let words = "--wait-for login: --grace 0";
+    let shown = on_terminal(&lab, qemu, words, "echo prompt");
+    assert_eq!(shown.replace('\r', ""), "web login: \nprompt\n");
+    let shown = on_terminal(&lab, qemu, &format!("{words} >file"), "od -An -c file");
+    assert!(shown.trim_end().ends_with("l   o   g   i   n   :"), "{shown}");
+    assert_eq!(fs::read(lab.path("file")).unwrap(), b"web login: ");
 }
 
 #[test]
@@ -254,8 +297,69 @@ fn what_is_in_the_way_is_one_line_and_what_to_do() {
     );
     let bridge = fails("imgtool run -q --store store --accel tcg web --net bridge=no-such-br");
     assert!(bridge.contains("there is no bridge \"no-such-br\""), "{bridge}");
+    // What was made to be run is gone where it was not.
+    for wrong in ["--net bridge=no-such-br", "--net bridge=a;b", "--memory 1"] {
+        fails(&format!(
+            "imgtool run -q --store store --accel tcg --from tiny new {wrong}"
+        ));
+        assert_eq!(
+            lab.imgtool("ls --store store").matches("tiny").count(),
+            1,
+            "{wrong}"
+        );
+    }
+    let large = lab.run("imgtool run -q --store store --accel tcg --from tiny new --memory 64T");
+    assert_eq!(large.code(), 1, "{}", large.stderr());
+    assert!(large.stderr().contains("QEMU failed"), "{}", large.stderr());
+    assert!(!lab.path("store/instances/new.qcow2").exists());
+    let print = fails("imgtool run --store store --from tiny new --print");
+    assert!(print.contains("cannot be used with '--print'"), "{print}");
+    assert!(!lab.path("store/instances/new.toml").exists());
+    let files = lab.run("imgtool launch --store store web --format firecracker --net none --files missing");
+    files.fails(1, &["web-vmlinux", "make the directory first"]);
+    assert!(!files.stderr().contains(".imgtool-"), "{}", files.stderr());
     let launcher = fails("imgtool launch --store store web --format vmware");
     assert!(launcher.contains("there is no launcher"), "{launcher}");
+}
+
+#[test]
+fn what_an_ephemeral_machine_writes_is_its_owners_alone_and_goes_though_it_is_killed() {
+    let lab = lab();
+    fs::create_dir(lab.path("tmp")).unwrap();
+    let run = |words: &str| {
+        let mut command = lab.command("imgtool");
+        let line = format!("run -q --store store --accel tcg --ephemeral web {words}");
+        command
+            .args(line.split_whitespace())
+            .env("TMPDIR", lab.path("tmp"));
+        command
+    };
+    let set_aside = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(lab.path("tmp")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    let mut child = run("--wait-for never --timeout 300")
+        .args(["--append", "root=/dev/vda console=ttyS0 stay"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // QEMU has opened its disk when the guest writes. Who reads on is there to the end: without, the command would end.
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines
+        .find(|line| line.as_ref().unwrap().contains("guest: stays"))
+        .unwrap()
+        .unwrap();
+    let [directory] = set_aside().try_into().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&directory), 0o700);
+    assert_eq!(mode(&directory.join("disk0.qcow2")), 0o600);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(set_aside(), [directory]);
+    let output = run("--wait-for never --timeout 0").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(set_aside().is_empty());
 }
 
 #[test]
@@ -288,6 +392,58 @@ fn launchers_get_what_they_take() {
         let done = lab.run_words(&["sh", "-c", &format!("{} </dev/null", script.trim_end())]);
         assert_eq!(said(&done.ok())[0], format!("the root says {greeting}"), "{line}");
     }
+}
+
+#[test]
+fn a_description_takes_the_place_of_no_machine_and_fails_before_anything_is_made() {
+    let lab = lab();
+    lab.imgtool("clone -q --store store db --from tiny");
+    let names = |directory: &str| {
+        let entries = fs::read_dir(lab.path(directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    symlink(lab.path("store/instances/db.qcow2"), lab.path("link.xml")).unwrap();
+    lab.qemu_img("create -q -f qcow2 used.xml 1M");
+    let guest = lab.guest("used.xml");
+    lab.run("mkfifo fifo.xml").ok();
+    let before = names(".");
+    let (disk, aliases) = ("store/instances/db.qcow2", "store/aliases.toml");
+    let contents = [disk, aliases].map(|name| fs::read(lab.path(name)).unwrap());
+    for out in [disk, aliases, "store/instances/new.xml", "link.xml"] {
+        for command in [
+            "launch --store store web --format libvirt --accel tcg",
+            "template export --store store tiny",
+        ] {
+            lab.run(&format!("imgtool {command} -o {out}"))
+                .fails(1, &["it is a file of the store"]);
+        }
+    }
+    assert_eq!(
+        [disk, aliases].map(|name| fs::read(lab.path(name)).unwrap()),
+        contents
+    );
+    for (out, why) in [
+        ("used.xml", "lock"),
+        ("fifo.xml", "this is a FIFO"),
+        ("store", "directory"),
+        ("missing/web.json", "No such file or directory"),
+    ] {
+        lab.run(&format!(
+            "imgtool launch --store store web --format firecracker --net none --files . -o {out}"
+        ))
+        .fails(1, &[why]);
+    }
+    assert_eq!(names("."), before);
+    drop(guest);
+
+    // Nobody knows the name under which it is written.
+    fs::write(lab.path("victim"), "victim").unwrap();
+    symlink("victim", lab.path("web.xml.partial")).unwrap();
+    lab.imgtool("launch -q --store store web --format libvirt --accel tcg --credential a=b -o web.xml");
+    assert_eq!(fs::read(lab.path("victim")).unwrap(), b"victim");
+    let printed = lab.imgtool("launch --store store web --format libvirt --accel tcg --credential a=b -o -");
+    assert_eq!(fs::read_to_string(lab.path("web.xml")).unwrap(), printed);
 }
 
 #[test]

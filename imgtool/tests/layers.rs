@@ -1,11 +1,9 @@
 //! Commit, rebase and stream where somebody else depends on what they change, and where files lead back to themselves.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use common::{Lab, assert_intact, chain};
+use crate::common::{Lab, assert_intact, chain};
 use serde_json::Value;
 
 fn info(lab: &Lab, name: &str) -> Value {

@@ -1,14 +1,12 @@
 //! Disks that boot, judged by who reads partition tables, FAT and ext4. That they boot is in `boot.rs`.
 
-mod common;
-
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Done, Lab};
+use crate::common::{Done, Lab, Loop, interrupted_by};
 use serde_json::Value;
 
 const UUID: &str = "0a6d0b5c-9c5f-4d0a-8a6e-2f3b1c9d7e41";
@@ -525,23 +523,6 @@ fn what_cannot_be_made_is_one_line_and_leaves_nothing() {
     assert_eq!(fs::read(lab.path("old")).unwrap(), b"precious");
 }
 
-/// A block device of this machine with the contents of a file.
-struct Loop<'l>(&'l Lab, String);
-
-impl<'l> Loop<'l> {
-    fn new(lab: &'l Lab, file: &str, options: &[&str]) -> Self {
-        let words = [&["losetup", "--show", "-f"], options, &[file]].concat();
-        let device = tool(lab, &words).ok();
-        Self(lab, device.trim().to_owned())
-    }
-}
-
-impl Drop for Loop<'_> {
-    fn drop(&mut self) {
-        let _ = tool(self.0, &["losetup", "-d", &self.1]);
-    }
-}
-
 #[test]
 fn a_device_is_written_in_place_and_has_no_table_while_it_is() {
     let lab = lab();
@@ -549,7 +530,7 @@ fn a_device_is_written_in_place_and_has_no_table_while_it_is() {
     lab.imgtool("create -q device 100M");
     lab.imgtool("partition create -q device type=linux,name=old");
     let device = Loop::new(&lab, "device", &[]);
-    let device = &device.1;
+    let device = &device.0;
     let full = lab.run(&format!("imgtool mkdisk -q --esp-size 97M tree {device}"));
     let erased = lab.run(&format!("imgtool partition list {device}"));
     lab.imgtool(&format!("mkdisk -q --esp-size 36M tree {device}"));
@@ -577,7 +558,7 @@ fn a_source_that_is_none_does_not_cost_what_a_device_holds() {
     fs::write(lab.path("bad.toml"), "[[entry]]\npath = 1\n").unwrap();
     let before = fs::read(lab.path("device")).unwrap();
     let device = Loop::new(&lab, "device", &[]);
-    let device = &device.1;
+    let device = &device.0;
     for (line, says) in [
         ("missing", "missing: open: No such file"),
         ("garbage", "tar"),
@@ -614,7 +595,7 @@ fn disks_have_the_sectors_of_their_device() {
     let lab = lab();
     lab.imgtool("create -q device 400M");
     let device = Loop::new(&lab, "device", &["--sector-size", "4096"]);
-    let device = &device.1;
+    let device = &device.0;
     for (line, says) in [
         (
             "--esp-size 300M --block-size 1k tree",
@@ -751,7 +732,7 @@ fn an_interrupt_leaves_nothing() {
         }
         lab.run(&format!("kill -{signal} {}", child.id())).ok();
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(130));
+        assert_eq!(output.status.code(), Some(interrupted_by(signal)));
         assert_eq!(lab.names(), names);
     }
     assert_eq!(fs::read(lab.path("old")).unwrap(), b"precious");

@@ -1,11 +1,9 @@
 //! What of its sources the command takes, and what it leaves out and refuses.
 
-mod common;
-
 use std::fs;
 
-use common::Lab;
-use common::filesystems::{UUID, assert_good, lab, tool};
+use crate::common::Lab;
+use crate::common::filesystems::{UUID, assert_good, lab, tool};
 
 #[test]
 fn two_runs_of_whoever_may_read_the_tree_make_the_same_bytes() {

@@ -1,10 +1,8 @@
 //! What targets the command takes, and what it refuses.
 
-mod common;
-
 use std::fs;
 
-use common::filesystems::{assert_good, field, lab, tool};
+use crate::common::filesystems::{assert_good, field, lab, tool};
 
 /// What is mounted is not written to, whatever names it.
 #[test]
@@ -45,6 +43,62 @@ fn a_device_that_is_in_use_is_refused_with_where_it_is_mounted() {
     lab.imgtool("convert -O raw device#1 part");
     assert_good(&lab, "part");
     assert_eq!(field(&lab, "part", "Filesystem volume name"), "newer");
+}
+
+/// A kernel does not see what is changed behind its back, and writes over it what it knows.
+#[test]
+fn what_is_mounted_is_not_changed_by_any_name() {
+    let lab = lab();
+    lab.imgtool("create -q device 64M");
+    lab.imgtool("create -q small 16M");
+    lab.imgtool("partition create -q device name=root");
+    lab.imgtool("mkfs -q tree device#1");
+    let device = tool(&lab, &["losetup", "--show", "-f", "device"]).ok();
+    let device = device.trim();
+    let partition = format!("{device}p1");
+    tool(&lab, &["partx", "-a", device]).ok();
+    fs::create_dir(lab.path("mounted")).unwrap();
+    lab.run(&format!("mount -o ro {partition} mounted")).ok();
+    let before = fs::read(lab.path("device")).unwrap();
+    let by_device = [
+        format!("fs put {partition} tree.tar /new"),
+        format!("fs rm {device}#1 /etc/hostname"),
+        format!("fs grow {partition}"),
+        format!("convert -n -O raw small {partition}"),
+        format!("convert -n -O raw small {device}"),
+        format!("template seal {device}"),
+        format!("partition create --force {device} name=other"),
+    ];
+    let by_file = [
+        "fs put device#1 tree.tar /new",
+        "fs grow device#1",
+        "mkfs tree device#1",
+        "template seal device",
+        "partition create --force device name=other",
+    ];
+    let by_device = by_device.map(|line| lab.run(&format!("imgtool {line}")));
+    let by_file = by_file.map(|line| lab.run(&format!("imgtool {line}")));
+    let read = lab.run("imgtool fs cat device#1 /etc/hostname");
+    let after = fs::read(lab.path("device")).unwrap();
+    lab.run("umount mounted").ok();
+    let unmounted = lab.run("imgtool fs put device#1 tree.tar /new");
+    let by_name = lab.run(&format!("imgtool fs put {partition} tree.tar /newer"));
+    tool(&lab, &["partx", "-d", device]).ok();
+    tool(&lab, &["losetup", "-d", device]).ok();
+    let place = lab.path("mounted");
+    let says = format!("is in use: it is mounted on {}", place.to_str().unwrap());
+    for run in by_device {
+        run.fails(1, &[device, &says, "umount"]);
+    }
+    for run in by_file {
+        run.fails(1, &["device", device, &says, "umount"]);
+    }
+    read.ok();
+    assert!(before == after);
+    unmounted.ok();
+    by_name.ok();
+    lab.imgtool("convert -O raw device#1 part");
+    assert_good(&lab, "part");
 }
 
 /// A table's copy is at the end, where no filesystem starts.

@@ -1,23 +1,21 @@
 //! Images that are served by NBD, judged by qemu-img on the same exports.
 
-mod common;
-
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 /// A server in the background, ended with the test.
-struct Served {
+pub(crate) struct Served {
     uri: String,
     pid: PathBuf,
 }
 
 impl Served {
     /// qemu-nbd of an image of the lab, for as many clients as come.
-    fn qemu(lab: &Lab, format: &str, image: &str, options: &str) -> Self {
+    pub(crate) fn qemu(lab: &Lab, format: &str, image: &str, options: &str) -> Self {
         let (uri, socket, pid) = Self::names(lab, &format!("{image}-{format}"));
         lab.run(&format!(
             "qemu-nbd --fork -t -e 8 {options} -k {socket} --pid-file {} -f {format} {image}",
@@ -44,7 +42,7 @@ impl Served {
     }
 
     /// Ends it, and waits until it has let go of its image.
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         let pid = fs::read_to_string(&self.pid).unwrap();
         let ended = "kill $0; for n in $(seq 600); do [ -e /proc/$0 ] || exit 0; sleep 0.05; done; exit 1";
         let ended = Command::new("sh")

@@ -1,10 +1,8 @@
 //! `imgtool partition`, and partitions where other commands take an image.
 
-mod common;
-
 use std::os::unix::fs::FileExt;
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -272,10 +270,7 @@ fn a_repair_says_what_it_leaves_wrong() {
         found.stderr(),
         "error: partitions 1 and 2 overlap, from sector 2048 on\n"
     );
-    assert_eq!(
-        found.stdout(),
-        "1 errors are left, which no other copy can mend.\n"
-    );
+    assert_eq!(found.stdout(), "1 error is left, which no other copy can mend.\n");
     let found = lab.run("imgtool partition repair -q --output json disk");
     assert_eq!(found.code(), 2);
     let json: Value = serde_json::from_str(&found.stdout()).unwrap();

@@ -1,10 +1,8 @@
 //! Pictures: `imgtool map --svg` and `--bar`, and the chain that `imgtool info --backing-chain` draws.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 /// Images of all kinds, one of them a chain.

@@ -1,10 +1,10 @@
 //! `qemu-img` by our link and by QEMU's own program: the same arguments, output, exit codes and images.
 
-mod common;
-
+use std::fs;
 use std::process::Command;
 
-use common::twins::Twins;
+use crate::common::Lab;
+use crate::common::twins::Twins;
 
 #[test]
 fn new_images_are_the_same_byte_for_byte() {
@@ -382,5 +382,23 @@ fn comparisons_come_to_the_same_result() {
         ("-f raw -F raw a c", 1),
     ] {
         assert_eq!(twins.both(&format!("compare {line}")).code, Some(code), "{line}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 image 200M");
+    let writes: Vec<String> = (0..1600).map(|i| format!("write {}k 64k\n", i * 128)).collect();
+    fs::write(lab.path("writes"), writes.concat()).unwrap();
+    for program in ["qemu-img", concat!(env!("CARGO_BIN_EXE_imgtool"), " qemu-img")] {
+        let script = format!(
+            "set -o pipefail; qemu-io image <writes >/dev/null; {program} map --output=json image | head -1; {program} info image | true"
+        );
+        let done = lab.command("bash").args(["-c", &script]).output().unwrap();
+        assert!(
+            done.status.success() && done.stderr.is_empty(),
+            "{program}: {done:?}"
+        );
     }
 }

@@ -1,8 +1,7 @@
 //! `qemu-img bench` by our link and by QEMU's own program.
 
-mod common;
-
-use common::twins::Twins;
+use crate::common;
+use crate::common::twins::Twins;
 
 #[test]
 fn requests_are_announced_timed_and_refused_in_the_same_words() {

@@ -71,9 +71,11 @@ impl Side {
     }
 }
 
-/// Sees to it that a server, which has written its number to `pid`, ends with the line, and leaves nothing behind.
+/// Sees to it that a server, which has written its number to `pid`, ends with the line, and leaves nothing behind, no lock of `disk`
+/// either.
 const END_SERVER: &str = "until [ -s pid ]; do sleep 0.02; done; server=$(cat pid)
-    trap 'kill $server; for n in $(seq 6000); do [ -e /proc/$server ] || break; sleep 0.05; done; rm -f pid socket' EXIT";
+    runs() { [ -e /proc/$server ] || { [ -e disk ] && grep -q \":$(stat -c %i disk) \" /proc/locks; }; }
+    trap 'kill $server; for n in $(seq 6000); do runs || break; sleep 0.05; done; rm -f pid socket' EXIT";
 
 /// Runs the lines with both. One that starts with `!` is to fail.
 fn same(lines: &[&str]) {

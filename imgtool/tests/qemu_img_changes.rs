@@ -1,10 +1,8 @@
 //! `qemu-img` commands that change images, by our link and by QEMU's own program: the same arguments, output, exit codes and disks.
 
-mod common;
-
 use std::fs;
 
-use common::twins::Twins;
+use crate::common::twins::Twins;
 
 #[test]
 fn snapshots_are_taken_gone_back_to_and_deleted() {

@@ -1,11 +1,9 @@
 //! What `qemu-img` says of itself, beside QEMU's own program: its options are ours.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use common::twins::{Outcome, Twins, run, words};
+use crate::common::twins::{Outcome, Twins, run, words};
 
 const COMMANDS: [&str; 15] = [
     "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info", "map",

@@ -1,11 +1,10 @@
-//! Key slots of encrypted images, changed by `qemu-img amend` as our link and as QEMU's own program, with cryptsetup as a judge.
-
-mod common;
+//! Keys of encrypted images, asked for where those are made and changed by `qemu-img amend`: by our link and by QEMU's own program, with
+//! cryptsetup as a judge.
 
 use std::fs;
 use std::path::Path;
 
-use common::twins::{Twins, run, words};
+use crate::common::twins::{Twins, run, words};
 
 /// Secrets by the names that the tests use.
 const SECRETS: &str =
@@ -256,4 +255,37 @@ fn slots_of_cryptsetup_are_seen() {
         "-o encrypt.state=active,encrypt.new-secret=s1,encrypt.iter-time=10",
     );
     assert_slots(&twins, &[(0, "one"), (3, "two")]);
+}
+
+#[test]
+fn nothing_is_left_in_the_clear_that_was_to_be_encrypted() {
+    let twins = Twins::new();
+    let secret = "--object secret,id=s,data=x";
+    for options in [
+        "encrypt.key-secret=s",
+        "encrypt.cipher-alg=aes-256",
+        "encryption=off,encrypt.key-secret=s",
+        "encrypt.format=aes,encrypt.key-secret=s,encrypt.cipher-alg=aes-256",
+        "encryption=on,encrypt.key-secret=s,encrypt.iter-time=10",
+        "encryption=on,encrypt.format=luks,encrypt.key-secret=s",
+        "encrypt.format=foo,encrypt.key-secret=s",
+        "encrypt.format=luks",
+        "encrypt.format=luks,encrypt.key-secret=gone",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.cipher-alg=foo",
+    ] {
+        let line = format!("create -f qcow2 {secret} -o {options} x 1M");
+        assert_eq!(twins.both(&line).code, Some(1), "{line}");
+        twins.in_both(|directory| assert!(!directory.join("x").exists() || directory == twins.theirs()));
+    }
+    // What is to be changed is opened.
+    twins.script(&format!(
+        "0 create -q -f qcow2 {secret} -o encryption=on,encrypt.key-secret=s a 1M
+         0 create -q -f qcow2 -b a -F qcow2 over 1M
+         1 bitmap --add a b
+         1 rebase -u -b over -F qcow2 a
+         1 map a
+         1 map over
+         1 convert -O qcow2 over out
+         0 info a"
+    ));
 }

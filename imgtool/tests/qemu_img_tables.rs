@@ -3,11 +3,11 @@
 //! Where a file's length would be printed the images are compared instead: QEMU copies in parallel, so that lengths and places in the file
 //! are not the same from run to run, and ours leaves zeros out.
 
-mod common;
+use std::fs;
 
-use common::twins::Twins;
+use crate::common::twins::Twins;
 
-/// What is done in each test: see [`common::twins`].
+/// What is done in each test: see [`crate::common::twins`].
 fn both(script: &str) {
     Twins::new().script(script);
 }
@@ -403,10 +403,7 @@ fn damage_is_found_and_repaired_alike() {
     // A cluster that nothing refers to counts as one that is in use.
     twins.in_both(|directory| {
         use std::os::unix::fs::FileExt;
-        let file = std::fs::File::options()
-            .write(true)
-            .open(directory.join("a"))
-            .unwrap();
+        let file = fs::File::options().write(true).open(directory.join("a")).unwrap();
         file.set_len(2 << 20).unwrap();
         file.write_all_at(&1u16.to_be_bytes(), 0x20000 + 2 * 20).unwrap();
     });
@@ -417,4 +414,145 @@ fn damage_is_found_and_repaired_alike() {
          0 check a
          same a",
     );
+}
+
+/// What is a leak cannot be told where refcounts are lost: nothing is changed then.
+#[test]
+fn leaks_are_left_where_a_cluster_in_use_counts_as_free() {
+    let twins = Twins::new();
+    twins.script(
+        "0 create -q -f qcow2 a 1M
+         io a write -P 1 0 256k",
+    );
+    twins.in_both(|directory| {
+        use std::os::unix::fs::FileExt;
+        let file = fs::File::options().write(true).open(directory.join("a")).unwrap();
+        file.set_len(2 << 20).unwrap();
+        file.write_all_at(&1u16.to_be_bytes(), 0x20000 + 2 * 20).unwrap();
+        file.write_all_at(&0u16.to_be_bytes(), 0x20000 + 2 * 6).unwrap();
+        fs::copy(directory.join("a"), directory.join("before")).unwrap();
+    });
+    twins.script(
+        "1 check -r leaks a
+         1 check -r leaks --output json a
+         1 check -q -r leaks a
+         2 check a
+         2 check --output json a",
+    );
+    twins.in_both(|directory| {
+        let read = |name| fs::read(directory.join(name)).unwrap();
+        assert!(read("a") == read("before"), "{}", directory.display());
+    });
+}
+
+#[test]
+fn snapshot_tables_that_lack_sizes_are_repaired_alike() {
+    let twins = Twins::new();
+    twins.script(
+        "0 create -q -f qcow2 a 1M
+         io a write -P 1 0 64k
+         0 snapshot -c abc a",
+    );
+    twins.in_both(|directory| {
+        let image = directory.join("a");
+        let mut bytes = fs::read(&image).unwrap();
+        let number = |at: usize, len: usize| {
+            bytes[at..at + len]
+                .iter()
+                .fold(0, |n, &b| n << 8 | usize::from(b))
+        };
+        let table = number(64, 8);
+        let (extra, names) = (
+            number(table + 36, 4),
+            number(table + 12, 2) + number(table + 14, 2),
+        );
+        let (from, to) = (table + 40 + extra, table + 48);
+        bytes.copy_within(from..from + names, to);
+        bytes[table + 39] = 8;
+        fs::write(&image, bytes).unwrap();
+    });
+    twins.script(
+        "2 check a
+         2 check -r leaks a
+         0 check -r all a
+         0 check a
+         0 snapshot -a abc a
+         same a",
+    );
+}
+
+/// Who writes takes locks.
+#[test]
+fn nothing_is_written_to_what_may_be_in_use() {
+    both(
+        "0 create -q -f qcow2 a 1M
+         0 snapshot -c abc a
+         1 check -r all -U a
+         1 check -r leaks -U a
+         1 snapshot -U -c x a
+         1 snapshot -U -d abc a
+         1 snapshot -U -a abc a
+         0 rebase -U -u -b '' a
+         1 bench -U -w -c 1 a",
+    );
+}
+
+/// What stands for an ID or a name is an ID first, but where a snapshot is deleted.
+#[test]
+fn a_snapshot_that_is_named_as_another_is_numbered_is_found_alike() {
+    both(
+        "0 create -q -f qcow2 a 1M
+         io a write -P 1 0 64k
+         0 snapshot -c s1 a
+         io a write -P 2 0 64k
+         0 snapshot -c s2 a
+         io a write -P 3 0 64k
+         0 snapshot -c 2 a
+         0 snapshot -c 1 a
+         io a write -P 4 0 64k
+         0 convert -l 1 -O raw a one
+         file one
+         0 convert -l 2 -O raw a two
+         file two
+         0 convert -l snapshot.name=2 -O raw a named
+         file named
+         0 convert -l snapshot.id=2 -O raw a numbered
+         file numbered
+         0 convert -l 4 -O raw a four
+         file four
+         0 convert -l s2 -O raw a s2
+         file s2
+         1 convert -l s5 -O raw a s5
+         1 convert -l snapshot.id=s2 -O raw a s5
+         0 measure -l 1 -O qcow2 a
+         0 snapshot -a 2 a
+         same a
+         0 snapshot -d 2 a
+         1 snapshot -d 2 a
+         0 snapshot -a 1 a
+         same a",
+    );
+}
+
+/// Texts end at the first NUL, as C's do.
+#[test]
+fn names_with_a_nul_are_cut_there() {
+    let twins = Twins::new();
+    twins.script(
+        "0 create -q -f qcow2 a 1M
+         0 bitmap --add a abcdefghij",
+    );
+    twins.in_both(|directory| {
+        let image = directory.join("a");
+        let mut bytes = fs::read(&image).unwrap();
+        let at = bytes
+            .windows(10)
+            .position(|window| window == b"abcdefghij")
+            .unwrap();
+        bytes[at + 3..at + 5].copy_from_slice(b"\0\x1b");
+        fs::write(&image, bytes).unwrap();
+    });
+    for line in ["info a", "info --output json a"] {
+        assert!(twins.ok(line).contains("abc"));
+    }
 }

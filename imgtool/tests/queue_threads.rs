@@ -1,11 +1,10 @@
 //! The example of queue threads that do their own I/O, judged by qemu-img.
 
-mod common;
 #[path = "../examples/queue_threads.rs"]
-mod queue_threads;
+mod example;
 
-use common::Lab;
-use queue_threads::{REQUEST, contents};
+use crate::common::Lab;
+use example::{REQUEST, contents};
 
 #[test]
 fn what_queue_threads_write_is_the_disk() {
@@ -18,7 +17,7 @@ fn what_queue_threads_write_is_the_disk() {
     ] {
         let size = 16 << 20;
         lab.imgtool(&format!("create -q -f qcow2 -o {options} disk.qcow2 {size}"));
-        let requests = queue_threads::run(&lab.path("disk.qcow2"), 4).unwrap();
+        let requests = example::run(&lab.path("disk.qcow2"), 4).unwrap();
         assert_eq!(requests, size / REQUEST);
         lab.qemu_img("check disk.qcow2");
         let mut expected: Vec<u8> = (0..requests).flat_map(contents).collect();

@@ -1,10 +1,8 @@
 //! `imgtool rebase` and `imgtool stream`, beside `qemu-img rebase`.
 
-mod common;
-
 use std::fs;
 
-use common::{Lab, assert_intact, chain, kill_and_finish};
+use crate::common::{Lab, assert_intact, chain, kill_and_finish};
 use serde_json::Value;
 
 fn backing(lab: &Lab, name: &str) -> (Option<String>, Option<String>) {

@@ -1,15 +1,13 @@
 //! Every command refuses what makes no sense: a code that is not zero, one line that names what is wrong, a hint at most,
 //! and every file as it was.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use common::Lab;
+use crate::common::Lab;
 
 /// Everything in a directory; what a file holds, too.
 fn everything(lab: &Lab) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
@@ -145,7 +143,10 @@ fn every_command_refuses_what_is_no_image() {
         "dd -f vdi if=plain of=new",
         "create -f qcow2 -b plain -F vdi new",
     ] {
-        refuses(&lab, &format!("{line} => \"vdi\" is not known | qcow2, raw"));
+        refuses(
+            &lab,
+            &format!("{line} => \"vdi\" is not known | qcow2, luks, raw"),
+        );
     }
     for line in [
         "info -f qcow2 raw",

@@ -1,8 +1,6 @@
 //! `imgtool resize` against `qemu-img resize`.
 
-mod common;
-
-use common::Lab;
+use crate::common::Lab;
 
 #[test]
 fn sizes_change_as_with_qemu_img() {
@@ -41,4 +39,160 @@ fn sizes_change_as_with_qemu_img() {
         lab.run(&format!("imgtool resize -f {format} image 1M"))
             .fails(1, &["image", "--shrink"]);
     }
+}
+
+/// All of the disk in an image, as QEMU reads it, which is left in a file for others to look at.
+fn flat(lab: &Lab, image: &str) -> Vec<u8> {
+    lab.qemu_img(&format!("convert -O raw {image} flat"));
+    std::fs::read(lab.path("flat")).unwrap()
+}
+
+#[test]
+fn a_filesystem_is_not_cut_through_unless_that_is_forced() {
+    let lab = Lab::new();
+    for (kind, size) in [("ext4", "97M"), ("ext2", "33M")] {
+        lab.run("truncate -s 128M disk.raw").ok();
+        lab.run(&format!("mke2fs -q -F -t {kind} disk.raw {size}")).ok();
+        for format in ["raw", "qcow2"] {
+            lab.imgtool(&format!("convert -f raw -O {format} disk.raw disk"));
+            let before = flat(&lab, "disk");
+            let end = size.trim_end_matches('M').parse::<u64>().unwrap() << 20;
+            for size in ["1M", "20M", &(end - 512).to_string()] {
+                let told = [
+                    "disk:",
+                    "ext filesystem",
+                    &end.to_string(),
+                    "resize2fs",
+                    "--shrink --force",
+                ];
+                lab.run(&format!("imgtool resize --shrink disk {size}"))
+                    .fails(1, &told);
+            }
+            assert!(flat(&lab, "disk") == before);
+            lab.imgtool(&format!("resize -q --shrink disk {end}"));
+            flat(&lab, "disk");
+            lab.run("e2fsck -fn flat").ok();
+            // Made smaller by someone else, it may be cut again.
+            lab.run("resize2fs flat 16M").ok();
+            lab.imgtool(&format!("convert -f raw -O {format} flat disk"));
+            lab.imgtool("resize -q --shrink disk 16M");
+            flat(&lab, "disk");
+            lab.run("e2fsck -fn flat").ok();
+            assert_eq!(lab.imgtool("resize --shrink --force disk 8M"), "Image resized.\n");
+            flat(&lab, "disk");
+            let found = lab.run("e2fsck -fn flat");
+            let found = found.stdout() + &found.stderr();
+            assert!(found.contains("physical size of the device is"), "{found}");
+            // What is cut already does not say where it may be cut.
+            lab.run("imgtool resize --shrink disk 4M")
+                .fails(1, &["nobody can tell", "--force"]);
+        }
+        lab.run("rm disk.raw").ok();
+    }
+}
+
+#[test]
+fn partitions_are_not_cut_off_unless_that_is_forced() {
+    let lab = Lab::new();
+    let tables = [
+        (
+            "gpt",
+            "label: gpt\nstart=2048,size=20480\nstart=40960,size=20480\n",
+            "partition 2",
+        ),
+        (
+            "mbr",
+            "label: dos\nstart=40960,size=20480\nstart=2048,size=20480\n",
+            "partition 1",
+        ),
+        (
+            "logical",
+            "label: dos\nstart=2048,size=59392,type=5\nstart=40960,size=20480\n",
+            "partition 5",
+        ),
+    ];
+    for (kind, script, last) in tables {
+        std::fs::write(lab.path("script"), script).unwrap();
+        lab.run("truncate -s 64M disk.raw").ok();
+        lab.run_words(&["sh", "-ec", "sfdisk -q disk.raw <script"]).ok();
+        for format in ["raw", "qcow2"] {
+            lab.imgtool(&format!("convert -f raw -O {format} disk.raw disk"));
+            let before = flat(&lab, "disk");
+            for size in ["8M", "25M", &(31_457_280 - 512).to_string()] {
+                lab.run(&format!("imgtool resize --shrink disk {size}")).fails(
+                    1,
+                    &["disk:", last, "31457280", "30 MiB", "parted", "--shrink --force"],
+                );
+            }
+            assert!(flat(&lab, "disk") == before, "{kind} {format}");
+            lab.imgtool("resize -q --shrink disk 32M");
+            if kind == "gpt" {
+                lab.imgtool("partition grow disk");
+                flat(&lab, "disk");
+                assert!(lab.run("sgdisk --verify flat").ok().contains("No problems found"));
+            }
+            flat(&lab, "disk");
+            lab.run("sfdisk --verify flat").ok();
+            assert_eq!(lab.imgtool("resize --shrink --force disk 8M"), "Image resized.\n");
+        }
+        lab.run("rm disk.raw").ok();
+    }
+}
+
+#[test]
+fn a_cut_is_forced_only_where_one_is_allowed() {
+    let lab = Lab::new();
+    lab.raw("disk", 4 << 20, 1);
+    lab.run("imgtool resize --force disk 1M").fails(1, &["--shrink"]);
+}
+
+#[test]
+fn what_has_to_grow_with_a_disk_is_said_and_then_can_be_done() {
+    let lab = Lab::new();
+    let resized = |line: &str| {
+        let done = lab.run(&format!("imgtool resize {line}"));
+        let told = done.stderr();
+        assert_eq!(done.ok(), "Image resized.\n");
+        told
+    };
+    // Runs what a note names.
+    let follow = |told: &str| {
+        let (_, steps) = told.trim_end().split_once("next: ").unwrap();
+        for step in steps.split(", then ") {
+            lab.run(step).ok();
+        }
+    };
+    let size_of = |text: &str| -> u64 {
+        let field = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        field("Block count:") * field("Block size:")
+    };
+    lab.run("truncate -s 32M disk").ok();
+    assert_eq!(resized("-f raw disk 33M"), "");
+    lab.run("mke2fs -q -F -t ext4 disk").ok();
+    follow(&resized("disk 64M"));
+    assert_eq!(size_of(&lab.run("dumpe2fs -h disk").ok()), 64 << 20);
+    assert_eq!(lab.run("imgtool resize -q disk 65M").stderr(), "");
+    lab.run("truncate -s 0 disk").ok();
+    lab.run("truncate -s 64M disk").ok();
+    lab.run_words(&[
+        "sh",
+        "-ec",
+        "printf 'label: gpt\nstart=2048,size=65536\n' | sfdisk -q disk",
+    ])
+    .ok();
+    assert!(resized("disk 65M").ends_with("next: imgtool partition grow --last disk\n"));
+    lab.run("mke2fs -q -F -t ext4 -E offset=1048576 disk 32M").ok();
+    follow(&resized("disk 128M"));
+    assert!(lab.run("sgdisk --verify disk").ok().contains("No problems found"));
+    lab.run("dd if=disk of=part bs=1M skip=1 status=none").ok();
+    let grown = size_of(&lab.run("dumpe2fs -h part").ok());
+    assert!(grown > 120 << 20, "{grown}");
+    lab.run("e2fsck -fn part").ok();
+    lab.run("truncate -s 8M mbr").ok();
+    lab.run_words(&["sh", "-ec", "printf 'label: dos\nstart=2048\n' | sfdisk -q mbr"])
+        .ok();
+    assert!(resized("mbr 9M").contains("for the guest to grow"));
 }

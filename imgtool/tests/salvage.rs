@@ -1,11 +1,9 @@
 //! `convert --salvage`: what can be read of a damaged image is copied, as by qemu-img, and the rest is told.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use common::Lab;
+use crate::common::Lab;
 
 const CLUSTER: u64 = 64 << 10;
 

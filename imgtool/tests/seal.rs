@@ -1,10 +1,8 @@
 //! Sealing, linting and publishing from the command line, with grep and the kernel's mount as judges of what is left.
 
-mod common;
-
 use std::fs;
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 /// A store with a machine `web` of a template `tiny`, whose system has a secret in several places.
@@ -85,6 +83,32 @@ fn a_published_template_has_no_secret_and_the_machine_keeps_its_own() {
         .fails(1, &["\"clean\" is the name of a template", "--move"]);
     lab.imgtool("template publish -q web --store store --alias clean --move --no-seal");
     assert!(raw("clean") > 1000);
+}
+
+#[test]
+fn a_template_with_what_sealing_leaves_is_only_made_when_that_is_said() {
+    let lab = lab();
+    fs::write(
+        lab.path("notes"),
+        "the key:\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEA\n",
+    )
+    .unwrap();
+    lab.imgtool("fs put store/instances/web.qcow2 notes /root/notes.txt");
+    let publish = |words: &str| lab.run(&format!("imgtool template publish -q web --store store {words}"));
+    publish("--alias one").fails(
+        1,
+        &["/home/ann/.aws", ", credentials)", "/root/notes.txt", "--no-lint"],
+    );
+    publish("--alias one --disable credentials").fails(1, &["/root/notes.txt (a private key)"]);
+    assert_eq!(
+        lab.imgtool("template ls --store store").lines().count(),
+        2,
+        "tiny alone"
+    );
+    publish("--alias one --no-lint").ok();
+    lab.imgtool("fs rm store/instances/web.qcow2 /root/notes.txt");
+    publish("--alias two --disable credentials").ok();
+    publish("--alias three --enable credentials").ok();
 }
 
 #[test]

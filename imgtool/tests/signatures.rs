@@ -1,10 +1,8 @@
 //! Stores that trust keys, with minisign as who signs and who checks.
 
-mod common;
-
 use std::fs;
 
-use common::{Done, Lab};
+use crate::common::{Done, Lab};
 
 fn shell(lab: &Lab, script: &str) -> String {
     let done = lab.command("bash").args(["-ec", script]).output().unwrap();
@@ -304,7 +302,7 @@ fn without_its_note_a_template_is_not_taken_for_what_it_was() {
     sign(&lab, "ours", &early);
     let stem = early.strip_suffix(".qcow2").unwrap();
     let (document, note) = (format!("{stem}.toml"), noted());
-    let run = || lab.run("imgtool run --store store --print one");
+    let run = || lab.run("imgtool run --store store --boot uefi --print one");
     clone(&lab, "early", "two").ok();
     run().ok();
     shell(&lab, "cp -a store/trusted kept");
@@ -353,7 +351,7 @@ fn a_key_that_cannot_be_read_is_named_and_only_what_needs_it_is_refused() {
     sign(&lab, "ours", "disk.qcow2");
     import(&lab, "disk.qcow2 --alias signed").ok();
     clone(&lab, "signed", "one").ok();
-    let run = || lab.run("imgtool run --store store --print one");
+    let run = || lab.run("imgtool run --store store --boot uefi --print one");
     let warns = |done: Done| {
         assert_eq!(done.code(), 0, "{}", done.stderr());
         let said = done.stderr();

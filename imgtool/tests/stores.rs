@@ -1,15 +1,13 @@
 //! Stores from the command line that somebody has broken, shares, or puts strangers' images into.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 /// A store with a template `tiny`, which has a password hash in it.
-fn lab() -> Lab {
+pub(crate) fn lab() -> Lab {
     let lab = Lab::new();
     for directory in ["root/etc/iscsi", "root/boot"] {
         fs::create_dir_all(lab.path(directory)).unwrap();
@@ -31,7 +29,7 @@ fn lab() -> Lab {
     lab
 }
 
-fn json(text: &str) -> Value {
+pub(crate) fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
@@ -142,6 +140,15 @@ fn what_is_private_in_an_imported_image_is_told_and_so_is_what_is_kept_of_one_th
             .stderr(),
         ""
     );
+    // What was asked for and does not hold is told in any case.
+    fs::write(lab.path("vmlinuz"), "another kernel").unwrap();
+    let kept = lab.run("imgtool template import -q --store store root.qcow2 --memory 2G --kernel vmlinuz");
+    assert!(
+        kept.stderr()
+            .contains("whose kernel, settings of machines are kept"),
+        "{}",
+        kept.stderr()
+    );
 }
 
 #[test]
@@ -213,14 +220,84 @@ fn who_may_write_to_a_store_may_lock_it_and_nobody_else() {
 }
 
 #[test]
+fn credentials_of_machines_are_named_and_not_printed() {
+    let lab = lab();
+    fs::create_dir_all(lab.path("store/profiles")).unwrap();
+    let profile = "[credentials]\nprofiled = \"SECRET-1\"\n";
+    fs::write(lab.path("store/profiles/own.toml"), profile).unwrap();
+    lab.imgtool("clone -q --store store web --from tiny --profile own --credential given=SECRET-2");
+    let shown = lab.imgtool("show --store store --output json web");
+    let listed = lab.imgtool("ls --store store --output json");
+    let plain = lab.imgtool("show --store store web");
+    for said in [&shown, &listed, &plain] {
+        assert!(!said.contains("SECRET"), "{said}");
+    }
+    let (shown, listed) = (json(&shown), json(&listed));
+    let hidden = "(not shown)";
+    assert_eq!(shown["expanded"]["credentials"]["profiled"], hidden);
+    assert_eq!(shown["expanded"]["credentials"]["given"], hidden);
+    assert_eq!(shown["machine"]["credentials"]["given"], hidden);
+    assert_eq!(listed[0]["machine"]["credentials"]["given"], hidden);
+    // Whoever asks for the settings gets them.
+    let settings = lab.imgtool("config show --store store web");
+    assert!(settings.contains("SECRET-2"), "{settings}");
+}
+
+#[test]
+fn a_machine_of_another_user_is_listed_as_that_and_is_nothing_to_mend_or_remove() {
+    let lab = lab();
+    lab.imgtool("clone -q --store store web --from tiny");
+    lab.imgtool("clone -q --store store secret --from tiny --credential a=b");
+    for path in [lab.dir().to_owned(), lab.path("store")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::copy(env!("CARGO_BIN_EXE_imgtool"), lab.path("program")).unwrap();
+    let as_member = |line: &str| {
+        let user = "setpriv --reuid 54321 --regid 54321 --clear-groups ./program";
+        lab.run(&format!("{user} {line}"))
+    };
+    let listed = as_member("ls --store store").ok();
+    assert!(listed.contains("secret  (another user's)"), "{listed}");
+    assert!(listed.contains("web     tiny"), "{listed}");
+    let listed = json(&as_member("ls --store store --output json").ok());
+    assert_eq!(listed[1]["name"], "secret");
+    assert_eq!(listed[1]["others"], true);
+    // Of the other one the disk is not for everybody either.
+    let verified = as_member("template verify --store store");
+    assert_eq!(verified.code(), 0, "{}", verified.stderr());
+    assert!(
+        verified.stderr().contains("2 are other users'"),
+        "{}",
+        verified.stderr()
+    );
+    let shown = as_member("show --store store secret");
+    shown.fails(1, &["Permission denied", "another user's"]);
+    assert!(!shown.stderr().contains("--force"), "{}", shown.stderr());
+}
+
+#[test]
 fn a_bridge_of_a_profile_has_a_name_that_a_bridge_can_have() {
     let lab = lab();
     fs::create_dir_all(lab.path("store/profiles")).unwrap();
-    let profile = "[network]\nkind = \"bridge\"\nbridge = \"br0,script=/tmp/x\"\n";
-    fs::write(lab.path("store/profiles/net.toml"), profile).unwrap();
+    let profile = |bridge: &str| {
+        let text = format!("[network]\nkind = \"bridge\"\nbridge = \"{bridge}\"\n");
+        fs::write(lab.path("store/profiles/net.toml"), text).unwrap();
+    };
+    profile("br0");
     lab.imgtool("clone -q --store store web --from tiny --profile net");
-    lab.run("imgtool run --store store web --print")
-        .fails(1, &["\"br0,script=/tmp/x\" cannot be the name of a bridge"]);
+    profile("br0,script=/tmp/x");
+    for line in [
+        "imgtool run --store store web --print",
+        "imgtool clone --store store second --from tiny --profile net",
+    ] {
+        lab.run(line).fails(
+            1,
+            &[
+                "net.toml: line 3, column 10: ",
+                "\"br0,script=/tmp/x\" cannot be the name of a bridge",
+            ],
+        );
+    }
     lab.run("imgtool clone --store store other --from tiny --net bridge=a;b")
         .fails(1, &["\"a;b\" cannot be the name of a bridge"]);
 }

@@ -1,10 +1,9 @@
 //! Standard input and output as images, judged by qemu-img.
 
-mod common;
-
 use std::fs;
 
-use common::Lab;
+use crate::common;
+use crate::common::Lab;
 
 impl Lab {
     /// Runs a line in a shell, `imgtool` as `$0`, and fails unless all of it succeeds.
@@ -170,6 +169,8 @@ fn what_cannot_be_done_is_one_line_and_leaves_nothing() {
     let lab = Lab::new();
     lab.raw("disk", 1 << 20, 6);
     lab.qemu_img("create -q -f qcow2 image 1M");
+    fs::write(lab.path("key"), "correct horse").unwrap();
+    lab.imgtool("create -q -f luks -o iter-time=10 --key key luks 1M");
     for (line, words) in [
         ("$0 convert -c -O qcow2 disk - | cat", "leave out -c"),
         ("$0 convert -n -O qcow2 disk - | cat", "leave out -n"),
@@ -181,13 +182,19 @@ fn what_cannot_be_done_is_one_line_and_leaves_nothing() {
         ("cat disk | $0 convert -f qcow2 - new", "as a raw image"),
         ("cat image | $0 convert - new", "holds a qcow2 image"),
         ("$0 convert - new < image", "holds a qcow2 image"),
+        ("cat luks | $0 convert - new", "holds a luks image"),
+        ("$0 convert -O qcow2 - new < luks", "holds a luks image"),
         (
             "cat disk | $0 convert -O qcow2 -o size=4k - new",
             "more than the target's 4096 bytes",
         ),
     ] {
         lab.sh_run(line).fails(1, &[words]);
-        assert_eq!(lab.names(), ["disk", "image"], "{line}");
+        assert_eq!(lab.names(), ["disk", "image", "key", "luks"], "{line}");
     }
-    lab.sh("cat image | $0 convert -f raw - new && head -c $(stat -c %s image) new | cmp image -");
+    for image in ["image", "luks"] {
+        lab.sh(&format!(
+            "cat {image} | $0 convert -f raw - new && head -c $(stat -c %s {image}) new | cmp {image} -"
+        ));
+    }
 }

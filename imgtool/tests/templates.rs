@@ -1,10 +1,8 @@
 //! Templates and machines from the command line: what people see, and what goes wrong.
 
-mod common;
-
 use std::fs;
 
-use common::Lab;
+use crate::common::Lab;
 use serde_json::Value;
 
 /// A lab with a store, and in it a template of a root filesystem with a kernel.
@@ -90,6 +88,7 @@ fn machines_are_made_listed_shown_and_removed() {
     for part in [
         "tiny",
         "256 MiB",
+        "size:        1 GiB",
         "cpus:        2",
         ".kernel",
         "network:     user",
@@ -151,6 +150,14 @@ fn cloud_init_gets_a_disk_that_says_what_to_do() {
         ),
         (&Value::from("admin"), &Value::from(key))
     );
+    assert_eq!(data["users"][1]["sudo"], "ALL=(ALL) NOPASSWD:ALL");
+    // Who is there already is not locked out.
+    lab.imgtool("clone rooted --store store --from tiny --seed nocloud --ssh-key key.pub --user root");
+    let data = lab.run("mtype -i store/instances/rooted.seed ::user-data").ok();
+    let data = json(data.strip_prefix("#cloud-config\n").unwrap());
+    assert_eq!(data["disable_root"], false);
+    assert_eq!(data["users"][1]["lock_passwd"], false);
+    lab.imgtool("rm --store store rooted");
     let network = json(&read("network-config"));
     assert_eq!(network["ethernets"]["card"]["match"]["macaddress"], shown["mac"]);
     assert_eq!(network["ethernets"]["card"]["addresses"][0], "10.0.0.5/24");
@@ -199,6 +206,37 @@ fn commands_for_images_take_the_names_of_machines() {
 }
 
 #[test]
+fn a_machine_with_partitions_is_named_for_its_root_filesystem_and_with_a_number_for_another() {
+    let lab = lab();
+    let loader = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+    // As good a kernel as any that firmware can start.
+    for kernel in ["6.1.0-9", "6.1.0-18"] {
+        fs::copy(loader, lab.path(&format!("root/boot/vmlinuz-{kernel}"))).unwrap();
+    }
+    lab.imgtool(&format!(
+        "mkdisk -q --esp-size 64M --boot-efi {loader} -O qcow2 root parts.qcow2"
+    ));
+    lab.imgtool("template import -q --store store parts.qcow2 --alias parts");
+    lab.imgtool("clone -q --store store web --from parts");
+    let with_store = |line: &str| {
+        lab.run(&format!(
+            "env IMGTOOL_STORE=store {} {line}",
+            env!("CARGO_BIN_EXE_imgtool")
+        ))
+    };
+    for name in ["web", "web#2"] {
+        let release = with_store(&format!("fs cat {name} /etc/os-release")).ok();
+        assert!(release.contains("Tiny 1"), "{name}: {release}");
+    }
+    with_store("fs mkdir web /made").ok();
+    with_store("fs ls web#2 /made").ok();
+    with_store("fs ls web#1 /").fails(1, &["web#1", "ext"]);
+    with_store("map web#1").ok();
+    with_store("fs cat web#3 /etc/os-release").fails(1, &["web", "there are 1"]);
+    with_store("fs cat wob#1 /etc/os-release").fails(1, &["wob"]);
+}
+
+#[test]
 fn what_cannot_be_is_one_line_and_a_hint() {
     let lab = imported();
     lab.imgtool("clone web --store store --from tiny");
@@ -233,7 +271,19 @@ fn what_cannot_be_is_one_line_and_a_hint() {
         ),
         (
             "clone a --store store --from tiny --ssh-key root/etc/os-release",
-            &["is no public key for ssh"],
+            &["root/etc/os-release: line 1 is no public key for ssh"],
+        ),
+        (
+            "clone a --store store --from tiny --seed nocloud --as-is",
+            &["cannot be left as it is"],
+        ),
+        (
+            "clone a --store store --from tiny --ip 10.0.0.0/24",
+            &["the address of the network itself", "10.0.0.5/24"],
+        ),
+        (
+            "clone a --store store --from tiny --net user,fwd=2222:22,fwd=0.0.0.0:2222:80",
+            &["port 2222 of the host is forwarded twice"],
         ),
         (
             "clone a --store store --from tiny --ip dhcp",
@@ -295,7 +345,14 @@ fn a_killed_command_leaves_no_machine_and_no_template() {
             lab.imgtool("template ls --store store"),
         )
     };
+    let files = || {
+        let found = lab.run("find store/templates store/trusted -type f").ok();
+        let mut names: Vec<String> = found.lines().map(str::to_owned).collect();
+        names.sort_unstable();
+        names
+    };
     let (before, program) = (listed(), env!("CARGO_BIN_EXE_imgtool"));
+    let files_before = files();
     // At every system call that changes a name or writes, one after the other, until the command ends by itself.
     for (line, cleanup) in [
         (
@@ -335,13 +392,56 @@ fn a_killed_command_leaves_no_machine_and_no_template() {
                 }
                 assert_eq!(listed(), before, "{call} {number}");
                 lab.imgtool("template verify -q --store store");
+                lab.imgtool("template gc --store store");
+                assert_eq!(files(), files_before, "{call} {number}");
             }
         }
         assert!(killed > 20, "{line}: {killed}");
     }
-    lab.imgtool("template gc --store store");
+    // What killed jobs had named is known from what is away, and is gone with the next job.
     let left = lab.run("find store -name '*x-*' -o -path '*/.work/*'").ok();
     assert_eq!(left, "");
+}
+
+#[test]
+fn the_name_of_a_machine_whose_removal_was_killed_is_free() {
+    let lab = imported();
+    let program = env!("CARGO_BIN_EXE_imgtool");
+    let mut freed = 0;
+    for call in ["unlink", "rename", "fsync"] {
+        for number in 1.. {
+            // It is refused for a name that is taken.
+            lab.imgtool("clone -q --store store web --from tiny");
+            let trace = format!(
+                "strace -f -qq -o trace -e trace={call} -e inject={call}:signal=KILL:when={number} {program} rm --store store web"
+            );
+            let words: Vec<&str> = trace.split(' ').collect();
+            let done = lab.run_words(&words);
+            if done.signal().is_none() {
+                done.ok();
+                break;
+            }
+            assert!(number < 100, "{call}");
+            if lab.imgtool("ls --store store").contains("web") {
+                lab.imgtool("rm --store store web");
+            } else {
+                freed += 1;
+            }
+        }
+    }
+    assert!(freed > 2, "{freed}");
+    assert_eq!(
+        lab.run("find store -name 'web*' -o -name '.unfinished*'").ok(),
+        ""
+    );
+}
+
+#[test]
+fn a_wrong_name_removes_no_template() {
+    let lab = imported();
+    lab.run("imgtool template rm --store store tiny tinny")
+        .fails(1, &["there is no template \"tinny\""]);
+    lab.imgtool("template show --store store tiny");
 }
 
 #[test]
@@ -417,4 +517,145 @@ fn only_the_templates_that_are_named_are_verified() {
         .fails(1, &["there is tiny"]);
     lab.run("imgtool template verify --store store")
         .fails(1, &["the file has changed"]);
+}
+
+/// A lab with a template that nothing starts: no kernel, no EFI system partition.
+fn without_kernel() -> Lab {
+    let lab = Lab::new();
+    fs::create_dir_all(lab.path("root/etc")).unwrap();
+    fs::write(lab.path("root/etc/os-release"), "ID=tiny\n").unwrap();
+    lab.imgtool("mkfs -q --size 16M -O qcow2 root root.qcow2");
+    lab.imgtool("template import -q --store store root.qcow2 --alias bare");
+    lab
+}
+
+#[test]
+fn a_machine_that_nothing_starts_is_made_and_exported_but_not_started() {
+    let lab = without_kernel();
+    lab.imgtool("clone web --store store --from bare");
+    let shown = lab.imgtool("show --store store web");
+    assert!(shown.contains("boots:       nothing"), "{shown}");
+    lab.imgtool("template verify -q --store store");
+    lab.imgtool("template export -q --store store bare -o out.qcow2");
+    lab.qemu_img("compare out.qcow2 root.qcow2");
+    for (line, name) in [
+        ("run --store store web", "web"),
+        ("run --store store --ephemeral web", "web"),
+        ("run --store store --from bare new", "new"),
+        ("launch --store store web --format qemu", "web"),
+        ("launch --store store web --format libvirt", "web"),
+    ] {
+        let told = format!("nothing starts machine {name}");
+        lab.run(&format!("imgtool {line}")).fails(
+            1,
+            &[
+                &told,
+                "no kernel",
+                "EFI system partition",
+                "--kernel",
+                "--boot uefi",
+            ],
+        );
+    }
+    assert!(!lab.imgtool("ls --store store").contains("new"));
+    // Who knows better says so.
+    let told = lab.imgtool("launch --store store web --format libvirt --boot uefi");
+    assert!(told.contains("<domain"), "{told}");
+}
+
+#[test]
+fn a_template_whose_description_is_broken_is_removed_by_force_and_in_nobodys_way() {
+    let lab = imported();
+    lab.imgtool("clone web --store store --from tiny");
+    let sum = lab.run("sha256sum root.qcow2").ok()[..64].to_owned();
+    let description = lab.path(&format!("store/templates/{sum}.toml"));
+    let short = &sum[..12];
+    let remove = format!("imgtool template rm --force {short}");
+    let rubbish = lab.path(&format!("store/templates/{}.kernel", "5".repeat(64)));
+    for broken in [Some("created = 1\n"), Some("\u{fffd}="), None] {
+        match broken {
+            Some(text) => fs::write(&description, text).unwrap(),
+            None => fs::remove_file(&description).unwrap(),
+        }
+        for line in ["template ls", "template rm tiny", "template show tiny"] {
+            lab.run(&format!("imgtool {line} --store store"))
+                .fails(1, &[&format!("{sum}.toml"), &remove]);
+        }
+        lab.run("imgtool template rm --store store --force tiny")
+            .fails(1, &[short, "web", "remove those first"]);
+        fs::write(&rubbish, "").unwrap();
+        assert!(lab.imgtool("template gc --store store").contains("555.kernel"));
+        assert!(!rubbish.exists());
+    }
+    lab.imgtool("rm --store store --force web");
+    lab.run(&format!("{} --store store", remove.replace(short, "ffffffff")))
+        .fails(1, &["there is no template"]);
+    lab.run(&format!("{remove} --store store")).ok();
+    assert_eq!(lab.imgtool("template ls --store store"), "");
+    assert_eq!(fs::read_dir(lab.path("store/templates")).unwrap().count(), 0);
+    lab.imgtool("template verify --store store");
+}
+
+#[test]
+fn a_template_whose_image_is_missing_is_named_with_what_to_do() {
+    let lab = imported();
+    let sum = lab.run("sha256sum root.qcow2").ok()[..64].to_owned();
+    let image = lab.path(&format!("store/templates/{sum}.qcow2"));
+    fs::rename(&image, lab.path("kept")).unwrap();
+    let told = [
+        "the image of template tiny is missing",
+        "bring it back",
+        "template rm tiny",
+    ];
+    lab.run("imgtool clone web --store store --from tiny")
+        .fails(1, &told);
+    std::os::unix::fs::symlink("nowhere", &image).unwrap();
+    for line in ["clone web --from tiny", "template ls", "template verify tiny"] {
+        lab.run(&format!("imgtool {line} --store store")).fails(1, &told);
+    }
+    fs::remove_file(&image).unwrap();
+    fs::rename(lab.path("kept"), &image).unwrap();
+    lab.imgtool("clone web --store store --from tiny");
+}
+
+#[test]
+fn who_has_a_disk_locked_is_stopped_or_waited_for_as_what_it_is() {
+    let lab = imported();
+    lab.imgtool("clone web --store store --from tiny");
+    let disk = "store/instances/web.qcow2";
+    let lines = ["rm web", "rename web new", "template publish web --alias new"];
+    let pid_of = |file: &str| fs::read_to_string(lab.path(file)).unwrap().trim().to_owned();
+    lab.run(&format!(
+        "qemu-system-x86_64 -S -display none -nic none -serial none -monitor none -accel tcg -m 64 \
+         -drive file={disk},format=qcow2,if=virtio -daemonize -pidfile pid"
+    ))
+    .ok();
+    for line in lines {
+        lab.run(&format!("imgtool {line} --store store"))
+            .fails(1, &["qemu-system", "hint: the machine is running: stop it first"]);
+    }
+    let end = "kill $0; while kill -0 $0 2>/dev/null; do sleep 0.05; done";
+    lab.run_words(&["sh", "-c", end, &pid_of("pid")]).ok();
+    // The command that holds it runs the others.
+    for (n, line) in lines.iter().enumerate() {
+        let imgtool = env!("CARGO_BIN_EXE_imgtool");
+        let editor = format!("EDITOR={imgtool} {line} --store store 2>said{n}; true");
+        lab.run_words(&[
+            "env",
+            "-u",
+            "VISUAL",
+            &editor,
+            imgtool,
+            "fs",
+            "edit",
+            disk,
+            "/etc/os-release",
+        ])
+        .ok();
+        let said = fs::read_to_string(lab.path(&format!("said{n}"))).unwrap();
+        let told = said.contains("imgtool (process")
+            && said.ends_with("hint: wait until that has ended, or stop it\n");
+        assert!(told, "{line}: {said}");
+    }
+    lab.imgtool("rm --store store web");
 }

@@ -1,8 +1,8 @@
 //! The file that is looked at: reads that never reach past its end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bitvec::vec::BitVec;
 use block::{Result, Storage};
 
 /// Bytes that are looked through at once.
@@ -89,29 +89,106 @@ impl File {
     }
 }
 
-/// Places in a file that may be taken once: a bit for each unit of it.
+/// Places in a file that may be taken once. Runs of them are kept, and not each one: a run may be as long as the file, which may be
+/// all hole, and what names it has a few bytes.
 #[derive(Debug)]
 pub(crate) struct Places {
-    taken: BitVec,
+    /// Ends of the runs that are taken, by their starts. Between two of them there is a place that is not.
+    taken: BTreeMap<u64, u64>,
     unit: u64,
+    len: u64,
 }
 
 impl Places {
     /// None is taken. `unit` is what places are multiples of.
     pub(crate) fn new(file: &File, unit: u64) -> Self {
+        Self::within(file.len(), unit)
+    }
+
+    /// As [`Places::new`], of anything that has `len` bytes, or of `len` things if `unit` is 1.
+    pub(crate) fn within(len: u64, unit: u64) -> Self {
         Self {
-            taken: BitVec::repeat(false, (file.len() / unit) as usize + 1),
+            taken: BTreeMap::new(),
             unit,
+            len,
         }
     }
 
     /// Takes the place at `offset`. `false` if it is not in the file, between two places, or taken.
     pub(crate) fn take(&mut self, offset: u64) -> bool {
-        let place = (offset / self.unit) as usize;
-        let free = self.taken.get(place).is_some_and(|taken| !*taken);
-        if free {
-            self.taken.set(place, true);
+        self.take_all(offset, 1)
+    }
+
+    /// Takes the places from `start` on that `len` bytes touch. `false` if one of them is not in the file or taken, or `start` lies
+    /// between two; then none is taken.
+    pub(crate) fn take_all(&mut self, start: u64, len: u64) -> bool {
+        let (first, units) = (start / self.unit, len.div_ceil(self.unit));
+        let end = first.saturating_add(units);
+        if !start.is_multiple_of(self.unit) || end > self.len.div_ceil(self.unit) {
+            return false;
         }
-        free && offset.is_multiple_of(self.unit)
+        if units == 0 {
+            return true;
+        }
+        // The last run that starts before the end is the only one that can reach into these places.
+        let before = self.taken.range_mut(..end).next_back();
+        let from = match before {
+            Some((_, taken)) if *taken > first => return false,
+            Some((from, taken)) if *taken == first => {
+                *taken = end;
+                *from
+            }
+            _ => {
+                self.taken.insert(first, end);
+                first
+            }
+        };
+        // Neighbours become one run.
+        if let Some(behind) = self.taken.remove(&end) {
+            self.taken.insert(from, behind);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use block::MemStorage;
+
+    use super::*;
+
+    #[test]
+    fn places_are_taken_once_and_only_in_the_file() {
+        let file = File::new(Arc::new(MemStorage::from(vec![0_u8; 100 * 512 + 1]))).unwrap();
+        let mut places = Places::new(&file, 512);
+        assert!(places.take(0) && !places.take(0) && !places.take(100));
+        assert!(places.take_all(30 * 512, 40 * 512));
+        for at in [29, 30, 63, 64, 69] {
+            assert!(!places.take_all(at * 512, 1024), "{at}");
+        }
+        assert!(places.take(70 * 512) && places.take_all(80 * 512, 1));
+        // The last one is in the file as far as it goes.
+        assert!(!places.take_all(99 * 512, 3 * 512) && places.take_all(99 * 512, 1024));
+        assert!(!places.take(101 * 512) && !places.take_all(0, u64::MAX));
+        assert!(!places.take(u64::MAX - 511));
+    }
+
+    #[test]
+    fn runs_of_places_that_touch_are_kept_as_one() {
+        let mut places = Places::within(u64::MAX, 512);
+        assert!(places.take_all(0, 1 << 60) && places.taken.len() == 1);
+        let place = |number: u64| (1 << 60) + number * 512;
+        // Every other one first, and then those between them.
+        for number in (1..1000).step_by(2) {
+            assert!(places.take(place(number)) && !places.take(place(number)));
+        }
+        assert_eq!(places.taken.len(), 501);
+        assert!(!places.take_all(place(0), 1024) && !places.take_all(place(998), 1024));
+        for number in (0..1000).step_by(2) {
+            assert!(places.take(place(number)) && !places.take(place(number)));
+        }
+        assert_eq!(places.taken.len(), 1);
+        assert!(places.take_all(place(1000), 0) && !places.take_all(place(999), 1 << 20));
+        assert!(places.take_all(place(1000), 1 << 20) && places.taken.len() == 1);
     }
 }

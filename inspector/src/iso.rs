@@ -10,22 +10,30 @@ use crate::{Format, Signature, disk};
 const SECTOR: u64 = 2048;
 /// Where the list starts.
 const DESCRIPTORS: u64 = 16 * SECTOR;
-/// Descriptors that are looked at. Discs have two to six.
-const MOST: u64 = 64;
+/// Descriptors that are looked at, as by Linux. Discs have two to six.
+const MOST: u64 = 85;
 /// A descriptor that says where everything is.
 const PRIMARY: u8 = 1;
+/// The one that ends the list.
+const LAST: u8 = 255;
 
-/// The signatures of optical discs. UDF continues the list that ISO 9660 begins, and a disc may be both.
+/// The signatures of optical discs. UDF continues the list that ISO 9660 begins, and a disc may be both. Linux goes on past what is
+/// no descriptor until it finds one of ISO 9660 or of what was before it, and gives up looking for UDF there.
 pub(crate) fn signature(file: &File) -> Result<Option<Signature>> {
+    let list = file.some(DESCRIPTORS, (MOST * SECTOR) as usize)?;
     let mut udf = None;
-    for number in 0..MOST {
-        let offset = DESCRIPTORS + number * SECTOR + 1;
-        let found = |format| Some(Signature { format, offset });
-        match file.bytes::<5>(offset)?.as_ref() {
-            Some(b"CD001") => return Ok(found(Format::Iso)),
-            Some(b"NSR02" | b"NSR03") => udf = udf.or(found(Format::Udf)),
+    let mut in_order = true;
+    for (number, descriptor) in (0..).zip(list.chunks(SECTOR as usize)) {
+        let found = |format, at| {
+            let offset = DESCRIPTORS + number * SECTOR + at;
+            Some(Signature { format, offset })
+        };
+        match descriptor.get(1..6) {
+            Some(b"CD001") => return Ok(found(Format::Iso, 1)),
+            _ if descriptor.get(9..14) == Some(b"CDROM") => return Ok(found(Format::Iso, 9)),
+            Some(b"NSR02" | b"NSR03") if in_order => udf = udf.or(found(Format::Udf, 1)),
             Some(b"BEA01" | b"TEA01" | b"BOOT2") => {}
-            _ => break,
+            _ => in_order = false,
         }
     }
     Ok(udf)
@@ -41,11 +49,16 @@ pub(crate) fn judge(file: &File, report: &mut Report) -> Result<()> {
         if descriptor[1..6] != *b"CD001" {
             break;
         }
-        if descriptor[0] == PRIMARY {
-            return volume(file, &descriptor, report);
+        match descriptor[0] {
+            PRIMARY => return volume(file, &descriptor, report),
+            LAST => break,
+            _ => {}
         }
     }
-    report.problem(Check::Structure, "there is no primary volume descriptor");
+    report.problem(
+        Check::Structure,
+        "there is no primary volume descriptor where its list of them starts",
+    );
     Ok(())
 }
 

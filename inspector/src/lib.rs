@@ -78,6 +78,14 @@ impl Default for Limits {
     }
 }
 
+/// The signatures of all formats that the file in `storage` has, of which nothing else is looked at.
+///
+/// # Errors
+/// `Io`.
+pub fn signatures(storage: Arc<dyn Storage>) -> Result<Vec<Signature>> {
+    signature::find(&File::new(storage)?)
+}
+
 /// Inspects the image in `storage`.
 ///
 /// # Errors
@@ -100,8 +108,8 @@ pub fn inspect(storage: Arc<dyn Storage>, limits: &Limits) -> Result<Report> {
         Some(Format::Raw) => disk::judge(&file, &mut report)?,
         Some(Format::Qcow2) => qcow2_image::judge(&file, limits, &mut report)?,
         Some(Format::Qed) => qed::judge(&file, &mut report)?,
-        Some(Format::Vmdk) => vmdk::judge(&file, &mut report)?,
-        Some(Format::Vhd) => vhd::judge(&file, &mut report)?,
+        Some(Format::Vmdk) => vmdk::judge(&file, limits, &mut report)?,
+        Some(Format::Vhd) => vhd::judge(&file, limits, &mut report)?,
         Some(Format::Vhdx) => vhdx::judge(&file, &mut report)?,
         Some(Format::Vdi) => vdi::judge(&file, &mut report)?,
         Some(Format::Iso) => iso::judge(&file, &mut report)?,
@@ -111,14 +119,6 @@ pub fn inspect(storage: Arc<dyn Storage>, limits: &Limits) -> Result<Report> {
             report.problem(Check::Format, text);
         }
         None => {}
-    }
-    if let Some(format @ (Format::Vmdk | Format::Vhd | Format::Vhdx)) = report.format {
-        // They say the same things in several places: copies of headers, descriptors, logs, geometries.
-        let text = format!(
-            "programs do not agree on what in a {} image holds: convert it before it is trusted",
-            format.name()
-        );
-        report.problem(Check::Format, text);
     }
     if let Some(size) = report.disk_size.filter(|size| *size > limits.max_disk) {
         let text = format!("the disk has {size} bytes, and {} are the limit", limits.max_disk);

@@ -12,6 +12,7 @@ use qcow2::{
 
 use crate::Limits;
 use crate::file::File;
+use crate::luks;
 use crate::report::{Check, Report};
 
 /// Findings of a check that are told.
@@ -29,6 +30,26 @@ pub(crate) fn judge(file: &File, limits: &Limits, report: &mut Report) -> Result
     name_features(&header, report);
     if header.geometry.data_file || header.backing_name.is_some() {
         return Ok(());
+    }
+    report.require(
+        header.size.is_multiple_of(512),
+        Check::Sizes,
+        format!(
+            "the disk has {} bytes, and programs round that to whole sectors as they like",
+            header.size
+        ),
+    );
+    // QEMU looks at where a table would be even if there are no snapshots.
+    let (table, cluster) = (header.snapshots_offset.0, header.geometry.cluster_size());
+    report.require(
+        table.is_multiple_of(cluster),
+        Check::Structure,
+        format!("there cannot be a table of snapshots at {table}"),
+    );
+    match qcow2::read_luks(&**file.storage(), &header) {
+        Ok(Some(luks)) => luks::judge_header(&luks, report),
+        Ok(None) => {}
+        Err(error) => refused(error, report)?,
     }
     if let Err(error) = snapshots(file, &header, limits, report) {
         refused(error, report)?;
@@ -77,8 +98,8 @@ fn references(file: &File, report: &mut Report) -> Result<()> {
     let incompatible = IncompatibleFeatures::from_bits_retain(BE::read_u64(&later));
     if incompatible.contains(IncompatibleFeatures::EXTERNAL_DATA_FILE) {
         report.problem(Check::References, "its data lies in another file");
-    } else if has_extension(file, BE::read_u32(&later[28..]), offset, DATA_FILE)? {
-        report.problem(Check::References, "it names a data file");
+    } else {
+        extensions(file, BE::read_u32(&later[28..]), offset, report)?;
     }
     let unknown = incompatible.bits() & !IncompatibleFeatures::all().bits();
     if unknown != 0 {
@@ -88,8 +109,8 @@ fn references(file: &File, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is an extension of this type behind the header, as far as that can be made out.
-fn has_extension(file: &File, header_length: u32, names: u64, wanted: u32) -> Result<bool> {
+/// Looks for the name of a data file among the extensions behind the header, as far as these can be made out.
+fn extensions(file: &File, header_length: u32, names: u64, report: &mut Report) -> Result<()> {
     // The largest cluster, in which all of them must be; 256 of them are refused elsewhere.
     let end = if names == 0 { 2 << 20 } else { names };
     let mut at = u64::from(header_length);
@@ -97,13 +118,22 @@ fn has_extension(file: &File, header_length: u32, names: u64, wanted: u32) -> Re
         let Some(prefix) = file.bytes::<8>(at)?.filter(|_| at < end) else {
             break;
         };
+        let len = u64::from(BE::read_u32(&prefix[4..]));
         match BE::read_u32(&prefix) {
-            0 => break,
-            kind if kind == wanted => return Ok(true),
-            _ => at += 8 + u64::from(BE::read_u32(&prefix[4..])).next_multiple_of(8),
+            0 => {
+                // Where the list ends nobody needs a length, and QEMU refuses one that it does not like.
+                let text = format!("the extension at {at} ends the list of them, and has {len} bytes");
+                report.require(len == 0, Check::Structure, text);
+                break;
+            }
+            DATA_FILE => {
+                report.problem(Check::References, "it names a data file");
+                break;
+            }
+            _ => at += 8 + len.next_multiple_of(8),
         }
     }
-    Ok(false)
+    Ok(())
 }
 
 fn name_features(header: &Header, report: &mut Report) {
@@ -191,12 +221,36 @@ fn tables(file: &File, header: &Header, limits: &Limits, report: &mut Report) ->
             limits.max_ratio
         ),
     );
-    let end = check.image_end_offset;
-    if let Some(at) = file.data_from(end)? {
-        report.problem(
-            Check::End,
-            format!("its last cluster ends at {end}, and there is data at {at}"),
-        );
+    let used = check.image_end_offset;
+    let end = used.max(counted_end(file, header)?);
+    let behind = file.data_from(used)?;
+    report.feature("data-in-free-clusters", behind.is_some_and(|at| at < end));
+    let behind = match behind {
+        Some(at) if at < end => file.data_from(end)?,
+        other => other,
+    };
+    if let Some(at) = behind {
+        let text = format!("its refcounts end at {end}, and there is data at {at}");
+        report.problem(Check::End, text);
     }
     Ok(())
+}
+
+/// Behind the last cluster that has a refcount, even if that is 0: what was in use and is free keeps its bytes, as
+/// anywhere in the file.
+fn counted_end(file: &File, header: &Header) -> Result<u64> {
+    let cluster = header.geometry.cluster_size();
+    let start = header.refcount_table_offset.0;
+    let len = u64::from(header.refcount_table_clusters) * cluster;
+    let mut blocks = 0;
+    file.pieces(start, start.saturating_add(len), |at, piece| {
+        let entries = piece
+            .chunks_exact(8)
+            .rposition(|entry| entry.iter().any(|byte| *byte != 0));
+        if let Some(last) = entries {
+            blocks = (at - start) / 8 + last as u64 + 1;
+        }
+        true
+    })?;
+    Ok(blocks.saturating_mul(cluster << header.geometry.refcount_block_bits()))
 }

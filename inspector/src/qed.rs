@@ -46,6 +46,11 @@ pub(crate) fn judge(file: &File, report: &mut Report) -> Result<()> {
     let entries = table * cluster / 8;
     let covered = entries.saturating_mul(entries).saturating_mul(cluster);
     report.require(
+        size.is_multiple_of(512),
+        Check::Sizes,
+        format!("the disk has {size} bytes, which are no whole sectors"),
+    );
+    report.require(
         size <= covered,
         Check::Sizes,
         format!("its tables cover {covered} bytes of {size}"),
@@ -67,11 +72,8 @@ fn l2_tables(
     report: &mut Report,
 ) -> Result<()> {
     let mut places = Places::new(file, cluster);
-    let take_all = |places: &mut Places, start: u64, end: u64| -> bool {
-        (start..end).step_by(cluster as usize).all(|at| places.take(at))
-    };
-    take_all(&mut places, 0, cluster);
-    take_all(&mut places, l1.start, l1.end);
+    places.take(0);
+    places.take_all(l1.start, table);
     let mut tables = Vec::new();
     let mut wrong = None;
     file.pieces(l1.start, l1.end, |_, piece| {
@@ -85,7 +87,7 @@ fn l2_tables(
     })?;
     for start in tables {
         let end = start.saturating_add(table);
-        if end > file.len() || !take_all(&mut places, start, end) {
+        if end > file.len() || !places.take_all(start, table) {
             let text = format!("there is no L2 table at {start}, or something else is");
             report.problem(Check::Structure, text);
             return Ok(());
@@ -95,7 +97,7 @@ fn l2_tables(
                 .chunks_exact(8)
                 .map(LE::read_u64)
                 .filter(|entry| *entry > ZEROS);
-            wrong = entries.find(|entry| *entry >= file.len() || !places.take(*entry));
+            wrong = entries.find(|entry| entry.saturating_add(cluster) > file.len() || !places.take(*entry));
             wrong.is_none()
         })?;
         if let Some(entry) = wrong {

@@ -1,19 +1,23 @@
 //! By what formats are recognised, and where.
 
-use block::Result;
+use block::size::whole_sectors;
+use block::{Result, foreign_formats};
 use byteorder::{BE, ByteOrder, LE};
 
+use crate::Format;
 use crate::file::File;
 use crate::iso;
 use crate::report::{Check, Report};
-use crate::{Format, vmdk};
 
 /// Bytes from the start in which signatures are looked for, but for those of optical discs.
 const HEAD: usize = 8192;
 /// Sizes of sectors that a GPT may count in: its header is the second one.
 const SECTORS: [usize; 4] = [512, 1024, 2048, 4096];
-/// Where VDI has its signature.
-const VDI: usize = 64;
+
+/// Bytes of a VHD's footer, now and before 2004.
+const FOOTERS: [u64; 2] = [512, 511];
+/// From where before the end in whole sectors QEMU looks for a DMG's trailer, and in how many bytes.
+const TRAILER: (u64, usize) = (1023, 515);
 
 /// What says that a file is in a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,61 +28,59 @@ pub struct Signature {
     pub offset: u64,
 }
 
-/// Every signature in the file.
+/// Every signature in the file, in the order in which they are there.
 pub(crate) fn find(file: &File) -> Result<Vec<Signature>> {
     let head = file.some(0, HEAD)?;
     let mut found = at_start(&head);
     found.extend(partition_table(&head));
     found.extend(iso::signature(file)?);
-    if let Some(tail) = file.len().checked_sub(512) {
-        let magic = file.some(tail, 8)?;
-        let format = match magic.get(..4) {
-            _ if magic == b"conectix" => Some(Format::Vhd),
-            Some(b"koly") => Some(Format::Dmg),
-            _ => None,
-        };
-        // A VHD has its footer at both ends, or at the end only.
-        let known = |format| found.iter().any(|one: &Signature| one.format == format);
-        if let Some(format) = format.filter(|format| !known(*format)) {
-            found.push(Signature { format, offset: tail });
+    // A VHD has its footer at both ends, or at the end only.
+    let known = |one: &Signature| found.iter().any(|other| other.format == one.format);
+    let end: Vec<Signature> = at_end(file)?.into_iter().filter(|one| !known(one)).collect();
+    found.extend(end);
+    found.sort_by_key(|one| one.offset);
+    Ok(found)
+}
+
+/// What formats have at the end of a file.
+fn at_end(file: &File) -> Result<Vec<Signature>> {
+    let mut found = Vec::new();
+    for len in FOOTERS {
+        let offset = file.len().saturating_sub(len);
+        if file.bytes(offset)?.as_ref() == Some(b"conectix") {
+            found.push(Signature {
+                format: Format::Vhd,
+                offset,
+            });
         }
+    }
+    let start = whole_sectors(file.len()).saturating_sub(TRAILER.0);
+    let tail = file.some(start, TRAILER.1)?;
+    if let Some(at) = tail.windows(4).position(|window| window == b"koly") {
+        found.push(Signature {
+            format: Format::Dmg,
+            offset: start + at as u64,
+        });
     }
     Ok(found)
 }
 
 fn at_start(head: &[u8]) -> Vec<Signature> {
-    const MAGICS: [(&[u8], Format); 10] = [
-        (b"QED\0", Format::Qed),
-        (b"KDMV", Format::Vmdk),
-        (b"COWD", Format::Vmdk),
-        (b"conectix", Format::Vhd),
-        (b"vhdxfile", Format::Vhdx),
+    const MAGICS: [(&[u8], Format); 2] = [
         (b"LUKS\xba\xbe", Format::Luks),
-        (b"WithoutFreeSpace", Format::Parallels),
-        (b"WithouFreSpacExt", Format::Parallels),
-        (b"Bochs Virtual HD Image", Format::Bochs),
         (b"#!/bin/sh\n#V2.0 Format\n", Format::Cloop),
     ];
-    let mut formats: Vec<Format> = MAGICS
-        .iter()
-        .filter(|(magic, _)| head.starts_with(magic))
-        .map(|(_, format)| *format)
+    let signature = |format, offset| Signature { format, offset };
+    let foreign = foreign_formats(head).filter_map(|(name, at)| Some(signature(Format::named(name)?, at)));
+    let others = MAGICS.iter().filter(|(magic, _)| head.starts_with(magic));
+    let mut found: Vec<Signature> = foreign
+        .chain(others.map(|(_, format)| signature(*format, 0)))
         .collect();
     if head.starts_with(b"QFI\xfb") {
         // Versions that do not exist yet will be qcow2's.
         let version = head.get(4..8).map_or(0, BE::read_u32);
-        formats.push(if version == 1 { Format::Qcow } else { Format::Qcow2 });
-    }
-    if vmdk::is_descriptor(head) {
-        formats.push(Format::Vmdk);
-    }
-    let start = |format| Signature { format, offset: 0 };
-    let mut found: Vec<Signature> = formats.into_iter().map(start).collect();
-    if head.get(VDI..VDI + 4).map(LE::read_u32) == Some(0xbeda_107f) {
-        found.push(Signature {
-            format: Format::Vdi,
-            offset: VDI as u64,
-        });
+        let format = if version == 1 { Format::Qcow } else { Format::Qcow2 };
+        found.push(signature(format, 0));
     }
     found
 }

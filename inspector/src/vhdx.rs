@@ -1,4 +1,9 @@
 //! VHDX: two headers, two tables of regions, and in one of the regions a table of metadata. Little endian.
+//!
+//! A safe image has both headers and both tables whole by their checksums, both tables the same and neither header with a log
+//! that has yet to be replayed; and in the regions only what a disk without a parent takes.
+
+mod metadata;
 
 use block::Result;
 use byteorder::{ByteOrder, LE};
@@ -6,188 +11,224 @@ use uuid::{Uuid, uuid};
 
 use crate::file::{File, Places};
 use crate::report::{Check, Report};
+use metadata::Disk;
 
 const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
 const REGIONS: [u64; 2] = [192 << 10, 256 << 10];
+/// Bytes of a header that its checksum is of.
+const HEADER: usize = 4096;
 /// Bytes of the table of regions, and of that of metadata.
 const TABLE: usize = 64 << 10;
 /// Entries that either may have.
 const MOST: usize = 2047;
 const ENTRY: usize = 32;
 const MIB: u64 = 1 << 20;
-/// States of blocks that are there.
+/// States of blocks: not there, full of zeros, there.
+const ABSENT: u64 = 0;
+const ZERO: u64 = 2;
 const PRESENT: u64 = 6;
-const PARTLY_PRESENT: u64 = 7;
 
 const BAT: Uuid = uuid!("2dc27766-f623-4200-9d64-115e9bfd4a08");
 const METADATA: Uuid = uuid!("8b7ca206-4790-4b9a-b8fe-575f050f886e");
 
-const FILE_PARAMETERS: Uuid = uuid!("caa16737-fa36-4d43-b3b6-33f0aa44e76b");
-const DISK_SIZE: Uuid = uuid!("2fa54224-cd1b-4876-b211-5dbed83bf4b8");
-const PAGE_83: Uuid = uuid!("beca12ab-b2e6-4523-93ef-c309e000c746");
-const LOGICAL_SECTOR: Uuid = uuid!("8141bf1d-a96f-4709-ba47-f233a8faab5f");
-const PHYSICAL_SECTOR: Uuid = uuid!("cda348c7-445d-4471-9cc9-e9885251c556");
-const PARENT_LOCATOR: Uuid = uuid!("a8d35f2d-b30b-454d-abf7-d3d84834ab0c");
-
-const HAS_PARENT: u32 = 1 << 1;
-/// A reader that does not know an item must leave the image alone.
-const REQUIRED_ITEM: u32 = 1 << 2;
+/// Where something lies in the file.
+#[derive(Clone, Copy)]
+struct Region {
+    start: u64,
+    len: u64,
+}
 
 pub(crate) fn judge(file: &File, report: &mut Report) -> Result<()> {
-    headers(file, report)?;
-    let mut metadata = None;
-    let mut bat = None;
-    for at in REGIONS {
-        let table = file.some(at, TABLE)?;
-        let Some(entries) = entries(&table, b"regi", 8, 16) else {
-            continue;
-        };
-        for entry in entries {
-            let (start, len) = (LE::read_u64(&entry[16..]), u64::from(LE::read_u32(&entry[24..])));
-            match id(entry) {
-                METADATA => metadata = Some((start, len)),
-                BAT => bat = Some((start, len)),
-                other if LE::read_u32(&entry[28..]) & 1 != 0 => {
-                    report.problem(
-                        Check::Features,
-                        format!("it needs region {other}, which is not known"),
-                    );
-                }
-                _ => {}
-            }
-        }
-        break;
-    }
-    let (Some((metadata, metadata_len)), Some((bat, bat_len))) = (metadata, bat) else {
-        report.problem(
-            Check::Structure,
-            "no table of regions names the metadata and the map of blocks",
-        );
+    let log = headers(file, report)?;
+    let Some((bat, metadata)) = regions(file, report)? else {
         return Ok(());
     };
-    if report.require_inside("the map of blocks", bat, bat_len) {
-        blocks_once(file, bat, bat_len, report)?;
+    let mut places = Places::new(file, MIB);
+    places.take(0);
+    for (what, region) in [
+        ("log", log),
+        ("map of blocks", Some(bat)),
+        ("metadata", Some(metadata)),
+    ] {
+        let Some(Region { start, len }) = region else {
+            continue;
+        };
+        // Nothing that starts behind the end of the file is taken place by place.
+        let whole = report.require_inside(&format!("the {what}"), start, len) && len.is_multiple_of(MIB);
+        if !whole || !places.take_all(start, len) {
+            let text = format!("the {what} at {start} lies in something else, or is no whole MiB");
+            report.problem(Check::Structure, text);
+            return Ok(());
+        }
     }
-    let apart = metadata >= bat.saturating_add(bat_len) || bat >= metadata.saturating_add(metadata_len);
-    report.require(
-        apart && metadata.min(bat) >= 1 << 20,
-        Check::Structure,
-        "the metadata, the map of blocks and the headers do not lie apart",
-    );
-    if report.require_inside("the metadata", metadata, metadata_len) {
-        items(file, metadata, metadata_len, bat_len, report)?;
+    if let Some(disk) = metadata::judge(file, metadata.start, metadata.len, report)? {
+        report.disk_size = Some(disk.size);
+        if report.problems.is_empty() {
+            blocks(file, bat, &disk, &mut places, report)?;
+        }
     }
     Ok(())
 }
 
-/// What is there of the disk, and of bitmaps of it, lies in the file and is named once.
-fn blocks_once(file: &File, bat: u64, bat_len: u64, report: &mut Report) -> Result<()> {
-    let mut places = Places::new(file, MIB);
+/// Both headers say the same, but for which is the newer one. Where the log is.
+fn headers(file: &File, report: &mut Report) -> Result<Option<Region>> {
+    let mut found = Vec::new();
+    for at in HEADERS {
+        let header = file.bytes::<HEADER>(at)?;
+        let Some(header) = header.filter(|header| whole(header, b"head")) else {
+            report.problem(
+                Check::Structure,
+                format!("there is no header at {at}, or its checksum is wrong"),
+            );
+            return Ok(None);
+        };
+        found.push(header);
+    }
+    let [one, other] = found.as_slice() else {
+        return Ok(None);
+    };
+    report.require(
+        one[8..16] != other[8..16],
+        Check::Structure,
+        "neither of its headers is the newer one",
+    );
+    report.require(
+        one[64..] == other[64..],
+        Check::Structure,
+        "its headers differ in the version, or in where the log is",
+    );
+    let (log_version, version) = (LE::read_u16(&one[64..]), LE::read_u16(&one[66..]));
+    report.require(
+        version == 1 && log_version == 0,
+        Check::Features,
+        format!("version {version} with a log of version {log_version} is not known"),
+    );
+    report.require(
+        one[80..].iter().all(|byte| *byte == 0),
+        Check::Features,
+        "its headers go on behind their last field",
+    );
+    // What a log holds would be written over what is judged here.
+    let log = found
+        .iter()
+        .any(|header| header[48..64].iter().any(|byte| *byte != 0));
+    report.feature("dirty", log);
+    report.require(
+        !log,
+        Check::Structure,
+        "it was not closed: its log has yet to be replayed",
+    );
+    Ok(Some(Region {
+        start: LE::read_u64(&one[72..]),
+        len: u64::from(LE::read_u32(&one[68..])),
+    }))
+}
+
+/// The map of blocks, and the metadata.
+fn regions(file: &File, report: &mut Report) -> Result<Option<(Region, Region)>> {
+    let table = file.some(REGIONS[0], TABLE)?;
+    let sound = table.len() == TABLE && whole(&table, b"regi") && file.some(REGIONS[1], TABLE)? == table;
+    let entries = entries(&table, b"regi", 8, 16).filter(|_| sound);
+    let Some(entries) = entries else {
+        report.problem(
+            Check::Structure,
+            "its tables of regions differ, or their checksums are wrong",
+        );
+        return Ok(None);
+    };
+    let (mut bat, mut metadata, mut number) = (None, None, 0);
+    for entry in entries {
+        number += 1;
+        let region = Region {
+            start: LE::read_u64(&entry[16..]),
+            len: u64::from(LE::read_u32(&entry[24..])),
+        };
+        match id(entry) {
+            BAT => bat = Some(region),
+            METADATA => metadata = Some(region),
+            other => {
+                let text = format!("it has region {other}, which is not known");
+                report.problem(Check::Features, text);
+            }
+        }
+        let flags = LE::read_u32(&entry[28..]);
+        report.require(
+            flags <= 1,
+            Check::Features,
+            format!("a region with flags {flags:#x} is not known"),
+        );
+    }
+    let (Some(bat), Some(metadata), 2) = (bat, metadata, number) else {
+        report.problem(
+            Check::Structure,
+            "its tables of regions do not name the metadata and the map of blocks, once each",
+        );
+        return Ok(None);
+    };
+    let behind = table[16 + number * ENTRY..].iter().all(|byte| *byte == 0);
+    report.require(
+        behind,
+        Check::Features,
+        "its tables of regions go on behind their last entry",
+    );
+    Ok(Some((bat, metadata)))
+}
+
+/// What is there of the disk lies in the file and apart. Bitmaps, of what a parent would have, are not there.
+fn blocks(file: &File, bat: Region, disk: &Disk, places: &mut Places, report: &mut Report) -> Result<()> {
+    // After so many blocks there is an entry of a bitmap of theirs.
+    let chunk = (1u64 << 23) * disk.sector / disk.block;
+    let blocks = disk.size.div_ceil(disk.block);
+    let entries = blocks + blocks.saturating_sub(1) / chunk;
+    if !report.require(
+        entries <= bat.len / 8,
+        Check::Sizes,
+        format!(
+            "a map of {} bytes is too short for a disk of {} bytes",
+            bat.len, disk.size
+        ),
+    ) {
+        return Ok(());
+    }
     let mut wrong = None;
-    file.pieces(bat, bat + bat_len, |_, piece| {
-        let entries = piece.chunks_exact(8).map(LE::read_u64);
-        let mut present = entries.filter(|entry| matches!(entry & 7, PRESENT | PARTLY_PRESENT));
-        wrong = present.find(|entry| {
-            let at = entry >> 20;
-            at == 0 || at * MIB >= file.len() || !places.take(at * MIB)
+    let mut end = MIB;
+    file.pieces(bat.start, bat.start + bat.len, |at, piece| {
+        let first = (at - bat.start) / 8;
+        let mut named = (first..).zip(piece.chunks_exact(8).map(LE::read_u64));
+        wrong = named.find(|(number, entry)| {
+            let (state, reserved, at) = (
+                entry & 7,
+                entry >> 3 & 0x1_ffff,
+                (entry >> 20).saturating_mul(MIB),
+            );
+            let of_block = *number < entries && number % (chunk + 1) != chunk;
+            let sound = match state {
+                ABSENT => *entry == 0,
+                ZERO => of_block,
+                PRESENT => {
+                    end = end.max(at.saturating_add(disk.block));
+                    of_block && at.saturating_add(disk.block) <= file.len() && places.take_all(at, disk.block)
+                }
+                _ => false,
+            };
+            !sound || reserved != 0
         });
         wrong.is_none()
     })?;
-    if let Some(entry) = wrong {
-        let text = format!("there is no block at {} MiB, or it is named twice", entry >> 20);
+    if let Some((number, entry)) = wrong {
+        let text = format!(
+            "there is no block at {} MiB, or something else is (entry {number} of the map)",
+            entry >> 20
+        );
         report.problem(Check::Structure, text);
     }
     Ok(())
 }
 
-/// The header that counts is the one with the higher number.
-fn headers(file: &File, report: &mut Report) -> Result<()> {
-    let mut newest: Option<[u8; 80]> = None;
-    for at in HEADERS {
-        let header = file.bytes::<80>(at)?.filter(|header| header.starts_with(b"head"));
-        let number = |header: &[u8; 80]| LE::read_u64(&header[8..]);
-        newest = match (newest, header) {
-            (Some(one), Some(other)) if number(&other) > number(&one) => Some(other),
-            (one, other) => one.or(other),
-        };
-    }
-    let Some(header) = newest else {
-        report.problem(Check::Structure, "it has no header");
-        return Ok(());
-    };
-    let version = LE::read_u16(&header[66..]);
-    if version != 1 {
-        report.problem(Check::Features, format!("version {version} is not known"));
-    }
-    // What a log holds would be written over what is judged here.
-    let log = header[48..64].iter().any(|byte| *byte != 0);
-    report.feature("dirty", log);
-    if log {
-        report.problem(
-            Check::Structure,
-            "it was not closed: its log has yet to be replayed",
-        );
-    }
-    let (log_len, log_at) = (
-        u64::from(LE::read_u32(&header[68..])),
-        LE::read_u64(&header[72..]),
-    );
-    report.require_inside("the log", log_at, log_len);
-    Ok(())
-}
-
-fn items(file: &File, start: u64, len: u64, bat_len: u64, report: &mut Report) -> Result<()> {
-    let table = file.some(start, TABLE.min(len as usize))?;
-    let Some(entries) = entries(&table, b"metadata", 10, 32) else {
-        report.problem(
-            Check::Structure,
-            "there is no table of metadata where it should be",
-        );
-        return Ok(());
-    };
-    let mut block = 0;
-    for entry in entries {
-        let (at, flags) = (u64::from(LE::read_u32(&entry[16..])), LE::read_u32(&entry[24..]));
-        let value = match at.checked_add(8) {
-            Some(end) if end <= len => file.bytes::<8>(start + at)?.unwrap_or_default(),
-            _ => [0; 8],
-        };
-        match id(entry) {
-            FILE_PARAMETERS => {
-                block = u64::from(LE::read_u32(&value));
-                if LE::read_u32(&value[4..]) & HAS_PARENT != 0 {
-                    report.problem(Check::References, "it is a difference to a parent image");
-                }
-            }
-            DISK_SIZE => report.disk_size = Some(LE::read_u64(&value)),
-            PARENT_LOCATOR => report.problem(Check::References, "it names a parent image"),
-            PAGE_83 | LOGICAL_SECTOR | PHYSICAL_SECTOR => {}
-            other if flags & REQUIRED_ITEM != 0 => {
-                report.problem(
-                    Check::Features,
-                    format!("it needs metadata {other}, which is not known"),
-                );
-            }
-            _ => {}
-        }
-    }
-    let Some(size) = report.disk_size else {
-        report.problem(Check::Structure, "its metadata do not say how large the disk is");
-        return Ok(());
-    };
-    let sane = block.is_power_of_two() && (1 << 20..=1 << 28).contains(&block);
-    if report.require(
-        sane,
-        Check::Structure,
-        format!("blocks of {block} bytes cannot be"),
-    ) {
-        report.require(
-            size.div_ceil(block) <= bat_len / 8,
-            Check::Sizes,
-            format!("a map of {bat_len} bytes is too short for a disk of {size} bytes"),
-        );
-    }
-    Ok(())
+/// It has this signature, and the checksum that is behind that is the one of its bytes.
+fn whole(bytes: &[u8], magic: &[u8]) -> bool {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..4]), &[0; 4]);
+    bytes.starts_with(magic) && LE::read_u32(&bytes[4..]) == crc32c::crc32c_append(sum, &bytes[8..])
 }
 
 /// The entries of a table that starts with `magic`, counts them at `count` and has them from `first` on.

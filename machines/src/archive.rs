@@ -23,11 +23,24 @@ const MAX_SIZE: u64 = 0o777_7777_7777;
 /// Takes the bytes of an archive, in order.
 type Sink<'s> = dyn FnMut(&[u8]) -> Result<()> + 's;
 
+/// Whether a file may be in the archive, by the path of its directory and its name.
+type Check = dyn Fn(&[u8], &[u8]) -> Result<()>;
+
 /// Writes all of a filesystem's tree, from its root on. Gives how many sockets were left out.
 ///
 /// # Errors
 /// Those of `sink`; `Unsupported` for encrypted files; `Corrupt`, `Io`; `Interrupted`.
 pub fn write_tar(filesystem: &Filesystem, sink: &mut Sink<'_>, control: &Control<'_>) -> Result<u64> {
+    write_tar_if(&|_, _| Ok(()), filesystem, sink, control)
+}
+
+/// The same, where `check` has nothing against any file.
+pub(crate) fn write_tar_if(
+    check: &Check,
+    filesystem: &Filesystem,
+    sink: &mut Sink<'_>,
+    control: &Control<'_>,
+) -> Result<u64> {
     let mut archive = Archive {
         filesystem,
         sink,
@@ -46,6 +59,7 @@ pub fn write_tar(filesystem: &Filesystem, sink: &mut Sink<'_>, control: &Control
             continue;
         };
         control.check()?;
+        check(directory, &entry.name)?;
         let inode = filesystem.inode(entry.inode)?;
         let mut path = [&directory[..], &entry.name].concat();
         if inode.kind() == FileKind::Directory {

@@ -6,6 +6,7 @@
 
 mod accel;
 pub mod archive;
+mod bound;
 mod bridge;
 mod credential;
 pub mod doctor;
@@ -29,5 +30,5 @@ pub use credential::{CredentialName, Credentials};
 pub use machine::{Architecture, Boot, Disk, Forward, Layer, Limits, Machine, Network};
 pub use root::{Root, filesystem_in};
 pub use seed::Seed;
-pub use settings::{BootKind, BootSettings, NetworkKind, NetworkSettings, Settings};
+pub use settings::{BootKind, BootSettings, MAX_CPUS, NetworkKind, NetworkSettings, Settings};
 pub use store::nearest;

@@ -99,7 +99,12 @@ pub struct Layer {
 
 /// Limits of a disk, per second, reading and writing together. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct Limits {
     /// Bytes.
     #[serde(skip_serializing_if = "Option::is_none", with = "crate::settings::size_text")]

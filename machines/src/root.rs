@@ -8,7 +8,7 @@ use std::sync::Arc;
 use block::chain::{Chain, ChainOptions};
 use block::gate::Deny;
 use block::{BlockDevice, Error, ErrorKind, Result, escape};
-use ext4_reader::{FileKind, Filesystem, LastLink};
+use ext4_reader::{FileKind, Filesystem, Inode, LastLink};
 use raw::HostOpener;
 use raw::partition::{Partition, PartitionTable, Selector, split_name};
 
@@ -132,8 +132,13 @@ pub(crate) fn read(filesystem: &Filesystem, path: &str, most: u64) -> Result<Vec
     if inode.size() > most {
         return Err(wrong("is too long"));
     }
+    contents(filesystem, &inode)
+}
+
+/// The content of a regular file, whose size was looked at.
+pub(crate) fn contents(filesystem: &Filesystem, inode: &Inode) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let read = filesystem.reader(&inode)?.read_to_end(&mut bytes);
+    let read = filesystem.reader(inode)?.read_to_end(&mut bytes);
     read.map_err(|error| {
         let io = |error| Error::new(ErrorKind::Io, "read").with_source(error);
         error.downcast::<Error>().unwrap_or_else(io)

@@ -8,30 +8,32 @@
 //! Ctrl-A x for the end), so that what is run is the same in both cases.
 //!
 //! Whatever happens, QEMU has ended when this returns. It is asked to, so that what the guest has flushed is in the image. Where this
-//! process is killed, the kernel asks it, if there is a setpriv(1) that can tell the kernel so (util-linux 2.33).
+//! process is killed, the kernel asks it (`bound.rs`).
 
-use std::env;
-use std::ffi::OsString;
-use std::fs;
+mod ephemeral;
+mod terminal;
+
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use block::chain::{Below, Chain, ChainOptions};
-use block::gate::Deny;
-use block::{BackingReference, Error, ErrorKind, Result};
+use block::{Error, ErrorKind, Result};
 use ops::Cancel;
 use regex::bytes::{Regex, RegexBuilder};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::accel::{self, Accel};
+use crate::bound;
 use crate::bridge;
 use crate::launch::{firmware, qemu, words};
-use crate::machine::{Boot, Disk, Forward, Layer, Machine, Network};
+use crate::machine::{Forward, Machine, Network};
+
+use ephemeral::Ephemeral;
+use terminal::Terminal;
 
 /// How long QEMU may take to end when it is told to.
 const TO_END: Duration = Duration::from_secs(10);
@@ -47,8 +49,8 @@ const PANIC: &str = "Kernel panic - not syncing";
 pub struct RunOptions {
     /// What runs its instructions.
     pub accel: Accel,
-    /// What is written to its disks and variables goes into a directory that is made in this one, and is gone at the end. It may
-    /// become as large as the disks.
+    /// What is written to its disks and variables goes into a directory that is made in this one, that nobody else may enter,
+    /// and that is gone at the end. It may become as large as the disks. Those that killed processes left there are removed.
     pub ephemeral: Option<PathBuf>,
     /// Runs until this is read on the console, instead of until the guest ends.
     pub wait_for: Option<WaitFor>,
@@ -90,50 +92,86 @@ impl WaitFor {
     }
 }
 
+/// How a machine has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest has turned itself off, or QEMU was told to end by who had its terminal.
+    Itself,
+    /// It was turned off at once, as was asked for.
+    AtOnce,
+    /// The guest was asked to turn itself off, did not, and was turned off: what it had not flushed is lost.
+    Ignored,
+}
+
 /// Runs a machine until it ends, or until what is waited for is read, which `out` is given along with all that the guest
 /// writes. Without anything to wait for, the guest has the terminal.
 ///
 /// # Errors
-/// `Locked` for a disk that another uses, with who it is; `InvalidInput` for what is not installed, ports that are taken, and
-/// an end or a time before what was waited for; `Interrupted` on request; `Io` where QEMU fails.
-pub fn run(machine: &Machine, options: &RunOptions, out: &mut dyn Write, cancel: &Cancel) -> Result<()> {
+/// As [`ready`] and [`Ready::run`].
+pub fn run(machine: &Machine, options: &RunOptions, out: &mut dyn Write, cancel: &Cancel) -> Result<Ended> {
+    ready(machine, options)?.run(out, cancel)
+}
+
+/// A machine that only has to be started.
+pub struct Ready<'o> {
+    machine: Machine,
+    options: &'o RunOptions,
+    line: words::Ready,
+    /// Lives until QEMU has ended, as the files that the command line names.
+    _scratch: Option<Ephemeral>,
+}
+
+/// Makes a machine ready to run: what can be refused is.
+///
+/// # Errors
+/// `Locked` for a disk that another uses, with who it is; `InvalidInput` for what is not installed and ports that are taken; `Io`.
+pub fn ready<'o>(machine: &Machine, options: &'o RunOptions) -> Result<Ready<'o>> {
     let mut machine = firmware::resolve(machine)?;
     check_disks(&machine, options.ephemeral.is_some())?;
     check_network(&machine)?;
-    // Lives until QEMU has ended, as the files that the command line names.
     let place = options.ephemeral.as_deref();
-    let scratch = place.map(|place| set_aside(&mut machine, place)).transpose()?;
+    let scratch = place
+        .map(|place| Ephemeral::of(&mut machine, place))
+        .transpose()?;
     firmware::make_variables(&machine)?;
     let line = words::ready(&qemu::command_line(&machine, options.accel)?)?;
-    let command = bound_to_us(&line.words);
-    let ended = match &options.wait_for {
-        None => on_terminal(command, &machine, cancel),
-        Some(wait_for) => until(command, &machine, wait_for, out, cancel),
-    };
-    drop((line, scratch));
-    ended
+    if accel::find_program(qemu::program(machine.architecture)).is_none() {
+        let missing = io::ErrorKind::NotFound.into();
+        return Err(accel::not_started(machine.architecture, missing));
+    }
+    Ok(Ready {
+        machine,
+        options,
+        line,
+        _scratch: scratch,
+    })
 }
 
-/// The command of these words, which is to end when the thread that starts it does.
-fn bound_to_us(line: &[OsString]) -> Command {
-    let bind = ["--pdeathsig", "TERM", "--"];
-    // A program that is not there is to be missed by us.
-    let is_there = env::var_os("PATH")
-        .is_some_and(|path| env::split_paths(&path).any(|directory| directory.join(&line[0]).is_file()));
-    let can_bind = || {
-        let mut probe = Command::new("setpriv");
-        probe.args(bind).arg("true").stdin(Stdio::null());
-        let ended = probe.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        ended.is_ok_and(|status| status.success())
-    };
-    if is_there && can_bind() {
-        let mut command = Command::new("setpriv");
-        command.args(bind).args(line);
-        return command;
+impl Ready<'_> {
+    /// Runs it, as [`run`] does.
+    ///
+    /// # Errors
+    /// `InvalidInput` for QEMU that is not installed, and an end or a time before what was waited for; `Interrupted` on request;
+    /// `Io` where QEMU fails.
+    pub fn run(self, out: &mut dyn Write, cancel: &Cancel) -> Result<Ended> {
+        let mut command = Command::new(&self.line.words[0]);
+        command.args(&self.line.words[1..]);
+        let command = bound::to_us(command);
+        let _terminal = Terminal::remembered();
+        match &self.options.wait_for {
+            None => on_terminal(command, &self.machine, cancel).map(|()| Ended::Itself),
+            Some(wait_for) => until(command, &self.machine, wait_for, out, cancel),
+        }
     }
-    let mut command = Command::new(&line[0]);
-    command.args(&line[1..]);
-    command
+}
+
+impl std::fmt::Debug for Ready<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ready")
+            .field("machine", &self.machine.name)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 /// That each image can be used as QEMU is going to. What is found is let go again: only QEMU can keep it.
@@ -175,64 +213,6 @@ fn check_port(forward: Forward) -> Result<()> {
     })
 }
 
-/// Has the machine write to files of its own, which go away with the result.
-fn set_aside(machine: &mut Machine, place: &Path) -> Result<tempfile::TempDir> {
-    let scratch = tempfile::Builder::new()
-        .prefix("imgtool-")
-        .tempdir_in(place)
-        .map_err(|error| Error::io("make a directory for what the guest writes", error).with_path(place))?;
-    for (number, disk) in machine.disks.iter_mut().enumerate() {
-        if !disk.read_only {
-            let path = scratch.path().join(format!("disk{number}.qcow2"));
-            make_overlay(disk, &path)?;
-            let format = "qcow2".to_owned();
-            disk.chain.insert(0, Layer { path, format });
-        }
-    }
-    if let Boot::Uefi { variables, .. } = &mut machine.boot {
-        let aside = scratch.path().join("variables");
-        match fs::copy(&*variables, &aside) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            copied => {
-                copied.map_err(|error| Error::io("copy", error).with_path(&*variables))?;
-            }
-        }
-        *variables = aside;
-    }
-    Ok(scratch)
-}
-
-/// An image that reads as the disk does.
-fn make_overlay(disk: &Disk, path: &Path) -> Result<()> {
-    let Some(active) = disk.chain.first() else {
-        return Err(Error::invalid("a disk of the machine has no image"));
-    };
-    let options = ChainOptions {
-        format: Some(&active.format),
-        below: Below::Nothing,
-        ..ChainOptions::default()
-    };
-    let opener = raw::HostOpener::new();
-    let chain = Chain::open_with(
-        &opener,
-        &[&qcow2::Qcow2, &raw::Raw],
-        &Deny,
-        &active.path,
-        &options,
-    )?;
-    let name = active.path.to_string_lossy().into_owned();
-    let storage = raw::OpenOptions::new().write(true).create_new(true).open(path)?;
-    let options = qcow2::CreateOptions {
-        size: chain.size(),
-        backing: Some(BackingReference {
-            name,
-            format: Some(active.format.clone()),
-        }),
-        ..qcow2::CreateOptions::default()
-    };
-    qcow2::create(&storage, &options)
-}
-
 /// Gives QEMU the terminal, and waits for its end.
 fn on_terminal(mut command: Command, machine: &Machine, cancel: &Cancel) -> Result<()> {
     let child = command.spawn();
@@ -258,7 +238,7 @@ fn until(
     wait_for: &WaitFor,
     out: &mut dyn Write,
     cancel: &Cancel,
-) -> Result<()> {
+) -> Result<Ended> {
     let deadline = Instant::now() + wait_for.limit;
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let child = command.spawn();
@@ -292,9 +272,9 @@ fn until(
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if cancel.is_cancelled() {
+        if let Err(stopped) = cancel.check() {
             qemu.quit(&mut keys, &said)?;
-            return cancel.check();
+            return Err(stopped);
         }
         if Instant::now() >= deadline {
             qemu.quit(&mut keys, &said)?;
@@ -347,46 +327,58 @@ impl Qemu {
         }
     }
 
-    /// Has it end by itself: it writes out what the guest has flushed.
-    fn end(&mut self) -> Result<()> {
-        let pid = Pid::from_child(&self.0);
-        if self.ended()?.is_none() {
-            let _ = kill_process(pid, Signal::TERM);
+    /// Has it end by itself: it writes out what the guest has flushed. Gives how it had ended before it was told to.
+    fn end(&mut self) -> Result<Option<ExitStatus>> {
+        if let Some(status) = self.ended()? {
+            return Ok(Some(status));
         }
-        self.wait(TO_END).map(drop)
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        self.wait(TO_END)?;
+        Ok(None)
     }
 
     /// The same by the keyboard, without a word about it.
-    fn quit(&mut self, keys: &mut ChildStdin, said: &Receiver<Vec<u8>>) -> Result<()> {
+    fn quit(&mut self, keys: &mut ChildStdin, said: &Receiver<Vec<u8>>) -> Result<Option<ExitStatus>> {
         // The pipe is gone where QEMU is.
         let _ = keys.write_all(b"\x01x").and_then(|()| keys.flush());
         let end = Instant::now() + TO_END;
         // It may have to be read from before it reads.
-        while Instant::now() < end && said.recv_timeout(TICK) != Err(RecvTimeoutError::Disconnected) {}
+        while Instant::now() < end {
+            if said.recv_timeout(TICK) == Err(RecvTimeoutError::Disconnected) {
+                // It lets go of the pipe a moment before it can be waited for.
+                return self.wait(TO_END).map(Some);
+            }
+        }
         self.end()
     }
 
-    /// Presses the power button, and ends QEMU if the guest does not.
+    /// Presses the power button, and ends QEMU if the guest does not. With no time for that the button is not pressed.
     fn power_down(
         &mut self,
         keys: &mut ChildStdin,
         said: &Receiver<Vec<u8>>,
         limit: Duration,
         cancel: &Cancel,
-    ) -> Result<()> {
+    ) -> Result<Ended> {
         let end = Instant::now() + limit;
-        if !limit.is_zero() {
-            // The pipe is gone where QEMU is.
-            let _ = keys
-                .write_all(b"\x01csystem_powerdown\n\x01c")
-                .and_then(|()| keys.flush());
+        if limit.is_zero() {
+            let status = self.quit(keys, said)?;
+            return status.map_or(Ok(()), succeeded).map(|()| Ended::AtOnce);
         }
+        // The pipe is gone where QEMU is.
+        let _ = keys
+            .write_all(b"\x01csystem_powerdown\n\x01c")
+            .and_then(|()| keys.flush());
         while Instant::now() < end && !cancel.is_cancelled() {
             if said.recv_timeout(TICK) == Err(RecvTimeoutError::Disconnected) {
-                break;
+                let status = self.wait(TO_END)?;
+                cancel.check()?;
+                return succeeded(status).map(|()| Ended::Itself);
             }
         }
-        self.quit(keys, said)
+        let status = self.quit(keys, said)?;
+        cancel.check()?;
+        status.map_or(Ok(()), succeeded).map(|()| Ended::Ignored)
     }
 }
 
@@ -515,6 +507,61 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// What comes of the power button where QEMU is a script, which has read as far as the button.
+    fn powered_down(script: &str, limit: Duration, cancel: &Cancel) -> Result<Ended> {
+        turned_off(&format!("read -r button; {script}"), limit, cancel)
+    }
+
+    /// The same where the script has read nothing.
+    fn turned_off(script: &str, limit: Duration, cancel: &Cancel) -> Result<Ended> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut qemu = Qemu(child.unwrap());
+        let mut keys = qemu.0.stdin.take().unwrap();
+        let said = listen(&mut qemu.0);
+        qemu.power_down(&mut keys, &said, limit, cancel)
+    }
+
+    #[test]
+    fn a_qemu_that_crashes_on_the_way_down_is_no_success() {
+        let powered_down = |script| powered_down(script, Duration::from_secs(600), &Cancel::new());
+        assert_eq!(powered_down("exit 0").unwrap(), Ended::Itself);
+        for (script, status) in [("kill -SEGV $$", "signal: 11"), ("exit 3", "exit status: 3")] {
+            let error = powered_down(script).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io);
+            assert!(
+                error.to_string().contains("QEMU failed") && error.to_string().contains(status),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_qemu_that_crashes_when_it_is_turned_off_is_no_success() {
+        let cancel = Cancel::new();
+        // At once, and after the rest of the keys for the button, which the guest did not hear.
+        let at_once = turned_off("head -c 2 >/dev/null; kill -SEGV $$", Duration::ZERO, &cancel);
+        let script = "head -c 4 >/dev/null; kill -SEGV $$";
+        let ignored = powered_down(script, Duration::from_nanos(1), &cancel);
+        for ended in [at_once, ignored] {
+            let error = ended.unwrap_err();
+            assert!(error.to_string().contains("signal: 11"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_not_waited_for_any_more_is_turned_off_and_whoever_stopped_it_is_told_so() {
+        // The rest of the keys for the button, and those for the end.
+        let ignores = "head -c 4 >/dev/null";
+        let cancel = Cancel::new();
+        let ended = powered_down(ignores, Duration::from_nanos(1), &cancel);
+        assert_eq!(ended.unwrap(), Ended::Ignored);
+        cancel.cancel();
+        let error = powered_down(ignores, Duration::from_secs(600), &cancel).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted);
     }
 
     #[test]

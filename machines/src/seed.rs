@@ -83,12 +83,24 @@ impl Seed {
         match &self.login {
             Some((None, keys)) => data["ssh_authorized_keys"] = json!(keys.lines().collect::<Vec<_>>()),
             Some((Some(user), keys)) => {
-                data["users"] = json!(["default", {
-                    "name": user,
-                    "lock_passwd": true,
-                    "shell": "/bin/bash",
-                    "ssh_authorized_keys": keys.lines().collect::<Vec<_>>(),
-                }]);
+                let keys = keys.lines().collect::<Vec<_>>();
+                data["users"] = if user == "root" {
+                    // Who is there already keeps the password, and may log in, which images have cloud-init refuse.
+                    data["disable_root"] = json!(false);
+                    json!(["default", {
+                        "name": user,
+                        "lock_passwd": false,
+                        "ssh_authorized_keys": keys,
+                    }])
+                } else {
+                    json!(["default", {
+                        "name": user,
+                        "lock_passwd": true,
+                        "shell": "/bin/bash",
+                        "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                        "ssh_authorized_keys": keys,
+                    }])
+                };
             }
             None => {}
         }

@@ -6,10 +6,16 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use block::{Error, Result, escape};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::credential::Credentials;
 use crate::machine::{Architecture, Forward, Limits};
+
+/// Processors of a machine at most.
+pub const MAX_CPUS: u32 = 4096;
+
+/// Bytes of memory at most: what Linux on `x86_64` has addresses for.
+const MAX_MEMORY: u64 = 64 << 40;
 
 /// What is said of a machine, in TOML:
 ///
@@ -42,16 +48,25 @@ use crate::machine::{Architecture, Forward, Limits};
 /// # Ok::<(), toml_edit::de::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct Settings {
     /// What the processors are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Architecture>,
     /// Number of virtual processors.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "cpus")]
     pub cpus: Option<u32>,
     /// Bytes of memory.
-    #[serde(skip_serializing_if = "Option::is_none", with = "size_text")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "size_text::serialize",
+        deserialize_with = "memory"
+    )]
     pub memory: Option<u64>,
     /// How it starts.
     #[serde(skip_serializing_if = "BootSettings::is_empty")]
@@ -71,6 +86,32 @@ impl Settings {
     /// Whether nothing is said.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Fails for settings that make no machine, with all that is said of it.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn check(&self) -> Result<()> {
+        self.check_values()?;
+        self.network.check_kind()
+    }
+
+    /// Fails for values of which no machine can be made, whatever else is said of it before or later. None that are read from a
+    /// file are such: there, it is told with line and column.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn check_values(&self) -> Result<()> {
+        self.cpus.map_or(Ok(()), check_cpus)?;
+        self.memory.map_or(Ok(()), check_memory)?;
+        self.boot.append.as_deref().map_or(Ok(()), check_append)?;
+        self.network.check_values()
+    }
+
+    /// The mode of a file that has them: with credentials among them, it is its owner's alone.
+    pub(crate) fn mode(&self) -> u32 {
+        if self.credentials.is_empty() { 0o644 } else { 0o600 }
     }
 
     /// As they stand in a file.
@@ -103,13 +144,18 @@ impl Settings {
 
 /// How a machine starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct BootSettings {
     /// Who loads the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<BootKind>,
     /// The kernel's command line, where the launcher loads it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "append")]
     pub append: Option<String>,
     /// Code of the UEFI firmware, a file of the host, where it is not to be the launcher's own.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,35 +188,39 @@ pub enum BootKind {
 
 /// What a machine is connected to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct NetworkSettings {
     /// To what.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<NetworkKind>,
     /// Name of the bridge, for that kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "bridge")]
     pub bridge: Option<String>,
     /// TCP ports of the host that lead into the guest, for a user network.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "forwards")]
     pub forward: Option<Vec<Forward>>,
 }
 
 impl NetworkSettings {
-    /// Fails for a bridge of which no network card of Linux can have the name.
-    ///
-    /// # Errors
-    /// `InvalidInput`.
-    pub fn check(&self) -> Result<()> {
-        let Some(name) = &self.bridge else { return Ok(()) };
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        // As many as the kernel takes, and without what options of launchers are parted by.
-        if (1..16).contains(&name.len()) && name.chars().all(plain) && !name.starts_with(['.', '-']) {
+    /// Fails for a bridge with a name that no network card of Linux can have, and for a port of the host that is to lead to two
+    /// places.
+    fn check_values(&self) -> Result<()> {
+        check_forwards(self.forward.as_deref().unwrap_or_default())?;
+        self.bridge.as_deref().map_or(Ok(()), check_bridge)
+    }
+
+    /// Fails for a bridge that is not named: which one, a profile may say or the machine itself.
+    fn check_kind(&self) -> Result<()> {
+        if self.kind != Some(NetworkKind::Bridge) || self.bridge.is_some() {
             return Ok(());
         }
-        Err(
-            Error::invalid(format!("\"{}\" cannot be the name of a bridge", escape(name)))
-                .with_hint("a name has up to 15 letters, digits, - _ and ."),
-        )
+        let error = Error::invalid("the network is to be a bridge, and nothing says which one");
+        Err(error.with_hint("name it: --net bridge=br0, or bridge = \"br0\" in a profile"))
     }
 
     fn is_empty(&self) -> bool {
@@ -184,6 +234,100 @@ impl NetworkSettings {
             forward: later.forward.or(self.forward),
         }
     }
+}
+
+/// Ports that nobody else is to listen on, each once.
+fn check_forwards(forwards: &[Forward]) -> Result<()> {
+    for (number, later) in forwards.iter().enumerate() {
+        let listens_there = |first: &&Forward| {
+            let everywhere = first.address.is_unspecified() || later.address.is_unspecified();
+            first.host == later.host && (everywhere || first.address == later.address)
+        };
+        if let Some(first) = forwards[..number].iter().find(listens_there) {
+            let message = format!(
+                "port {} of the host is forwarded twice: {first} and {later}",
+                later.host
+            );
+            return Err(Error::invalid(message).with_hint("0.0.0.0 is every address of the host"));
+        }
+    }
+    Ok(())
+}
+
+fn check_bridge(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    // As many as the kernel takes, and without what options of launchers are parted by.
+    if (1..16).contains(&name.len()) && name.chars().all(plain) && !name.starts_with(['.', '-']) {
+        return Ok(());
+    }
+    Err(
+        Error::invalid(format!("\"{}\" cannot be the name of a bridge", escape(name)))
+            .with_hint("a name has up to 15 letters, digits, - _ and ."),
+    )
+}
+
+fn check_cpus(cpus: u32) -> Result<()> {
+    if (1..=MAX_CPUS).contains(&cpus) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a machine has 1 to {MAX_CPUS} processors, and not {cpus}"
+    )))
+}
+
+fn check_memory(memory: u64) -> Result<()> {
+    if memory == 0 || !memory.is_multiple_of(1 << 20) {
+        let message = format!("memory comes in whole MiB, and not as {memory} bytes");
+        return Err(Error::invalid(message).with_hint("such as 512M"));
+    }
+    if memory > MAX_MEMORY {
+        let message = format!(
+            "a machine has up to {} TiB of memory, and not {memory} bytes",
+            MAX_MEMORY >> 40
+        );
+        return Err(Error::invalid(message));
+    }
+    Ok(())
+}
+
+/// A kernel's command line is one line, also where a launcher or a boot loader has it in a file.
+fn check_append(text: &str) -> Result<()> {
+    if !text.contains(|c: char| c.is_ascii_control() && c != '\t') {
+        return Ok(());
+    }
+    let message = format!(
+        "\"{}\" cannot be on a kernel's command line, which is one line of text",
+        escape(text)
+    );
+    Err(Error::invalid(message))
+}
+
+/// What is in a file, where it passes a check.
+fn checked<T, E: de::Error>(found: Option<T>, check: impl Fn(&T) -> Result<()>) -> Result<Option<T>, E> {
+    found.as_ref().map_or(Ok(()), check).map_err(E::custom)?;
+    Ok(found)
+}
+
+fn cpus<'d, D: Deserializer<'d>>(from: D) -> Result<Option<u32>, D::Error> {
+    checked(Option::deserialize(from)?, |cpus| check_cpus(*cpus))
+}
+
+fn memory<'d, D: Deserializer<'d>>(from: D) -> Result<Option<u64>, D::Error> {
+    checked(size_text::deserialize(from)?, |memory| check_memory(*memory))
+}
+
+fn append<'d, D: Deserializer<'d>>(from: D) -> Result<Option<String>, D::Error> {
+    checked(Option::deserialize(from)?, |text: &String| check_append(text))
+}
+
+fn forwards<'d, D: Deserializer<'d>>(from: D) -> Result<Option<Vec<Forward>>, D::Error> {
+    checked(Option::deserialize(from)?, |forwards: &Vec<Forward>| {
+        check_forwards(forwards)
+    })
+}
+
+fn bridge<'d, D: Deserializer<'d>>(from: D) -> Result<Option<String>, D::Error> {
+    checked(Option::deserialize(from)?, |name: &String| check_bridge(name))
 }
 
 /// What a machine can be connected to.
@@ -250,7 +394,10 @@ pub(crate) mod size_text {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
     #[derive(Deserialize, Serialize)]
-    #[serde(untagged)]
+    #[serde(
+        untagged,
+        expecting = "a size is a number of bytes, or a text with a unit such as \"512M\""
+    )]
     enum Size {
         Bytes(u64),
         Text(String),
@@ -303,14 +450,20 @@ mod tests {
     }
 
     #[test]
+    fn a_port_may_lead_to_several_places_from_several_addresses() {
+        let text = "[network]\nforward = [\"127.0.0.2:80:80\", \"127.0.0.3:80:80\", \"0.0.0.0:81:80\"]";
+        assert_eq!(parse(text).unwrap().network.forward.unwrap().len(), 3);
+    }
+
+    #[test]
     fn later_settings_win_one_by_one() {
         let one = parse(
             "cpus = 1\n[boot]\nkind = \"direct\"\nappend = \"quiet\"\n[credentials]\n\"a.b\" = \"1\"\nc = \"2\"",
         )
         .unwrap();
-        let other = parse("memory = 1024\n[boot]\nappend = \"\"\n[credentials]\nc = \"3\"").unwrap();
+        let other = parse("memory = 1048576\n[boot]\nappend = \"\"\n[credentials]\nc = \"3\"").unwrap();
         let both = one.then(other);
-        assert_eq!((both.cpus, both.memory), (Some(1), Some(1024)));
+        assert_eq!((both.cpus, both.memory), (Some(1), Some(1 << 20)));
         assert_eq!(both.boot.kind, Some(BootKind::Direct));
         assert_eq!(both.boot.append.as_deref(), Some(""));
         let credentials: Vec<_> = both
@@ -322,13 +475,42 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_may_be_named_by_what_comes_later() {
+        let kind = parse("[network]\nkind = \"bridge\"").unwrap();
+        kind.check_values().unwrap();
+        let error = kind.check().unwrap_err();
+        assert!(error.to_string().contains("which one"), "{error}");
+        let profile = parse("[network]\nbridge = \"br0\"").unwrap();
+        kind.then(profile).check().unwrap();
+    }
+
+    #[test]
     fn what_is_not_known_is_refused_by_name() {
         for (text, named) in [
             ("cpu = 1", "cpu"),
             ("memory = \"1X\"", "suffix"),
             ("[network]\nforward = [\"22\"]", "forwards no port"),
             ("[network]\nforward = [\"0:22\"]", "forwards no port"),
+            (
+                "[network]\nforward = [\"2222:22\", \"80:80\", \"2222:23\"]",
+                "port 2222 of the host is forwarded twice: 2222:22 and 2222:23",
+            ),
+            (
+                "[network]\nforward = [\"127.0.0.2:80:80\", \"0.0.0.0:80:81\"]",
+                "forwarded twice",
+            ),
             ("[boot]\nkind = \"bios\"", "bios"),
+            ("cpus = 0", "1 to 4096 processors"),
+            ("cpus = 100000", "and not 100000"),
+            ("memory = -5", "a size is a number of bytes, or a text"),
+            ("memory = \"0\"", "whole MiB"),
+            ("memory = \"1500K\"", "1536000 bytes"),
+            ("memory = \"100T\"", "up to 64 TiB"),
+            (
+                "[network]\nkind = \"bridge\"\nbridge = \"a b\"",
+                "name of a bridge",
+            ),
+            ("[boot]\nappend = \"quiet\\ninit=/x\"", "one line of text"),
             ("[credentials]\n\"a/b\" = \"\"", "no name of a credential"),
         ] {
             let error = parse(text).unwrap_err().to_string();

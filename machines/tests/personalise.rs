@@ -228,7 +228,17 @@ fn a_clone_has_names_ids_and_keys_of_its_own() {
 #[test]
 fn who_may_log_in_is_made_with_a_home_and_keys() {
     let lab = Lab::new();
-    let template = lab.template(&lab.tree(), &[]);
+    let tree = lab.tree();
+    for directory in ["etc/sudoers.d", "etc/skel/.config/app"] {
+        fs::create_dir_all(tree.join(directory)).unwrap();
+    }
+    fs::write(tree.join("etc/skel/.profile"), "# profile\n").unwrap();
+    fs::write(tree.join("etc/skel/.config/app/rc"), "rc\n").unwrap();
+    symlink(".profile", tree.join("etc/skel/link")).unwrap();
+    fs::write(tree.join("etc/group"), "root:x:0:\nold:x:1000:\nsudo:x:27:\n").unwrap();
+    fs::write(tree.join("etc/gshadow"), "root:*::\nold:!::\nsudo:*::\n").unwrap();
+    fs::set_permissions(tree.join("etc/gshadow"), fs::Permissions::from_mode(0o640)).unwrap();
+    let template = lab.template(&tree, &[]);
     for (user, home, id) in [
         ("root", "root", 0),
         ("old", "home/old", 1000),
@@ -244,6 +254,27 @@ fn who_may_log_in_is_made_with_a_home_and_keys() {
                 let file = fs::metadata(path).unwrap();
                 assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (id, id, mode));
             }
+            // Who is made has what new users have, and may do everything; others stay as they are.
+            let is_made = user == "new";
+            let rule = root.join("etc/sudoers.d").join(format!("90-{user}"));
+            assert_eq!(rule.exists(), is_made, "{user}");
+            for path in ["etc/group", "etc/gshadow"] {
+                let groups = fs::read_to_string(root.join(path)).unwrap();
+                let line = groups.lines().find(|line| line.starts_with("sudo:")).unwrap();
+                assert_eq!(line.ends_with(":new"), is_made, "{path}: {line}");
+            }
+            if is_made {
+                assert_eq!(
+                    fs::read_to_string(&rule).unwrap(),
+                    "new ALL=(ALL:ALL) NOPASSWD: ALL\n"
+                );
+                assert_eq!(fs::metadata(&rule).unwrap().mode() & 0o777, 0o440);
+                let home = root.join(home);
+                assert_eq!(fs::read_to_string(home.join(".profile")).unwrap(), "# profile\n");
+                let deep = fs::metadata(home.join(".config/app/rc")).unwrap();
+                assert_eq!((deep.uid(), deep.gid(), deep.mode() & 0o777), (id, id, 0o644));
+                assert_eq!(fs::read_link(home.join("link")).unwrap(), Path::new(".profile"));
+            }
             // The programs that read these files are the judges of them.
             let chroot = root.to_str().unwrap();
             run(&["pwck", "-q", "-r", "-R", chroot]);
@@ -258,6 +289,39 @@ fn who_may_log_in_is_made_with_a_home_and_keys() {
         "{error}"
     );
     assert!(lab.store.instance("wrong").is_err());
+}
+
+#[test]
+fn who_is_made_has_the_group_of_the_same_name_that_is_there() {
+    let lab = Lab::new();
+    let tree = lab.tree();
+    let groups = "root:x:0:\nold:x:1000:\ngames:x:60:\nada:x:1007:\n";
+    fs::write(tree.join("etc/group"), groups).unwrap();
+    // One of the two has a line there.
+    fs::write(tree.join("etc/gshadow"), "root:*::\nold:!::\ngames:*::\n").unwrap();
+    let template = lab.template(&tree, &[]);
+    for (user, uid, gid) in [("ada", 1007, 1007), ("games", 1001, 60)] {
+        let mut identity = Identity::new("web").unwrap();
+        identity.login = Some((user.to_owned(), key()));
+        let instance = lab.clone(&template, user, &identity).unwrap();
+        lab.mounted(&instance, |root| {
+            assert_eq!(fs::read_to_string(root.join("etc/group")).unwrap(), groups);
+            let users = fs::read_to_string(root.join("etc/passwd")).unwrap();
+            let line = format!("{user}:x:{uid}:{gid}:");
+            assert!(users.lines().any(|found| found.starts_with(&line)), "{users}");
+            let shadow = fs::read_to_string(root.join("etc/gshadow")).unwrap();
+            let lines = shadow
+                .lines()
+                .filter(|line| line.starts_with(&format!("{user}:")));
+            assert_eq!(lines.count(), 1, "{shadow}");
+            let keys = fs::metadata(root.join("home").join(user).join(".ssh/authorized_keys")).unwrap();
+            assert_eq!((keys.uid(), keys.gid()), (uid, gid));
+            run(&["pwck", "-q", "-r", "-R", root.to_str().unwrap()]);
+            if user == "ada" {
+                run(&["grpck", "-r", "-R", root.to_str().unwrap()]);
+            }
+        });
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ mod common;
 use std::fs;
 
 use common::{machine, make_chain, run};
-use machines::Accel;
 use machines::launch::{Launcher, prepare};
+use machines::{Accel, Boot};
 use ops::Control;
 
 #[test]
@@ -71,6 +71,30 @@ fn firecracker_gets_a_raw_disk_and_an_elf_kernel() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(names.len(), 7, "nothing is left over: {names:?}");
+}
+
+#[test]
+fn a_kernel_that_is_longer_than_any_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let chain = make_chain(directory.path());
+    let mut machine = machine(directory.path(), "", &chain);
+    let needs = Launcher::Firecracker.needs(&machine);
+    let kernel = directory.path().join("long");
+    fs::File::create(&kernel)
+        .and_then(|file| file.set_len((1 << 30) + 1))
+        .unwrap();
+    let Boot::Direct { kernel: of, .. } = &mut machine.boot else {
+        panic!("it boots without firmware");
+    };
+    of.clone_from(&kernel);
+    let error = prepare(&machine, needs, directory.path(), &Control::unwatched()).unwrap_err();
+    assert_eq!(error.path(), Some(&*kernel));
+    assert!(
+        error
+            .to_string()
+            .contains("too long for a kernel (1073741824 bytes)"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use block::{BlockDevice, ErrorKind};
 use common::run as run_line;
+use machines::export::Form;
 use machines::personalise::{Identity, personalise};
 use machines::recipe::{BuildOptions, Recipe};
 use machines::run::{RunOptions, WaitFor, run};
@@ -233,6 +234,15 @@ fn users_and_services_are_those_of_the_recipe_and_identities_are_gone() {
 
     // Another template, of that one's disk.
     let image = template.image();
+    let resized = format!(
+        "[source]\nimage = \"{}\"\n[disk]\nsize = \"1G\"\nlabel = \"x\"\ncompress = true\n",
+        image.display()
+    );
+    let error = lab.build(&resized).unwrap_err();
+    assert!(
+        error.to_string().contains("[disk] has size, label, which only"),
+        "{error}"
+    );
     let again = format!(
         "[source]\nimage = \"{}\"\n[[users]]\nname = \"eve\"\n[disk]\ncompress = true\n",
         image.display()
@@ -244,39 +254,166 @@ fn users_and_services_are_those_of_the_recipe_and_identities_are_gone() {
 }
 
 #[test]
+fn a_file_that_a_container_image_would_lose_is_named_and_not_exported() {
+    let lab = Lab::new();
+    lab.shell(TREE);
+    let export = |form| {
+        let template = lab.build("[source]\ndirectory = \"tree\"\n").unwrap();
+        let options = raw::OpenOptions::new().write(true).create_new(true);
+        let path = lab.path("exported");
+        fs::remove_file(&path).ok();
+        let to: Arc<dyn block::Storage> = Arc::new(options.open(&path).unwrap());
+        template.export(form, &to, &Control::unwatched())
+    };
+    lab.shell("echo a >tree/usr/x.wh.a");
+    export(Form::Oci).unwrap();
+    for name in ["usr/bin/.wh.x", ".wh..wh..opq"] {
+        lab.shell(&format!("echo a >tree/{name}"));
+        let error = export(Form::Oci).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(
+            error.to_string().contains(&format!("cannot have /{name}:")),
+            "{error}"
+        );
+        // An archive is no layer.
+        export(Form::Tar).unwrap();
+        assert!(lab.shell("tar -tf exported").contains(&format!("./{name}\n")));
+        lab.shell(&format!("rm tree/{name}"));
+    }
+}
+
+#[test]
 fn a_build_that_fails_leaves_nothing() {
     let lab = Lab::new();
     lab.shell(SYSTEM);
-    let failing = [
-        ("[source]\ntar = \"none.tar\"\n", "none.tar"),
+    lab.write(
+        "base.toml",
+        "[source]\ndirectory = \"tree\"\n[services]\nenable = [\"none\"]\n",
+    );
+    lab.shell("qemu-img create -q -f qcow2 empty.qcow2 1M; rmdir tree/etc/sudoers.d");
+    let tree = "[source]\ndirectory = \"tree\"\n";
+    for (text, file, words) in [
         (
-            "[source]\ndirectory = \"tree\"\n[services]\nenable = [\"none\"]\n",
-            "no service \"none.service\"",
+            "[source]\ntar = \"none.tar\"\n",
+            "recipe.toml",
+            &["line 2, column 7: ", "/none.tar: ", "No such file"][..],
         ),
         (
-            "[source]\ndirectory = \"tree\"\n[[users]]\nname = \"a\"\ngroups = [\"none\"]\n",
-            "no line for \"none\"",
+            "[source]\ndirectory = \"none\"\n",
+            "recipe.toml",
+            &["line 2, column 13: ", "/none: ", "No such file"],
         ),
         (
-            "[source]\ndirectory = \"tree\"\n[[users]]\nname = \"a\"\nuid = 4\n",
-            "number 4 is another",
+            "[source]\nimage = \"none.qcow2\"\n",
+            "recipe.toml",
+            &["line 2, column 9: ", "/none.qcow2: ", "No such file"],
         ),
         (
-            "[source]\ndirectory = \"tree\"\n[initrd]\nmodules = []\n",
-            "an initrd is for one kernel",
+            "[source]\noci = \"oci:none\"\n",
+            "recipe.toml",
+            &["line 2, column 7: ", "/none", "No such file"],
         ),
         (
-            "[source]\ndirectory = \"tree\"\n[disk]\nsize = \"64k\"\n",
-            "too small",
+            "[source]\ntar = \"tree\"\n",
+            "recipe.toml",
+            &[
+                "line 2, column 7: ",
+                "/tree: the source is a directory, and no archive",
+            ],
         ),
         (
-            "[source]\ndirectory = \"tree\"\n[machine.boot]\nkind = \"uefi\"\n",
-            "no kernel",
+            "[source]\ndirectory = \"empty.qcow2\"\n",
+            "recipe.toml",
+            &[
+                "line 2, column 13: ",
+                "/empty.qcow2: the source is a file, and no directory",
+            ],
         ),
-    ];
-    for (text, words) in failing {
+        (
+            "[source]\ntar = \"empty.qcow2\"\n",
+            "recipe.toml",
+            &["line 2, column 7: ", "/empty.qcow2: this is no tar archive"],
+        ),
+        (
+            "[source]\nimage = \"empty.qcow2\"\n",
+            "recipe.toml",
+            &["line 2, column 9: the disk has no root filesystem"],
+        ),
+        (
+            "[source]\nimage = \"empty.qcow2\"\n[initrd]\n",
+            "recipe.toml",
+            &["line 2, column 9: files, exclude and an initrd"],
+        ),
+        (
+            &format!("{tree}[services]\ndisable = [\"none\"]\nenable = [\"ssh\", \"none\"]\n"),
+            "recipe.toml",
+            &["line 5, column 18: ", "no service \"none.service\""],
+        ),
+        (
+            "extends = [\"base.toml\"]\n",
+            "base.toml",
+            &["line 4, column 11: ", "no service \"none.service\""],
+        ),
+        (
+            &format!("{tree}[[users]]\nname = \"a\"\ngroups = [\"adm\",\n  \"admm\"]\n"),
+            "recipe.toml",
+            &["line 6, column 3: the system has no group \"admm\""],
+        ),
+        (
+            &format!("{tree}[[users]]\nname = \"a\"\nuid = 4\n"),
+            "recipe.toml",
+            &["line 5, column 7: the user a is to have the number 4, which is that of adm already"],
+        ),
+        (
+            &format!("{tree}[[users]]\nname = \"root\"\nuid = 4\n"),
+            "recipe.toml",
+            &["line 5, column 7: the user root is there already, with the number 0"],
+        ),
+        (
+            &format!("{tree}[[users]]\nname = \"a\"\nsudo = true\n"),
+            "recipe.toml",
+            &["line 5, column 8: a is to use sudo"],
+        ),
+        (
+            &format!("{tree}[initrd]\nmodules = []\n"),
+            "recipe.toml",
+            &["line 3, column 1: an initrd is for one kernel"],
+        ),
+        (
+            &format!("{tree}[disk]\nsize = \"8M\"\ninodes = 1\n"),
+            "recipe.toml",
+            &["inodes"],
+        ),
+        (
+            &format!("{tree}[disk]\nlabel = \"x\"\nsize = \"64k\"\n"),
+            "recipe.toml",
+            &["line 5, column 8: ", "too small"],
+        ),
+        (
+            &format!("{tree}[disk]\nsize = 100\n"),
+            "recipe.toml",
+            &["line 4, column 8: cannot make an ext4 filesystem of 512 bytes"],
+        ),
+        (
+            &format!("{tree}[machine]\nboot = {{ kind = \"direct\" }}\n"),
+            "recipe.toml",
+            &["line 4, column 17: there is no kernel on the disk"],
+        ),
+        (
+            &format!("{tree}[machine.boot]\nkind = \"uefi\"\n"),
+            "recipe.toml",
+            &["line 4, column 8: ", "no kernel"],
+        ),
+    ] {
         let error = lab.build(text).unwrap_err();
-        assert!(error.to_string().contains(words), "{text}: {error}");
+        let said = error.to_string();
+        assert_eq!(error.path(), Some(&*lab.path(file)), "{text}: {error}");
+        assert!(words.iter().all(|words| said.contains(words)), "{text}: {error}");
+        assert_eq!(
+            said.matches("line ").count(),
+            usize::from(said.contains("column")),
+            "{text}: {error}"
+        );
     }
     let cancel = Cancel::new();
     cancel.cancel();
@@ -317,15 +454,80 @@ fn what_is_wrong_in_a_recipe_is_told_with_file_line_and_column() {
         ),
         ("[disk]\nfree = \"91%\"\n", "line 2, column 8: "),
         ("[disk]\nsize = \"1X\"\n", "line 2, column 8: "),
-        ("[machine]\nmemory = 1\nram = 2\n", "line 3, column 1: "),
+        (
+            "[disk]\nsize = -5\n",
+            "line 2, column 8: a size is a number of bytes",
+        ),
+        (
+            "[disk]\nblock-size = 3000\n",
+            "line 2, column 14: blocks of 3000 bytes",
+        ),
+        (
+            "[disk]\njournal = \"1K\"\n",
+            "line 2, column 11: a journal of 1024 bytes",
+        ),
+        ("[disk]\nreserved = 51\n", "line 2, column 12: "),
+        ("[disk]\nlabel = \"12345678901234567\"\n", "line 2, column 9: "),
+        ("[source]\nexclude = [\"[\"]\n", "line 2, column 11: "),
+        (
+            "[[users]]\nname = \"a\"\nshell = \"sh\"\n",
+            "line 3, column 9: \"sh\" is no shell",
+        ),
+        (
+            "os = \"a\"\nextends = [\"none\"]\n",
+            "line 2, column 11: what it extends: ",
+        ),
+        (
+            "extends = [\"recipe.toml\"]\n",
+            "line 1, column 11: recipes extend each other",
+        ),
+        ("[machine]\nmemory = \"1M\"\nram = 2\n", "line 3, column 1: "),
+        ("[machine]\ncpus = 0\n", "line 2, column 8: a machine has 1 to"),
+        (
+            "[machine]\nboot = \"uefi\"\n",
+            "line 2, column 8: invalid type: string \"uefi\", expected a table",
+        ),
+        (
+            "[machine]\nmemory = \"1500K\"\n",
+            "line 2, column 10: memory comes in whole MiB",
+        ),
+        (
+            "[machine]\nnetwork = { kind = \"bridge\", bridge = \"a b\" }\n",
+            "line 2, column 39: \"a b\" cannot be the name of a bridge",
+        ),
+        (
+            "[machine.boot]\nappend = \"\"\"a\nb\"\"\"\n",
+            "line 2, column 10: \"a\\nb\" cannot be on a kernel's",
+        ),
         ("hostname = \"_\"\n", "line 1, column 12: "),
+        (
+            "[services]\nmask = [\"a\", \"../../x\"]\n",
+            "line 2, column 8: \"../../x\" cannot be the name of a service",
+        ),
+        ("[services]\nenable = [\"\"]\n", "line 2, column 10: "),
+        ("[services]\ndisable = [\"..\"]\n", "line 2, column 11: "),
         (
             "[[files]]\npath = \"/a\"\ntype = \"pipe\"\n",
             "line 3, column 8: there is no type \"pipe\"",
         ),
         ("[source.mmdebstrap]\nsuites = \"x\"\n", "line 2, column 1: "),
-        ("[source.mmdebstrap]\npackages = []\n", "has no suite"),
-        ("", "the recipe has no source"),
+        (
+            "os = \"a\"\n[source.mmdebstrap]\npackages = []\n",
+            "line 2, column 1: [source.mmdebstrap] has no suite",
+        ),
+        ("os = \"a\"\n", "line 1, column 1: the recipe has no source"),
+        (
+            "os = \"a\"\n[source]\nexclude = []\n",
+            "line 2, column 1: the recipe has no source",
+        ),
+        (
+            "[[users]]\nname = \"a\"\nssh-key-files = [\"none.pub\"]\n",
+            "line 3, column 18: ",
+        ),
+        (
+            "[disk]\nblock-size = 4096\njournal = \"2M\"\n",
+            "line 1, column 1: a journal of 2097152 bytes",
+        ),
         ("a = ", "line 1, column 5: "),
     ] {
         let error = lab.load(text).unwrap_err();
@@ -350,10 +552,13 @@ fn what_extends_another_says_more_and_the_later_wins() {
         (recipe.machine.cpus, recipe.machine.memory),
         (Some(4), Some(1 << 30))
     );
-    assert_eq!(
-        (&*recipe.services.enable, &*recipe.services.disable),
-        (&["y".to_owned()][..], &["x".to_owned()][..])
-    );
+    let [enabled] = &*recipe.services.enable else {
+        panic!("{:?}", recipe.services)
+    };
+    let [disabled] = &*recipe.services.disable else {
+        panic!("{:?}", recipe.services)
+    };
+    assert_eq!((enabled.as_str(), disabled.as_str()), ("y", "x"));
     assert!(recipe.disk.size.is_none() && recipe.disk.free.is_some());
     let [user] = recipe.users.as_slice() else {
         panic!("{:?}", recipe.users)

@@ -12,7 +12,7 @@ use std::time::Duration;
 use block::ErrorKind;
 use common::{arm_machine, kernel, machine, make_chain};
 use machines::launch::{Launcher, prepare};
-use machines::run::{RunOptions, WaitFor, run};
+use machines::run::{Ended, RunOptions, WaitFor, run};
 use machines::{Accel, Boot, Machine, Network};
 use ops::{Cancel, Control};
 
@@ -37,7 +37,7 @@ fn options(ephemeral: bool, pattern: &str) -> RunOptions {
 }
 
 /// What the guest said, and what became of it.
-fn console(machine: &Machine, options: &RunOptions) -> (String, block::Result<()>) {
+fn console(machine: &Machine, options: &RunOptions) -> (String, block::Result<Ended>) {
     let mut said = Vec::new();
     let result = run(machine, options, &mut said, &Cancel::new());
     (String::from_utf8_lossy(&said).into_owned(), result)
@@ -98,8 +98,28 @@ fn a_guest_turns_itself_off_when_its_power_button_is_pressed() {
         ..options(false, "")
     };
     let (said, result) = console(&machine, &options);
-    result.unwrap_or_else(|error| panic!("{error}: {said}"));
+    let ended = result.unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!(ended, Ended::Itself);
     assert_eq!(start_of(lab.path(), "top"), "pressed");
+}
+
+#[test]
+fn a_guest_that_does_not_hear_its_power_button_is_turned_off_and_that_is_told() {
+    let lab = tempfile::tempdir().unwrap();
+    let chain = make_chain(lab.path());
+    let machine = machine(lab.path(), "echo 'guest: deaf'; sleep 1000", &chain);
+    for (grace, expected) in [
+        (Duration::ZERO, Ended::AtOnce),
+        (Duration::from_millis(1), Ended::Ignored),
+    ] {
+        let options = RunOptions {
+            wait_for: Some(WaitFor::new("guest: deaf", LIMIT, grace).unwrap()),
+            ..options(true, "")
+        };
+        let (said, result) = console(&machine, &options);
+        let ended = result.unwrap_or_else(|error| panic!("{error}: {said}"));
+        assert_eq!(ended, expected, "{said}");
+    }
 }
 
 #[test]
@@ -255,7 +275,7 @@ fn a_guest_is_told_its_credentials_and_the_command_line_does_not_show_them() {
     for (mut machine, at, told) in [
         (intel, "guest: up", Some(strings)),
         (firmware, "BdsDxe", None),
-        (arm, "secret", Some("secret, indeed\n")),
+        (arm, "secret, indeed", Some("secret, indeed")),
     ] {
         for (name, value) in [("password", "secret, indeed\n"), ("empty", "")] {
             machine

@@ -31,6 +31,11 @@ fn against<T>(
 
 /// A sound handshake: structured replies, the context of holes as number 1, an export of 1 MiB.
 fn shake(stream: &mut UnixStream) -> std::io::Result<()> {
+    shake_with(stream, [1, 1])
+}
+
+/// As [`shake`], with so many replies that name a context, and that tell of the export, before the last one to each.
+fn shake_with(stream: &mut UnixStream, [contexts, facts]: [usize; 2]) -> std::io::Result<()> {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     stream.read_exact(&mut [0; 4])?;
     let reply = |option: u32, kind: u32, data: &[u8]| {
@@ -50,12 +55,34 @@ fn shake(stream: &mut UnixStream) -> std::io::Result<()> {
         match option {
             8 => stream.write_all(&reply(8, 1, &[]))?,
             10 => {
-                stream.write_all(&reply(10, 4, b"\0\0\0\x01base:allocation"))?;
+                stream.write_all(&reply(10, 4, b"\0\0\0\x01base:allocation").repeat(contexts))?;
                 stream.write_all(&reply(10, 1, &[]))?;
             }
             _ => {
-                stream.write_all(&reply(7, 3, b"\0\0\0\0\0\0\0\x10\0\0\0\x65"))?;
+                let fact = reply(7, 3, b"\0\0\0\0\0\0\0\x10\0\0\0\x65");
+                stream.write_all(&fact.repeat(facts))?;
                 return stream.write_all(&reply(7, 1, &[]));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_is_listened_to_for_64_replies_to_a_question() {
+    for (replies, says) in [
+        ([63, 63], None),
+        ([64, 1], Some("too many contexts")),
+        ([1, 64], Some("too much is told of the export")),
+    ] {
+        let opened = against(
+            |stream| shake_with(stream, replies),
+            |address| Export::open(&address, Access::READ).map(drop),
+        );
+        match says {
+            None => opened.unwrap(),
+            Some(says) => {
+                let error = opened.unwrap_err().to_string();
+                assert!(error.contains(says), "{error}");
             }
         }
     }

@@ -11,8 +11,9 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
+use block::sync::RwLock;
 use block::{Error, Result, Storage};
 
 use crate::address::{ClusterIndex, HostOffset};

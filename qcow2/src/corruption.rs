@@ -1,7 +1,9 @@
 //! The ways in which an image contradicts the format, each with the values that were seen.
 //!
 //! The enum is private to the crate: callers see [`block::ErrorKind::Corrupt`] and a sentence, and a new check is
-//! no change of the interface.
+//! no change of the interface. What they tell apart is a [`Damage`].
+
+use std::error::Error as _;
 
 use thiserror::Error;
 
@@ -138,5 +140,49 @@ pub(crate) enum Corruption {
 impl From<Corruption> for block::Error {
     fn from(corruption: Corruption) -> Self {
         Self::corrupt(corruption)
+    }
+}
+
+/// What is damaged in an image, where a caller acts on that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Damage {
+    /// An entry of a table has reserved bits set.
+    ReservedBits,
+    /// A cluster, of this image or far behind its end, has more references than its refcount says.
+    CountedTooLow {
+        /// Which one.
+        cluster: ClusterIndex,
+    },
+}
+
+impl Damage {
+    /// The damage that an error, or what has caused it, tells of.
+    pub fn of(error: &block::Error) -> Option<Self> {
+        let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+        match causes.find_map(|cause| cause.downcast_ref::<Corruption>())? {
+            Corruption::ReservedBits { .. } => Some(Self::ReservedBits),
+            Corruption::CountedTooLow { cluster } => Some(Self::CountedTooLow { cluster: *cluster }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_known_whatever_is_said_around_it() {
+        let cluster = ClusterIndex(5);
+        let low = block::Error::from(Corruption::CountedTooLow { cluster });
+        let said = low.clone().with_path("disk.qcow2").with_hint("repair it");
+        let caused = block::Error::new(block::ErrorKind::Io, "take a snapshot").with_source(low);
+        for error in [said, caused] {
+            assert_eq!(Damage::of(&error), Some(Damage::CountedTooLow { cluster }));
+        }
+        let other = block::Error::from(Corruption::FreedTwice { cluster });
+        assert_eq!(Damage::of(&other), None);
+        assert_eq!(Damage::of(&block::Error::invalid("reserved bits are set")), None);
     }
 }

@@ -313,6 +313,15 @@ impl L2Entry {
         })
     }
 
+    /// Whether an entry, at a glance, is a sound one without a cluster, or with a whole one of plain data. `false` for any other,
+    /// and wherever there are subclusters.
+    #[inline]
+    pub(crate) fn is_plain([entry, _]: [u64; 2], geometry: Geometry) -> bool {
+        let host = entry & !COPIED;
+        let cluster = host & OFFSET & !(geometry.cluster_size() - 1);
+        !geometry.extended_l2 && (entry == 0 || host != 0 && host == cluster)
+    }
+
     /// Decodes an entry. `zero_flag`: as in [`L2Mapping::decode`].
     #[inline]
     pub(crate) fn decode(
@@ -534,6 +543,35 @@ mod tests {
             assert_eq!(decode(entry), Ok(L2Mapping::Zero { preallocated: None }));
         }
         assert!(decode(COMPRESSED | 0x5_0000).is_err() && decode(0x5_0002).is_err());
+    }
+
+    #[test]
+    fn what_is_plain_at_a_glance_decodes_to_data_or_nothing() {
+        let bits = [0, 0x5_0000, COPIED, COMPRESSED, ZERO, 2, 0x1000, 1 << 57, 1 << 55];
+        for set in 0..1u32 << bits.len() {
+            let chosen = bits.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1);
+            let entry = chosen.fold(0, |entry, (_, bit)| entry | bit);
+            for geometry in [G, Geometry { data_file: true, ..G }] {
+                let plain = matches!(
+                    L2Mapping::decode(entry, 0, geometry, false),
+                    Ok(L2Mapping::Unallocated | L2Mapping::Standard { .. })
+                );
+                // In a data file, COPIED by itself is the first cluster, which a second look finds.
+                let missed = geometry.data_file && entry == COPIED;
+                assert_eq!(
+                    L2Entry::is_plain([entry, 0], geometry),
+                    plain && !missed,
+                    "{entry:#x}"
+                );
+            }
+        }
+        assert!(!L2Entry::is_plain(
+            [0, 0],
+            Geometry {
+                extended_l2: true,
+                ..G
+            }
+        ));
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! ([`Epoch::advance`]), and tries again another time if it does not move: no request waits for another. Only a
 //! change of the whole disk does ([`Epoch::wait`]).
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use block::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use block::sync::thread;
 
 const SHARDS: usize = 16;
 
@@ -78,7 +79,7 @@ impl Epoch {
             if self.passed(then) {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_micros(50));
+            thread::sleep(std::time::Duration::from_micros(50));
         }
     }
 
@@ -95,6 +96,7 @@ impl Drop for Pin<'_> {
     }
 }
 
+#[cfg(not(shuttle))]
 #[inline]
 fn shard_of_this_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -102,6 +104,12 @@ fn shard_of_this_thread() -> usize {
         static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
     }
     SHARD.with(|shard| *shard)
+}
+
+/// The same in each run of one schedule.
+#[cfg(shuttle)]
+fn shard_of_this_thread() -> usize {
+    usize::from(thread::current().id()) % SHARDS
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! lock while an image is resized.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use block::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::geometry::MAX_L1_BYTES;
 

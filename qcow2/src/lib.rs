@@ -55,12 +55,12 @@ mod geometry;
 mod header;
 mod image;
 mod l1_table;
+mod limit;
 mod measure;
 mod metadata_map;
 mod range_lock;
 mod refcount;
 mod refcount_table;
-mod scratch;
 mod snapshot;
 
 pub use address::{ClusterIndex, GuestOffset, HostOffset};
@@ -72,6 +72,7 @@ pub use check::{
     recover, repair, restore,
 };
 pub use compression::CompressionType;
+pub use corruption::Damage;
 pub use create::{CreateOptions, EncryptionMethod, NewEncryption, Streamed, create};
 pub use entry::{CompressedCluster, L1Entry, L2Entry, L2Mapping, Subclusters};
 pub use extension::{BitmapsExtension, EncryptionHeader, Extensions, UnknownExtension};
@@ -83,5 +84,6 @@ pub use image::{
     AmendProgress, Amendment, BitmapEdit, Image, Mapped, NewBacking, OpenOptions, Place, PlannedRun,
     SnapshotPart, SnapshotProgress, WritePlan, read_luks,
 };
+pub use limit::Limit;
 pub use measure::{Measure, measure, measure_bitmaps};
 pub use snapshot::{Snapshot, SnapshotTable};

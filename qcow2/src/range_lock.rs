@@ -2,7 +2,9 @@
 //! so do an allocating writer and a discard. Reads and writes in place never come here.
 
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+
+use block::sync::{Condvar, Mutex, MutexGuard};
 
 /// The ranges that are in use. There are as many as threads inside allocating writes, so a list will do.
 #[derive(Debug, Default)]

@@ -474,7 +474,8 @@ impl RefcountTable {
     }
 
     fn block(&mut self, number: usize) -> Result<Option<&mut CachedBlock>> {
-        let Some(entry) = self.table.get(number).copied() else {
+        // Most of a table often is empty, and is gone through whole: no block is kept that it does not name.
+        let Some(entry) = self.table.get(number).copied().filter(|entry| *entry != 0) else {
             return Ok(None);
         };
         self.clock += 1;
@@ -544,3 +545,6 @@ impl RefcountTable {
         .with_hint("convert it to an image with larger clusters")
     }
 }
+
+#[cfg(test)]
+mod tests;

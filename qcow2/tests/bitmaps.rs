@@ -80,8 +80,11 @@ impl Lab {
             ])
             .spawn()
             .expect("qemu-nbd must be installed");
+        // The socket has a name before anybody listens there (SO_ACCEPTCON).
+        let listens = |line: &str| line.contains(" 00010000 ") && line.ends_with(text(&socket));
         for _ in 0..500 {
-            if socket.exists() {
+            let sockets = std::fs::read_to_string("/proc/net/unix").expect("the kernel's list");
+            if sockets.lines().any(listens) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));

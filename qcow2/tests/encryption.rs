@@ -14,7 +14,7 @@ use block::{
     Preallocation, Resize, Result, SnapshotSelector, Storage, ZeroMode,
 };
 use common::{Bytes, KEY, run_ok, text};
-use encryption::{Cipher, CipherSpec, Iterations, IvGenerator, Mode, SECTOR};
+use encryption::{Cipher, CipherSpec, Iterations, IvGenerator, KeySlots, Mode, SECTOR};
 use qcow2::{CreateOptions, GuestOffset, Header, Image, NewEncryption, OpenOptions, Place, read_luks};
 
 const SIZE: u64 = 1 << 20;

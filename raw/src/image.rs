@@ -2,6 +2,9 @@
 //!
 //! A disk has whole sectors of 512 bytes, a file any length. As in QEMU, the disk ends with the sector that the
 //! file ends in: what lies past the end of the file reads as zeros, and writing there grows the file.
+//!
+//! A disk may be a part of a file ([`Image::open_part`]), as in an archive or behind somebody's header: then what is said here of
+//! the file's start and end holds for the part's.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,6 +66,10 @@ impl Format for Raw {
 #[derive(Debug)]
 pub struct Image {
     storage: Arc<dyn Storage>,
+    /// Where in the storage the disk starts, in bytes.
+    start: u64,
+    /// The disk does not end where the storage does.
+    fixed: bool,
     write: bool,
     zero_init: bool,
     /// Bytes, a multiple of [`SECTOR`].
@@ -77,12 +84,29 @@ impl Image {
     /// # Errors
     /// `Io`; `Unsupported` for a size that is not a file offset when rounded up to sectors.
     pub fn open(storage: Arc<dyn Storage>, access: Access) -> Result<Self> {
-        let size = whole_sectors(storage.len()?).map_err(|error| error.with_path_of(storage.path()))?;
+        Self::open_part(storage, access, 0, None)
+    }
+
+    /// Opens the part of `storage` from byte `start` on: `len` bytes, which must be whole sectors and there, or all up to the end.
+    /// Only without a `len` can the size be changed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `InvalidInput` for a part that is not there, or of no whole number of sectors.
+    pub fn open_part(
+        storage: Arc<dyn Storage>,
+        access: Access,
+        start: u64,
+        len: Option<u64>,
+    ) -> Result<Self> {
+        let size = part_size(storage.len()?, start, len);
+        let size = size.map_err(|error| error.with_path_of(storage.path()))?;
         // What cannot be found out is not promised.
-        let start = storage.host_extent(0, size);
+        let first = storage.host_extent(start, size);
         Ok(Self {
+            start,
+            fixed: len.is_some(),
             write: access.write,
-            zero_init: start.is_ok_and(|start| !start.data && start.len >= size),
+            zero_init: first.is_ok_and(|first| !first.data && first.len >= size),
             size: AtomicU64::new(size),
             resizing: Mutex::new(()),
             storage,
@@ -118,7 +142,10 @@ impl BlockDevice for Image {
         info.read_only = !self.write;
         info.fast_zero = self.write;
         info.zero_init = self.zero_init;
-        info.alignment = self.storage.alignment().offset;
+        let alignment = self.storage.alignment().offset;
+        if self.start.is_multiple_of(alignment.into()) {
+            info.alignment = alignment;
+        }
         info
     }
 
@@ -128,22 +155,22 @@ impl BlockDevice for Image {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check("read", offset, buf.len() as u64)?;
-        self.storage.read_exact_at(buf, offset)
+        self.storage.read_exact_at(buf, self.start + offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.check_write("write", offset, buf.len() as u64)?;
-        self.storage.write_all_at(buf, offset)
+        self.storage.write_all_at(buf, self.start + offset)
     }
 
     fn read_vectored_at(&self, bufs: &mut [std::io::IoSliceMut<'_>], offset: u64) -> Result<()> {
         self.check("read", offset, bufs.iter().map(|buf| buf.len() as u64).sum())?;
-        self.storage.read_vectored_at(bufs, offset)
+        self.storage.read_vectored_at(bufs, self.start + offset)
     }
 
     fn write_vectored_at(&self, bufs: &[std::io::IoSlice<'_>], offset: u64) -> Result<()> {
         self.check_write("write", offset, bufs.iter().map(|buf| buf.len() as u64).sum())?;
-        self.storage.write_vectored_at(bufs, offset)
+        self.storage.write_vectored_at(bufs, self.start + offset)
     }
 
     fn zero_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
@@ -151,12 +178,12 @@ impl BlockDevice for Image {
         if len == 0 {
             return Ok(());
         }
-        self.storage.zero(offset, len, mode)
+        self.storage.zero(self.start + offset, len, mode)
     }
 
     fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
         self.check_write("discard", offset, len)?;
-        self.storage.discard(offset, len)
+        self.storage.discard(self.start + offset, len)
     }
 
     fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
@@ -164,7 +191,8 @@ impl BlockDevice for Image {
         if offset >= size || len == 0 {
             return Err(Error::out_of_bounds("map", offset, len, size).with_path_of(self.path()));
         }
-        let run = self.storage.host_extent(offset, len.min(size - offset))?;
+        let host = self.start + offset;
+        let run = self.storage.host_extent(host, len.min(size - offset))?;
         Ok(Extent {
             offset,
             len: run.len,
@@ -174,7 +202,7 @@ impl BlockDevice for Image {
                 ExtentState::Zero
             },
             depth: 0,
-            host: Some(offset),
+            host: Some(host),
         })
     }
 
@@ -188,15 +216,23 @@ impl BlockDevice for Image {
         self.check_writable("resize")?;
         let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let named = |error: Error| error.with_path_of(self.path());
+        if self.fixed {
+            return Err(named(Error::unsupported(
+                "a part of a file of this size stays as long as it is",
+            )));
+        }
         let (old, new) = (self.size(), whole_sectors(size).map_err(named)?);
+        let end = part_end(self.start, new).map_err(named)?;
         check_preallocation(how.preallocation).map_err(named)?;
         if new < old {
             if !how.shrink {
                 return Err(named(shrink_refused(old, new)));
             }
-            self.storage.set_len(new)?;
+            // What is cut off in the last sector does not come back.
+            self.storage.set_len(self.start + size)?;
+            self.storage.set_len(end)?;
         } else if new > old {
-            grow(&*self.storage, old, new, how.preallocation)?;
+            grow(&*self.storage, self.start + old, end, how.preallocation)?;
         }
         self.size.store(new, Ordering::Release);
         Ok(())
@@ -221,7 +257,8 @@ impl OffloadedWrite for Image {
         how: HostCopy,
     ) -> Result<u64> {
         self.check_write("write", offset, len)?;
-        self.storage.copy_from(offset, source, source_offset, len, how)
+        self.storage
+            .copy_from(self.start + offset, source, source_offset, len, how)
     }
 }
 
@@ -323,6 +360,39 @@ fn shrink_refused(old: u64, new: u64) -> Error {
     Error::invalid(message).with_hint("allow it to shrink, once nothing beyond the new end is needed")
 }
 
+/// Bytes of the disk in a part of a storage of `file` bytes.
+fn part_size(file: u64, start: u64, len: Option<u64>) -> Result<u64> {
+    let there = file.checked_sub(start);
+    let size = match (there, len) {
+        (Some(there), Some(len)) if len <= there && len.is_multiple_of(SECTOR) => Ok(len),
+        (Some(_), Some(len)) if !len.is_multiple_of(SECTOR) => {
+            let message = format!("a disk of {len} bytes has no whole number of sectors of {SECTOR}");
+            Err(Error::invalid(message))
+        }
+        (Some(there), None) => whole_sectors(there),
+        _ => {
+            let message = match len {
+                Some(len) => {
+                    format!("the file has {file} bytes, and the {len} from byte {start} on are not all there")
+                }
+                None => format!("the file has {file} bytes, and byte {start} is behind its end"),
+            };
+            Err(Error::invalid(message))
+        }
+    };
+    size.and_then(|size| part_end(start, size).map(|_| size))
+}
+
+/// Where a disk that starts there ends; refused where that is no offset in a file.
+fn part_end(start: u64, size: u64) -> Result<u64> {
+    let end = start.checked_add(size).filter(|end| i64::try_from(*end).is_ok());
+    end.ok_or_else(|| {
+        Error::unsupported(format!(
+            "a disk of {size} bytes at byte {start} is larger than any file"
+        ))
+    })
+}
+
 /// `size` rounded up to sectors; refused where that is no offset in a file.
 fn whole_sectors(size: u64) -> Result<u64> {
     match size.checked_next_multiple_of(SECTOR) {
@@ -413,6 +483,23 @@ mod tests {
             assert_eq!(error.unwrap_err().kind(), ErrorKind::OutOfBounds);
         }
         image.extent_at(1024, 1).unwrap_err();
+    }
+
+    #[test]
+    fn what_is_cut_off_in_the_middle_of_a_sector_does_not_come_back() {
+        let (_directory, path) = directory();
+        fs::write(&path, [7; 2048]).unwrap();
+        let image = open(&path);
+        let shrink = Resize {
+            shrink: true,
+            ..Resize::default()
+        };
+        image.resize(700, shrink).unwrap();
+        assert_eq!(image.size(), 1024);
+        image.resize(2048, Resize::default()).unwrap();
+        drop(image);
+        let (kept, rest) = (vec![7; 700], vec![0; 1348]);
+        assert!(fs::read(&path).unwrap() == [kept, rest].concat());
     }
 
     #[test]
@@ -560,6 +647,46 @@ mod tests {
             Keys::None,
         );
         assert_eq!(data_file.unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_a_disk_and_nothing_beside_it_is_touched() {
+        let (_directory, path) = directory();
+        fs::write(&path, vec![5; 10_000]).unwrap();
+        let part = |start, len| {
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            Image::open_part(Arc::new(file), Access::WRITE, start, len)
+        };
+        let image = part(700, Some(1024)).unwrap();
+        image.write_at(&[6; 1000], 0).unwrap();
+        image.zero_at(1000, 24, ZeroMode::Unmap).unwrap();
+        let mut bytes = [1; 30];
+        image.read_at(&mut bytes, 994).unwrap();
+        assert!(bytes[..6] == [6; 6] && bytes[6..] == [0; 24]);
+        image.read_at(&mut [0], 1024).unwrap_err();
+        assert_eq!(image.extent_at(24, 100).unwrap().host, Some(724));
+        assert_eq!(
+            image.resize(2048, Resize::default()).unwrap_err().kind(),
+            ErrorKind::Unsupported
+        );
+        drop(image);
+        let all = fs::read(&path).unwrap();
+        assert!(all[..700] == [5; 700] && all[1724..] == [5; 8276]);
+
+        let rest = part(9000, None).unwrap();
+        assert_eq!(rest.size(), 1024);
+        rest.resize(4096, Resize::default()).unwrap();
+        assert_eq!((rest.size(), fs::metadata(&path).unwrap().len()), (4096, 13_096));
+        drop(rest);
+        assert_eq!(part(13_096, None).unwrap().size(), 0);
+        for (start, len) in [
+            (13_097, None),
+            (0, Some(13_312)),
+            (u64::MAX, Some(512)),
+            (1, Some(500)),
+        ] {
+            assert_eq!(part(start, len).unwrap_err().kind(), ErrorKind::InvalidInput);
+        }
     }
 
     #[test]

@@ -1,20 +1,73 @@
 //! By what a block device is in use, for messages: what the kernel lists under `/proc` and `/sys`.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use block::{Error, ErrorKind, escape};
+use block::{Error, ErrorKind, FileId, Result, escape};
 use rustix::fs::{major, minor};
+
+use crate::OpenOptions;
 
 /// The error for a device, by its number, that the kernel says is in use.
 pub(crate) fn in_use(device: u64) -> Error {
-    let mut devices = vec![number(device)];
+    let devices = with_partitions(number(device));
+    error("the device", &devices, &uses(&devices))
+}
+
+/// Fails for a regular file that is the disk of a loop device which this machine uses: it is mounted, swapped to, or part of
+/// another device, or a partition of it is. The kernel would not see what is changed behind its back, and undo half of it.
+///
+/// # Errors
+/// `Locked` with where it is mounted.
+pub fn refuse_mounted(file: FileId) -> Result<()> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    for name in entries.map(|entry| entry.file_name()) {
+        let directory = Path::new("/sys/block").join(&name);
+        if !name.as_bytes().starts_with(b"loop") || file_of_loop(&directory) != Some(file) {
+            continue;
+        }
+        let device = Path::new("/dev").join(&name);
+        let open = OpenOptions::new().exclusive(true).lock(false).open(&device);
+        let is_claimed = open.is_err_and(|error| error.kind() == ErrorKind::Locked);
+        // Who may not open the device still sees what is mounted.
+        let number = fs::read_to_string(directory.join("dev")).unwrap_or_default();
+        let devices = with_partitions(number.trim().to_owned());
+        let uses = uses(&devices);
+        if is_claimed || !uses.is_empty() {
+            let what = format!("{}, whose disk this file is", escape(&device.to_string_lossy()));
+            return Err(error(&what, &devices, &uses));
+        }
+    }
+    Ok(())
+}
+
+/// The file behind a loop device, by its directory in `/sys`.
+fn file_of_loop(directory: &Path) -> Option<FileId> {
+    let name = fs::read(directory.join("loop/backing_file")).ok()?;
+    let name = OsStr::from_bytes(name.strip_suffix(b"\n").unwrap_or(&name));
+    let file = fs::metadata(name).ok()?;
+    Some(FileId {
+        device: file.dev(),
+        inode: file.ino(),
+    })
+}
+
+/// A device and the partitions of it.
+fn with_partitions(device: String) -> Vec<String> {
+    let mut devices = vec![device];
     devices.extend(partitions(&devices[0]));
+    devices
+}
+
+/// What these devices are used for.
+fn uses(devices: &[String]) -> Vec<String> {
     let mut uses = Vec::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    for device in &devices {
+    for device in devices {
         let places = mounts_of(&mounts, device);
         uses.extend(places.map(|place| format!("mounted on {}", escape(&place))));
         uses.extend(holders(device).map(|holder| format!("part of {}", escape(&holder))));
@@ -27,17 +80,24 @@ pub(crate) fn in_use(device: u64) -> Error {
     {
         uses.push("swap".to_owned());
     }
-    let (uses, hint) = if uses.is_empty() {
-        (String::new(), "end what uses it first: lsblk shows it")
-    } else {
-        (
+    uses
+}
+
+fn error(what: &str, devices: &[String], uses: &[String]) -> Error {
+    let (uses, hint) = match (uses, devices.len()) {
+        ([], _) => (String::new(), "end what uses it first: lsblk shows it"),
+        (uses, 1) => (
             format!(": it is {}", uses.join(", ")),
             "end that first, such as by umount",
-        )
+        ),
+        (uses, _) => (
+            format!(": it is {}", uses.join(", ")),
+            "end that first, such as by umount, or name the device of a partition that is not in use",
+        ),
     };
     Error::new(
         ErrorKind::Locked,
-        format!("the device, or a partition of it, is in use{uses}"),
+        format!("{what}, or a partition of it, is in use{uses}"),
     )
     .with_hint(hint)
 }
@@ -102,7 +162,6 @@ fn unescaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::OpenOptions;
     use crate::testing::{Loop, run, text};
 
     #[test]

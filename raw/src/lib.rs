@@ -45,5 +45,6 @@ pub mod xattr;
 pub use file::File;
 pub use host::Io;
 pub use image::{Image, Raw, SECTOR, create};
+pub use in_use::refuse_mounted;
 pub use open::OpenOptions;
 pub use opener::HostOpener;

@@ -95,7 +95,7 @@ fn hold(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
         match ofd(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1) {
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-                return Err(locked(fd, mode, byte, None));
+                return Err(locked(fd, byte, None));
             }
             Err(error) => return Err(no_locks(error)),
         }
@@ -103,13 +103,17 @@ fn hold(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
     Ok(())
 }
 
-fn look(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
+/// Says who would be in the way of locking the image that is open at `fd`, and locks nothing.
+///
+/// # Errors
+/// As [`acquire`].
+pub fn look(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
     for byte in mode.free() {
         let found = ofd(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte, 1).map_err(no_locks)?;
         if found.l_type != libc::F_UNLCK as libc::c_short {
             // A lock of the classic kind has an owner; one of a file description has none (-1).
             let pid = u32::try_from(found.l_pid).ok().filter(|&pid| pid > 0);
-            return Err(locked(fd, mode, byte, pid));
+            return Err(locked(fd, byte, pid));
         }
     }
     Ok(())
@@ -120,7 +124,7 @@ fn no_locks(error: io::Error) -> Error {
 }
 
 /// The error for a byte that somebody else holds.
-fn locked(fd: BorrowedFd<'_>, mode: LockMode, byte: u64, pid: Option<u32>) -> Error {
+fn locked(fd: BorrowedFd<'_>, byte: u64, pid: Option<u32>) -> Error {
     let doing = match byte {
         101 => "is writing to it",
         103 => "may resize it",
@@ -133,11 +137,8 @@ fn locked(fd: BorrowedFd<'_>, mode: LockMode, byte: u64, pid: Option<u32>) -> Er
         Some(pid) => format!("{} (process {pid})", name(pid)),
         None => "another process".to_owned(),
     };
-    let hint = match mode {
-        LockMode::Read => "wait for it or stop it, or read the image as it is with force-share",
-        LockMode::Write | LockMode::ForceShare => "wait for it or stop it",
-    };
-    Error::new(ErrorKind::Locked, format!("the image is locked: {who} {doing}")).with_hint(hint)
+    Error::new(ErrorKind::Locked, format!("the image is locked: {who} {doing}"))
+        .with_hint("wait for it or stop it")
 }
 
 /// One `fcntl` on `len` bytes from `start`; for `F_OFD_GETLK`, the lock in the way.
@@ -341,6 +342,20 @@ mod tests {
         assert_eq!(File::open(&path).unwrap_err().kind(), ErrorKind::Locked);
         drop(writer);
         File::open(&path).unwrap();
+    }
+
+    #[test]
+    fn whoever_only_looks_is_told_of_others_and_in_nobodys_way() {
+        let (_directory, path) = qcow2_image();
+        let file = fs::File::open(&path).unwrap();
+        let fd = std::os::fd::AsFd::as_fd(&file);
+        look(fd, LockMode::Write).unwrap();
+        let writer = write(&path).unwrap();
+        assert_eq!(look(fd, LockMode::Write).unwrap_err().kind(), ErrorKind::Locked);
+        drop(writer);
+        look(fd, LockMode::Write).unwrap();
+        // QEMU wants all locks for itself, and gets them.
+        run("qemu-io", &["-f", "qcow2", "-c", "write -q 0 64k", text(&path)]);
     }
 
     #[test]

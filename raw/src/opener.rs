@@ -18,6 +18,7 @@ const LOOKUPS: usize = 16;
 pub struct HostOpener {
     direct: bool,
     io: Io,
+    exclusive: bool,
 }
 
 impl HostOpener {
@@ -41,6 +42,13 @@ impl HostOpener {
         self
     }
 
+    /// Refuse to write to block devices that are in use, see [`OpenOptions::exclusive`].
+    #[must_use]
+    pub fn exclusive(mut self, exclusive: bool) -> Self {
+        self.exclusive = exclusive;
+        self
+    }
+
     fn options(self, access: Access) -> OpenOptions {
         let alone = !access.write && !access.force_share;
         let io = if alone { self.io } else { self.io.for_writing() };
@@ -49,6 +57,7 @@ impl HostOpener {
             .write(access.write)
             .force_share(access.force_share)
             .direct(self.direct)
+            .exclusive(self.exclusive && access.write)
     }
 }
 

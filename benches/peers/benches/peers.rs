@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use benches::{make_chain, make_mapped, random_offsets};
+use benches::{make_chain, make_mapped, noisy_text, random_offsets};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use peers::{Imago, Ours, Peer, Qcow2Rs};
@@ -101,12 +101,7 @@ fn compressed(c: &mut Criterion) {
         directory.path().join("plain"),
         directory.path().join("compressed"),
     );
-    let words = "the quick brown fox jumps over the lazy dog ".bytes().cycle();
-    let noise = random_offsets(u64::MAX, CHAIN_SIZE as usize / 64).into_iter();
-    // Half of it text, so that it is worth compressing, and half of it noise.
-    let bytes: Vec<u8> = noise
-        .flat_map(|noise| words.clone().take(24).chain(noise.to_le_bytes()))
-        .collect();
+    let bytes = noisy_text(CHAIN_SIZE as usize);
     std::fs::write(&plain, &bytes).expect("room for a file");
     let convert = Command::new("qemu-img")
         .args(["convert", "-c", "-f", "raw", "-O", "qcow2"])

@@ -6,15 +6,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use block::chain::Chain;
-use block::gate::Permissive;
-use block::{Access, Backing, BlockDevice, Format};
+use block::{Access, Backing, BlockDevice};
 use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
-use qcow2::{GuestOffset, OpenOptions, Place, Qcow2};
+use qcow2::{GuestOffset, OpenOptions, Place};
 use qcow2_rs::dev::{Qcow2Dev, Qcow2DevParams};
 use qcow2_rs::sync_io::Qcow2IoSync;
 use qcow2_rs::utils::qcow2_setup_dev_sync;
-use raw::HostOpener;
 
 /// A library under test, with an image open.
 ///
@@ -50,15 +47,6 @@ impl Peer for Ours {
 
     fn open(path: &Path, write: bool) -> Self {
         let access = if write { Access::WRITE } else { Access::READ };
-        let gate = Permissive::default();
-        let chain = Chain::open(
-            &HostOpener::new(),
-            &[&Qcow2],
-            &gate,
-            path,
-            Some(Qcow2.name()),
-            access,
-        );
         let image = (!write).then(|| {
             let storage = Arc::new(raw::File::open(path).expect("the file opens"));
             let options = OpenOptions {
@@ -68,7 +56,7 @@ impl Peer for Ours {
             qcow2::Image::open(storage, options).expect("the image opens")
         });
         Self {
-            chain: chain.expect("the chain opens").device(),
+            chain: benches::open_chain(path, access),
             image,
         }
     }

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use base::ChainBase;
-pub use open::{format_named, probe};
+pub use open::{format_named, probe, refuse_foreign};
 
 use crate::gate::OpenGate;
 use crate::{

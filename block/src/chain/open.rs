@@ -7,7 +7,7 @@ use super::{Below, ChainBase, ChainOptions, Layer, MAX_LAYERS};
 use crate::gate::{OpenGate, OpenRequest, Permit, Purpose};
 use crate::{
     Access, Backing, Error, ErrorKind, FileId, FileOpener, Format, KeyRing, Keys, References, Result,
-    SnapshotSelector, Storage, escape,
+    SnapshotSelector, Storage, escape, foreign_format,
 };
 
 /// Bytes of a file that a probe sees.
@@ -29,14 +29,29 @@ pub fn format_named<'a>(formats: &[&'a dyn Format], name: &str) -> Result<&'a dy
 /// The format of a file that the user named, told by its first bytes; raw if no format knows them.
 ///
 /// # Errors
-/// `Io`; `Unsupported` if no format knows it and there is none called raw.
+/// `Io`; `Unsupported` if no format knows it and there is none called raw, or if it is an image in a [foreign](foreign_format) format.
 pub fn probe<'a>(formats: &[&'a dyn Format], storage: &dyn Storage) -> Result<&'a dyn Format> {
     let mut head = vec![0; storage.len()?.min(PROBE_LEN) as usize];
     storage.read_exact_at(&mut head, 0)?;
-    match formats.iter().find(|format| format.probe(&head)) {
-        Some(format) => Ok(*format),
-        None => format_named(formats, "raw"),
+    if let Some(format) = formats.iter().find(|format| format.probe(&head)) {
+        return Ok(*format);
     }
+    refuse_foreign(&head)?;
+    format_named(formats, "raw")
+}
+
+/// Fails for the start of an image that is not read here, and would be a disk of nonsense if it were taken for a raw one.
+///
+/// # Errors
+/// `Unsupported`, naming the format.
+pub fn refuse_foreign(head: &[u8]) -> Result<()> {
+    let Some(name) = foreign_format(head) else {
+        return Ok(());
+    };
+    let error = Error::unsupported(format!("it is a {name} image, and that format is not supported"));
+    Err(error.with_hint(
+        "convert it with QEMU's own qemu-img; if it is a raw disk that only starts like one, say that its format is raw",
+    ))
 }
 
 /// Who opens a chain.

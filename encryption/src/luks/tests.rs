@@ -107,12 +107,51 @@ fn what_cannot_be_is_refused_and_named() {
 }
 
 #[test]
+fn a_header_that_asks_for_days_of_hashing_is_refused_at_once_and_none_is_made() {
+    let asks = |places: &[usize], iterations: u32| {
+        let (_, mut area) = fresh();
+        for at in places {
+            BE::write_u32(&mut area[*at..], iterations);
+        }
+        let luks = Luks::parse(&area).unwrap();
+        let material = |slot| Ok(area[luks.material(slot)].to_vec());
+        luks.unlock(b"first", material).unwrap_err()
+    };
+    for places in [&[212][..], &[164], &[164, 212]] {
+        let error = asks(places, u32::MAX);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    }
+    let (mut luks, area) = fresh();
+    let material = |slot| Ok(area[luks.material(slot)].to_vec());
+    let key = luks.unlock(b"first", material).unwrap().unwrap();
+    let error = luks
+        .add_key(&key, b"x", None, Iterations::Exactly(u32::MAX))
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    let before = luks.clone();
+    // What one slot may take is too much where others take their share.
+    let error = luks
+        .add_key(&key, b"x", None, Iterations::Exactly(1 << 29))
+        .unwrap_err();
+    assert_eq!(
+        (error.kind(), &luks),
+        (ErrorKind::InvalidInput, &before),
+        "{error}"
+    );
+    let options = LuksOptions {
+        iterations: Iterations::Exactly(u32::MAX),
+        ..LuksOptions::default()
+    };
+    assert!(Luks::format(&options, b"x").is_err());
+}
+
+#[test]
 fn unknown_ciphers_are_shown_and_not_used() {
     let (_, mut area) = fresh();
-    area[40..44].copy_from_slice(b"ecb\0");
+    area[40..44].copy_from_slice(b"lrw\0");
     area[72..76].copy_from_slice(b"md5\0");
     let luks = Luks::parse(&area).unwrap();
-    assert_eq!(luks.names(), ["aes", "ecb", "md5"]);
+    assert_eq!(luks.names(), ["aes", "lrw", "md5"]);
     assert!(luks.spec().is_err() && luks.hash().is_err());
     let material = |slot| Ok(area[luks.material(slot)].to_vec());
     assert_eq!(

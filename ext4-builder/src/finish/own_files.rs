@@ -92,7 +92,7 @@ fn journal(builder: &Builder<'_>, file: &OwnFile) -> Result<Inode> {
 fn orphan_file(builder: &Builder<'_>, file: &OwnFile, number: u32) -> Result<Inode> {
     let seed = builder.seal.seed().map(|seed| seed.of_inode(number, 0));
     for place in file.places() {
-        let bytes = orphan_file::block(builder.geometry.block_size() as usize, place, seed);
+        let bytes = orphan_file::block(builder.geometry.block_size() as usize, place, &[], seed);
         builder.disk.write(place, &bytes)?;
     }
     inode(builder, file, number)

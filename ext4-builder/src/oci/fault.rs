@@ -17,6 +17,8 @@ pub(super) enum Fault {
     Json { what: String, problem: String },
     #[error("{what} has {size} bytes, and {limit} at most are taken")]
     TooLong { what: String, size: u64, limit: u64 },
+    #[error("there are more than {limit} {what}, which nobody needs")]
+    TooMany { what: &'static str, limit: usize },
     #[error("{what} has {found} bytes, and should have {stated}")]
     Size { what: String, stated: u64, found: u64 },
     #[error("{what} is not what was meant: its digest is {found}, and should be {stated}")]
@@ -57,7 +59,9 @@ impl Fault {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::NoImage { .. } => ErrorKind::InvalidInput,
-            Self::TooLong { .. } | Self::Algorithm(_) | Self::LayerType(_) => ErrorKind::Unsupported,
+            Self::TooLong { .. } | Self::TooMany { .. } | Self::Algorithm(_) | Self::LayerType(_) => {
+                ErrorKind::Unsupported
+            }
             _ => ErrorKind::Corrupt,
         }
     }

@@ -287,10 +287,9 @@ fn assemble(
         .error());
     }
     if layers > MAX_LAYERS {
-        return Err(Fault::TooLong {
-            what: "the list of layers".to_owned(),
-            size: layers as u64,
-            limit: MAX_LAYERS as u64,
+        return Err(Fault::TooMany {
+            what: "layers",
+            limit: MAX_LAYERS,
         }
         .error());
     }

@@ -266,7 +266,11 @@ impl Search<'_> {
             }
             self.documents += 1;
             if self.documents > MAX_DOCUMENTS {
-                return Err(Fault::Nested(MAX_DOCUMENTS).error());
+                return Err(Fault::TooMany {
+                    what: "documents on the way to a manifest",
+                    limit: MAX_DOCUMENTS,
+                }
+                .error());
             }
             let bytes = self
                 .store

@@ -92,10 +92,9 @@ impl Store {
             };
             members.insert(entry.path, member);
             if members.len() > MAX_MEMBERS {
-                return Err(Fault::TooLong {
-                    what: "the list of files".into(),
-                    size: members.len() as u64,
-                    limit: MAX_MEMBERS as u64,
+                return Err(Fault::TooMany {
+                    what: "files",
+                    limit: MAX_MEMBERS,
                 }
                 .error());
             }

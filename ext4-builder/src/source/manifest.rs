@@ -38,7 +38,7 @@ use super::copying::{self, Copier, Job};
 use super::filesystem::{self, OpenImage};
 use super::pattern::Pattern;
 use super::stat::Stat;
-use super::{Control, directory, paths};
+use super::{Control, descent, paths};
 use crate::{Builder, Metadata, Node, Special, Time, tar};
 
 /// The keys that each type has besides those of all.
@@ -531,8 +531,7 @@ fn copy_file(
     }
     let file = OwnedFd::from(File::open(path).map_err(failed)?);
     let stat = Stat::of(&file, c"").map_err(|errno| Error::io("look at the file", errno.into()))?;
-    let data =
-        directory::data(&file, stat.size).map_err(|errno| Error::io("find the holes", errno.into()))?;
+    let data = descent::data(&file, stat.size).map_err(|errno| Error::io("find the holes", errno.into()))?;
     let (node, placement) = builder.file(parent, name, metadata, stat.size, &data)?;
     copier.put(Job::File {
         file,

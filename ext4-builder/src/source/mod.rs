@@ -8,6 +8,7 @@
 
 mod archive;
 mod copying;
+mod descent;
 mod directory;
 mod filesystem;
 mod filter;
@@ -15,6 +16,7 @@ mod host_file;
 mod image;
 mod labels;
 mod left_out;
+mod made_up;
 pub mod manifest;
 mod named;
 mod paths;
@@ -37,6 +39,14 @@ pub use left_out::LeftOut;
 pub use manifest::Manifest;
 pub use named::{Copying, Source};
 pub use pattern::Pattern;
+
+/// Directories of the host, for whoever copies them elsewhere.
+pub mod host {
+    pub use super::descent::{Descent, Entry, Opened, data, open_root};
+    pub use super::made_up::Plain;
+    pub use super::stat::Stat;
+    pub use super::xattrs::{XattrReader, Xattrs};
+}
 
 /// How the copying of a tree is watched and stopped, and by how many threads it is done.
 #[derive(Clone, Copy)]

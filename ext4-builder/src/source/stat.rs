@@ -11,19 +11,27 @@ use crate::{Metadata, Special, Time};
 
 /// Type, metadata and identity of a file.
 #[derive(Clone, Debug)]
-pub(super) struct Stat {
-    pub(super) file_type: FileType,
-    pub(super) metadata: Metadata,
-    pub(super) size: u64,
-    pub(super) links: u32,
-    pub(super) id: FileId,
-    /// Of a device.
-    pub(super) number: (u32, u32),
+pub struct Stat {
+    /// What kind of file it is.
+    pub file_type: FileType,
+    /// Mode, owner and times.
+    pub metadata: Metadata,
+    /// Bytes in it.
+    pub size: u64,
+    /// Names that it has.
+    pub links: u32,
+    /// Which file it is.
+    pub id: FileId,
+    /// Major and minor number of a device.
+    pub number: (u32, u32),
 }
 
 impl Stat {
     /// What a directory has by a name; or what is open, with an empty name.
-    pub(super) fn of(directory: impl AsFd, name: &CStr) -> Result<Self, Errno> {
+    ///
+    /// # Errors
+    /// Those of the call.
+    pub fn of(directory: impl AsFd, name: &CStr) -> Result<Self, Errno> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
         let statx = rustix::fs::statx(directory, name, flags, wanted)?;
@@ -54,7 +62,7 @@ impl Stat {
     }
 
     /// What it is, if it is neither a file nor a directory nor a symlink.
-    pub(super) fn special(&self) -> Option<Special> {
+    pub fn special(&self) -> Option<Special> {
         let (major, minor) = self.number;
         match self.file_type {
             FileType::Fifo => Some(Special::Fifo),
@@ -66,7 +74,10 @@ impl Stat {
     }
 
     /// Fails if the file is another by now, or another was opened.
-    pub(super) fn check(&self, file: &OwnedFd) -> Result<()> {
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn check(&self, file: &OwnedFd) -> Result<()> {
         let now = Self::of(file, c"").map_err(|errno| Error::io("look at the file", errno.into()))?;
         if now.id != self.id {
             return Err(changed("it was replaced"));

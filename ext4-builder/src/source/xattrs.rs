@@ -22,7 +22,7 @@ const PROC: &str = "/proc/self/fd";
 
 /// Whose attributes are meant.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Xattrs<'a> {
+pub enum Xattrs<'a> {
     /// Of what is open.
     Open(BorrowedFd<'a>),
     /// Of what a directory has by a name, which is not followed.
@@ -31,18 +31,25 @@ pub(super) enum Xattrs<'a> {
 
 /// Reads attributes, with buffers that are used again.
 #[derive(Debug)]
-pub(super) struct XattrReader {
+pub struct XattrReader {
     asking: Asking,
     names: Vec<u8>,
     values: Vec<u8>,
     /// Where names and values of the last set are.
     found: Vec<(Range<usize>, Range<usize>)>,
     /// What was passed over so far.
-    pub(super) left_out: LeftOut,
+    pub left_out: LeftOut,
+}
+
+impl Default for XattrReader {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl XattrReader {
-    pub(super) fn new() -> Self {
+    /// One that has read nothing yet.
+    pub fn new() -> Self {
         Self {
             asking: Asking::default(),
             names: vec![0; USUAL],
@@ -57,7 +64,7 @@ impl XattrReader {
     ///
     /// # Errors
     /// `NOSYS` where there is no way to ask; those of the calls.
-    pub(super) fn read(&mut self, of: &Xattrs<'_>) -> Result<impl Iterator<Item = (&[u8], &[u8])>, Errno> {
+    pub fn read(&mut self, of: &Xattrs<'_>) -> Result<impl Iterator<Item = (&[u8], &[u8])>, Errno> {
         self.found.clear();
         self.values.clear();
         let len = self.list(of)?;

@@ -150,6 +150,24 @@ fn small_blocks_with_many_inodes_have_a_size_named() {
 }
 
 #[test]
+fn a_size_just_below_that_of_a_longer_journal_is_named() {
+    let tree = Tree {
+        files: vec![120_381_441],
+        names: 34,
+    };
+    let inodes = Inodes::BytesPerInode(3437);
+    for size in [3 * MIB, 10 * MIB, 60 * MIB, 127 * MIB] {
+        let options = Options {
+            inodes,
+            ..given(size)
+        };
+        check(&options, &tree);
+        let named = named_size(&options, &tree).expect("too small");
+        assert!(named < 128 * MIB, "{named}");
+    }
+}
+
+#[test]
 fn sizes_that_a_longer_journal_makes_too_small_are_named() {
     let tree = Tree {
         files: vec![118_000_000],

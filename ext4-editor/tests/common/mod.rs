@@ -57,7 +57,7 @@ pub(crate) struct Image {
     pub(crate) path: PathBuf,
 }
 
-/// A mount, undone when it is dropped.
+/// Where the image beside it is mounted, until it is dropped.
 pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Drop for Mounted {
@@ -65,14 +65,25 @@ impl Drop for Mounted {
         // A program that another thread is starting has this one's open files for a moment, and keeps the mount busy.
         let mut unmount = Command::new("umount");
         unmount.arg(&self.0);
-        for _ in 0..500 {
-            if run(&mut unmount).status.success() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        succeed(&mut unmount);
+        soon(|| run(&mut unmount).status.success(), "umount");
+        // Whoever looks at a mount as it goes writes the rest of it, after umount has ended. The loop device goes last.
+        let mut devices = Command::new("losetup");
+        devices
+            .args(["-n", "-O", "NAME", "-j"])
+            .arg(self.0.with_file_name("image"));
+        soon(|| run(&mut devices).stdout.is_empty(), "losetup");
     }
+}
+
+/// Waits until something is so.
+fn soon(mut is_so: impl FnMut() -> bool, what: &str) {
+    for _ in 0..500 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(std::thread::panicking(), "{what} takes more than five seconds");
 }
 
 pub(crate) fn run(command: &mut Command) -> Output {

@@ -17,7 +17,7 @@ use super::Outcome;
 use super::rebase::check_name;
 use crate::arguments::{CacheMode, OpenArgs, WatchArgs};
 use crate::failure::Failure;
-use crate::formats::Amended;
+use crate::formats::{Amended, LUKS_AMEND_OPTIONS, amended_luks};
 use crate::images::{FORMATS, Opening, backing_path};
 use crate::option_list::OptionList;
 use crate::output::{self, OutputFormat};
@@ -38,7 +38,8 @@ use crate::{interrupt, keys};
   imgtool amend -o backing_file=../moved/base.raw,backing_fmt=raw clone.qcow2
   imgtool amend -o data_file=renamed.raw disk.qcow2
   imgtool amend --key old.key -o encrypt.new-key=new.key,encrypt.old-key=old.key disk.qcow2
-  imgtool amend -o help")]
+  imgtool amend -f luks --key old.key -o new-key=new.key,old-key=old.key disk.luks
+  imgtool amend -f luks -o help")]
 pub(crate) struct AmendArgs {
     /// Format of the image [default: found out]
     #[arg(short, long, value_name = "FORMAT")]
@@ -88,8 +89,16 @@ impl AmendArgs {
             Some(name) => Some(block::chain::format_named(&FORMATS, name)?.name()),
             None => None,
         };
-        if let Some(format) = format.filter(|format| *format != "qcow2") {
+        if let Some(format) = format.filter(|format| !matches!(*format, "qcow2" | "luks")) {
             return Err(named(not_amended(format)).into());
+        }
+        let share = Access {
+            write: false,
+            force_share: true,
+        };
+        let (_, format) = self.opening(share).file(&path, format)?;
+        if format == "luks" {
+            return self.amend_luks(&path, options);
         }
         let amended = Amended::parse(options).map_err(named)?;
         let changed = if let Some(name) = &amended.amendment.data_file {
@@ -108,11 +117,35 @@ impl AmendArgs {
     fn print_options(&self) -> Result<(), Failure> {
         if let Some(name) = &self.format {
             let format = block::chain::format_named(&FORMATS, name)?.name();
-            if format != "qcow2" {
-                return Err(not_amended(format).into());
+            match format {
+                "qcow2" => {}
+                "luks" => return Ok(io::stdout().write_all(LUKS_AMEND_OPTIONS.as_bytes())?),
+                _ => return Err(not_amended(format).into()),
             }
         }
         Ok(io::stdout().write_all(Amended::HELP.as_bytes())?)
+    }
+
+    /// Changes the key slots of a disk in LUKS's own form.
+    fn amend_luks(&self, path: &Path, options: OptionList) -> Outcome {
+        let change = amended_luks(options).map_err(|error| error.with_path(path))?;
+        let chain = self.opening(Access::WRITE).chain(path, Some("luks"))?;
+        let device: &dyn Any = &**chain.active();
+        let Some(image) = device.downcast_ref::<encryption::Image>() else {
+            return Err(not_amended(chain.layers()[0].format).with_path(path).into());
+        };
+        let changed = change.apply(image)?;
+        if self.output == OutputFormat::Json {
+            let luks = encryption::read_luks(&*chain.layers()[0].storage)?;
+            let summary = json!({
+                "filename": path.to_string_lossy(),
+                "changed": changed,
+                "virtual-size": chain.size(),
+                "slots": luks.slots().iter().map(|slot| slot.active).collect::<Vec<_>>(),
+            });
+            output::json(&mut io::stdout().lock(), &summary)?;
+        }
+        Ok(0)
     }
 
     fn opening(&self, access: Access) -> Opening {

@@ -15,7 +15,7 @@ use crate::arguments::{CacheMode, OpenArgs, SandboxArgs, WatchArgs};
 use crate::failure::Failure;
 use crate::images::Opening;
 use crate::interrupt;
-use crate::output::{self, OutputFormat};
+use crate::output::{self, OutputFormat, counted};
 use crate::sandbox::Names;
 use crate::watch::Watch;
 
@@ -299,6 +299,10 @@ impl CheckArgs {
             ("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed)),
             ("lost-tables", repaired.map_or(0, |repaired| repaired.lost_tables)),
             (
+                "reaches-past-end",
+                repaired.map_or(0, |repaired| repaired.reaches_past_end.into()),
+            ),
+            (
                 "cut-l1-tables",
                 repaired.map_or(0, |repaired| repaired.l1_is_cut.into()),
             ),
@@ -324,28 +328,32 @@ fn print_left(err: &mut dyn Write, repaired: &RepairReport) -> io::Result<()> {
     if repaired.spared_tables > 0 {
         writeln!(
             err,
-            "Not written to, since they may be the guest's data: {} tables whose clusters something else references too",
-            repaired.spared_tables
+            "Not written to, since they may be the guest's data: {} whose clusters something else references too",
+            counted(repaired.spared_tables, "table", "tables")
         )?;
     }
-    let errors = repaired
-        .after
-        .corruptions
-        .saturating_add(repaired.after.check_errors);
-    if repaired.l1_is_cut && (errors > 0 || repaired.after.leaks > 0) {
+    if repaired.reaches_past_end {
         writeln!(
             err,
-            "Not freed, nor the file made longer, which would hide what it lacks: its active L1 table is not all there, and what \
-             the missing entries named can't be told from what is free. Fetch the rest of the file if there is another copy; \
-             `imgtool convert` copies what can still be read"
+            "Not repaired, since nobody could tell any more what is lost: the file was cut, and its tables name clusters past its \
+             end. Fetch the rest of the file if there is another copy; `imgtool convert --salvage` copies what is left. Where the \
+             file is made as long as it was (truncate -s), the rest reads as zeros, and is sound for the next repair"
         )?;
     }
-    if repaired.lost_tables > 0 && repaired.after.leaks > 0 {
+    let leaks = repaired.after.leaks;
+    let why = match repaired.lost_tables {
+        _ if repaired.l1_is_cut => "the active L1 table is not all there".to_owned(),
+        0 => return Ok(()),
+        places => {
+            format!(
+                "what tables say is lost or wrong in {places} places. `imgtool check -r leaks` frees them"
+            )
+        }
+    };
+    if leaks > 0 {
         writeln!(
             err,
-            "Not freed, since they may be the only copy of the guest's data: {} leaked clusters; what L1 tables say is lost or \
-             wrong in {} places. `imgtool check -r leaks` frees them",
-            repaired.after.leaks, repaired.lost_tables
+            "Not freed, since they may be the only copy of the guest's data: {leaks} leaked clusters; {why}"
         )?;
     }
     Ok(())

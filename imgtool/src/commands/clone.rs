@@ -33,7 +33,7 @@ use crate::watch::Watch;
   imgtool clone db --from debian-12 --ssh-key ~/.ssh/id_ed25519.pub --user admin --ip 10.0.0.5/24,gw=10.0.0.1
   imgtool clone db --from debian-12 --full --profile large")]
 pub(crate) struct CloneArgs {
-    /// The template: its alias, or the first digits of its fingerprint
+    /// The template: its alias, or the first digits of its fingerprint, four at least
     #[arg(long, value_name = "TEMPLATE")]
     from: String,
     /// How many, which are then called NAME-1, NAME-2, ...

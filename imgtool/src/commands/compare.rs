@@ -76,9 +76,13 @@ impl CompareArgs {
         }
         self.sandbox.confine(Names::None, self.open.io);
         let sizes_differ = first.disk.size() != second.disk.size();
-        let mut out = io::stdout();
+        let say = |text: &str| match writeln!(io::stdout(), "{text}") {
+            // 1 means that the images differ.
+            Err(error) => Err(Failure::from(error).with_code(CANNOT_OPEN)),
+            Ok(()) => Ok(()),
+        };
         if sizes_differ && !self.strict && !self.watch.quiet {
-            writeln!(out, "Warning: Image size mismatch!")?;
+            say("Warning: Image size mismatch!")?;
         }
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
@@ -100,7 +104,7 @@ impl CompareArgs {
             Err(CompareError::Read(error)) => return Err(Failure::from(error).with_code(CANNOT_READ)),
         };
         if !self.watch.quiet {
-            writeln!(out, "{text}")?;
+            say(&text)?;
         }
         Ok(code)
     }

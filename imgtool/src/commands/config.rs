@@ -2,12 +2,14 @@
 
 use std::io::Write;
 
+use block::Error;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Outcome;
-use crate::output::{self, OutputFormat};
+use crate::output::{self, OutputFormat, note};
 use crate::stores::{MachineArgs, StoreArgs};
+use crate::table;
 
 /// Show and change the settings of a machine
 ///
@@ -62,16 +64,19 @@ impl ShowArgs {
     fn run(self, out: &mut dyn Write) -> Outcome {
         let store = self.store.open()?;
         let instance = store.instance(&self.name)?;
-        let settings = if self.expanded {
-            store.settings(&instance)?
+        let (settings, missing) = if self.expanded {
+            store.known_settings(&instance)
         } else {
-            instance.document.machine
+            (instance.document.machine, Vec::new())
         };
+        if settings.is_empty() && self.output == OutputFormat::Human && !self.expanded {
+            note("it says nothing itself; with --expanded, what its template and its profiles say is shown");
+        }
         match self.output {
             OutputFormat::Human => write!(out, "{}", settings.to_toml()?)?,
             OutputFormat::Json => output::json(out, &json!(settings))?,
         }
-        Ok(0)
+        Ok(table::tell_broken(out, &missing)?)
     }
 }
 
@@ -95,10 +100,17 @@ struct SetArgs {
 
 impl SetArgs {
     fn run(self) -> Outcome {
+        let settings = self.machine.settings()?;
+        if settings.is_empty() && self.profile.is_none() {
+            let error = Error::invalid("there is nothing to set");
+            return Err(error
+                .with_hint("such as --memory 2G; --help has all that there is")
+                .into());
+        }
         let store = self.store.open()?;
         let instance = store.instance(&self.name)?;
         let mut document = instance.document.clone();
-        document.machine = document.machine.then(self.machine.settings()?);
+        document.machine = document.machine.then(settings);
         if let Some(profiles) = &self.profile {
             let profiles = profiles.iter().filter(|name| !name.is_empty());
             document.profiles = profiles.map(|name| name.parse()).collect::<block::Result<_>>()?;

@@ -40,7 +40,8 @@ const SECTOR: u64 = 512;
 ///
 /// What the image is based on is copied too, unless -B names a backing file for the new one. Zeros take no room in
 /// it. The new image is written under another name and gets its own when it is complete; until then, one that it
-/// replaces stays as it was. Several images are joined, one after the other. The name - stands for a raw image on
+/// replaces stays as it was. (What a killed run leaves is called .imgtool-PROCESS-N.partial, and removed by the next that
+/// makes a file in that directory.) Several images are joined, one after the other. The name - stands for a raw image on
 /// standard input, or for standard output, where the new image goes in one piece from the front to the back.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -287,6 +288,9 @@ impl ConvertArgs {
                 "bitmaps say what has changed on the disk up to now, not in a snapshot (--bitmaps and -l)"
             }
             () if self.compress && image.format() == "raw" => "a raw image cannot be compressed",
+            () if image.format() == "luks" && self.files.iter().any(|file| streams::is_output(file)) => {
+                "a luks image cannot be written to standard output"
+            }
             () if self.compress && image.is_preallocated() => {
                 "an image that is compressed cannot be preallocated"
             }
@@ -409,7 +413,15 @@ impl ConvertArgs {
             let message = "bitmaps are of a whole disk, and cannot be copied with a partition (--bitmaps)";
             return Err(Error::invalid(message));
         }
-        source.bitmaps = CopiedBitmaps::of(chain, self.skip_broken_bitmaps)?;
+        source.bitmaps = CopiedBitmaps::of(chain, &mut |_, error| {
+            if self.skip_broken_bitmaps {
+                // With nobody left to read it there is nothing to be done about that.
+                let _ = writeln!(std::io::stderr(), "imgtool: warning: {error}: it is not copied");
+                return Ok(());
+            }
+            let hint = "leave it out with --skip-broken-bitmaps, or remove it with `imgtool bitmap --remove`";
+            Err(error.with_hint(hint))
+        })?;
         Ok(())
     }
 
@@ -473,8 +485,10 @@ impl ConvertArgs {
         };
         let targets = Targets::new(path, &image, making)?;
         let target = targets.image();
-        if target.is_device() && image.format() == "raw" {
+        if !targets.are_zero(&image) {
             copy.before = Before::Unknown;
+        }
+        if target.is_device() && image.format() == "raw" {
             copy.in_order = false;
         }
         // Room that was to be reserved for the image is not to be shared with another.

@@ -25,6 +25,7 @@ use crate::{interrupt, size};
   imgtool create -f qcow2 -b base.qcow2 -F qcow2 clone.qcow2
   imgtool create -f qcow2 -o cluster_size=1M,compression_type=zstd disk.qcow2 1.5T
   imgtool create -f qcow2 -o encrypt.format=luks --key disk.key disk.qcow2 10G
+  imgtool create -f luks --key disk.key disk.luks 10G
   imgtool create -f qcow2 -o help")]
 pub(crate) struct CreateArgs {
     /// Format of the new image

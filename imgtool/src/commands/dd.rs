@@ -169,7 +169,7 @@ impl DdArgs {
         let targets = Targets::new(path, image, Making::default())?;
         let target = targets.image();
         let mut copy = ConvertOptions::new();
-        if target.is_device() && image.format() == "raw" {
+        if !targets.are_zero(image) {
             copy.before = Before::Unknown;
         }
         let left = target.if_dropped();

@@ -51,7 +51,7 @@ impl DiffArgs {
         self.open.check()?;
         let store = self.store.open()?;
         let instance = store.instance(&self.name)?;
-        let template = store.template(&instance.document.template.to_string())?;
+        let template = store.base_of(&instance)?;
         template.check(&Control::new(interrupt::watch()?, &|_| ()))?;
         let (before, after) = (self.root(&template.image())?, self.root(&instance.image())?);
         let mut comparison = Comparison {

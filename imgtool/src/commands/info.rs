@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use block::{Access, BlockDevice, Error, Result, Storage, chain, escape};
 use clap::Args;
+use encryption::{Luks, disk_size, read_luks};
 use qcow2::Encryption;
 use raw::partition::{PartitionTable, Selector};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use crate::output::{self, OutputFormat, human_size};
 use crate::qcow2_description::Qcow2Description;
 use crate::sandbox::Names;
 use crate::stores::image_at;
-use crate::{interrupt, picture, snapshots};
+use crate::{interrupt, luks_description, picture, snapshots};
 
 /// Describe an image
 ///
@@ -159,6 +160,8 @@ struct Description {
     /// What the image lies in, by its name in QEMU.
     protocol: &'static str,
     qcow2: Option<Qcow2Description>,
+    /// Of a disk in LUKS's own form.
+    luks: Option<Luks>,
 }
 
 impl Description {
@@ -168,14 +171,24 @@ impl Description {
             "qcow2" => Some(Qcow2Description::read(&**storage)?),
             _ => None,
         };
+        let luks = match format {
+            "luks" => Some(read_luks(&**storage)?),
+            _ => None,
+        };
+        let size = match (&qcow2, &luks) {
+            (Some(image), _) => image.header.size,
+            (_, Some(luks)) => disk_size(luks, file.size())?,
+            _ => file.size(),
+        };
         Ok(Self {
             path: path.to_string_lossy().into_owned(),
             format,
-            size: qcow2.as_ref().map_or(file.size(), |image| image.header.size),
+            size,
             file_len: file.size(),
             allocated: storage.allocated()?,
             protocol: protocol(path)?,
             qcow2,
+            luks,
         })
     }
 
@@ -196,6 +209,11 @@ impl Description {
             "children": [{ "name": "file", "info": self.file_json() }],
         });
         remove_unknown(&mut image);
+        if let Some(luks) = &self.luks {
+            image["encrypted"] = true.into();
+            let facts = luks_description::facts(luks, false);
+            image["format-specific"] = json!({ "type": "luks", "data": facts });
+        }
         let Some(qcow2) = &self.qcow2 else { return image };
         let header = &qcow2.header;
         image["dirty-flag"] = qcow2.is_dirty().into();
@@ -248,6 +266,10 @@ impl Description {
         if let Some(qcow2) = &self.qcow2 {
             self.print_qcow2(out, qcow2)?;
         }
+        if let Some(luks) = &self.luks {
+            writeln!(out, "encrypted: yes\nFormat specific information:")?;
+            print_tree(out, 1, &luks_description::facts(luks, false))?;
+        }
         writeln!(out, "Child node '/file':\n    filename: {path}")?;
         writeln!(out, "    protocol type: {}", self.protocol)?;
         writeln!(
@@ -278,7 +300,7 @@ impl Description {
             }
         }
         if !qcow2.snapshots.is_empty() {
-            snapshots::print(out, &qcow2.snapshots)?;
+            snapshots::print(out, &qcow2.snapshots, snapshots::Width::Characters)?;
         }
         writeln!(out, "Format specific information:")?;
         print_tree(out, 1, &qcow2.facts())

@@ -1,17 +1,18 @@
 //! `imgtool ls`, `show`, `rm` and `rename`: the machines of a store.
 
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::io::{self, Write};
 use std::path::Path;
 
 use block::{Error, escape};
 use clap::Args;
-use machines::store::{Instance, InstanceName, Store};
-use machines::{Boot, Network, Settings};
+use machines::store::{Instance, InstanceDocument, InstanceName, Store};
+use machines::{Boot, Machine, Network, Settings};
 use ops::Control;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::template::short_time;
+use super::template::{hidden, print_settings, short_time};
 use crate::output::{self, OutputFormat, human_size};
 use crate::stores::StoreArgs;
 use crate::table::{self, Table};
@@ -39,7 +40,11 @@ impl ListArgs {
                 .broken
                 .iter()
                 .map(|error| json!({ "name": name_of(error), "broken": error.to_string() }));
-            output::json(out, &found.chain(broken).collect::<Value>())?;
+            let others = instances
+                .others
+                .iter()
+                .map(|error| json!({ "name": name_of(error), "others": true }));
+            output::json(out, &found.chain(others).chain(broken).collect::<Value>())?;
         } else {
             let mut table = Table::new(&["NAME", "TEMPLATE", "ADDRESS", "TAKES", "CREATED"]);
             for instance in &instances.found {
@@ -51,9 +56,11 @@ impl ListArgs {
                     short_time(instance.document.created),
                 ]);
             }
-            for error in &instances.broken {
+            let others = instances.others.iter().map(|error| (error, "(another user's)"));
+            let broken = instances.broken.iter().map(|error| (error, "(broken)"));
+            for (error, what) in others.chain(broken) {
                 let empty = String::new;
-                table.row([name_of(error), "(broken)".to_owned(), empty(), empty(), empty()]);
+                table.row([name_of(error), what.to_owned(), empty(), empty(), empty()]);
             }
             table.print(out)?;
         }
@@ -61,8 +68,8 @@ impl ListArgs {
     }
 }
 
-/// The machine whose document an error is about.
-fn name_of(error: &Error) -> String {
+/// The machine, or the template, whose document an error is about.
+pub(super) fn name_of(error: &Error) -> String {
     let stem = error.path().and_then(Path::file_stem);
     stem.map(|stem| stem.to_string_lossy().into_owned())
         .unwrap_or_default()
@@ -96,58 +103,156 @@ impl ShowArgs {
     pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
         let store = self.store.open()?;
         let instance = store.instance(&self.name)?;
-        let machine = store.machine(&instance, Settings::default(), &Control::unwatched())?;
-        let settings = store.settings(&instance)?;
-        if self.output == OutputFormat::Json {
-            let mut value = as_json(&instance);
-            value["expanded"] = json!(settings);
-            output::json(out, &value)?;
-            return Ok(0);
+        let known = Known::of(&store, &instance);
+        match self.output {
+            OutputFormat::Json => output::json(out, &known.as_json())?,
+            OutputFormat::Human => known.print(out)?,
         }
-        let chain = machine.disks.iter().take(1).flat_map(|disk| &disk.chain);
-        let images: Vec<String> = chain
-            .map(|layer| layer.path.to_string_lossy().into_owned())
-            .collect();
-        let boot = match &machine.boot {
-            Boot::Direct {
-                kernel, command_line, ..
-            } => {
-                format!("kernel {} with \"{command_line}\"", kernel.to_string_lossy())
+        Ok(table::tell_broken(out, &known.missing)?)
+    }
+}
+
+/// What is known of a machine, though something may be missing that it needs.
+struct Known<'s> {
+    store: &'s Store,
+    instance: &'s Instance,
+    /// As far as they are known.
+    settings: Settings,
+    /// All of it, where nothing is missing.
+    machine: Option<Machine>,
+    /// Who uses its disk.
+    user: Option<Error>,
+    missing: Vec<Error>,
+}
+
+impl<'s> Known<'s> {
+    fn of(store: &'s Store, instance: &'s Instance) -> Self {
+        let (settings, mut missing) = store.known_settings(instance);
+        let control = Control::unwatched();
+        let mut machine = None;
+        let mut miss = |error: Error| {
+            // One cause can be met twice.
+            if missing.iter().all(|other| other.to_string() != error.to_string()) {
+                missing.push(error);
             }
-            Boot::Uefi { .. } => "UEFI, from the disk".to_owned(),
         };
-        let network = match &machine.network {
-            Network::User { forwards } => {
-                let forwards = forwards.iter().map(|forward| format!(", {forward}"));
-                format!("user{}", forwards.collect::<String>())
+        match store.machine(instance, Settings::default(), &control) {
+            Ok(all) => machine = Some(all),
+            Err(error) => {
+                miss(error);
+                if let Err(error) = store.layers(instance, &control) {
+                    miss(error);
+                }
             }
-            Network::Bridge { name } => format!("bridge {name}"),
-            Network::None => "none".to_owned(),
+        }
+        let user = instance.user().unwrap_or_else(|error| {
+            miss(error);
+            None
+        });
+        Self {
+            store,
+            instance,
+            settings,
+            machine,
+            user,
+            missing,
+        }
+    }
+
+    fn as_json(&self) -> Value {
+        let mut value = as_json(self.instance);
+        let missing: Vec<String> = self.missing.iter().map(ToString::to_string).collect();
+        value["virtual-size"] = json!(self.instance.disk_size());
+        value["in-use"] = json!(self.user.is_some());
+        value["expanded"] = json!(hidden(&self.settings));
+        value["missing"] = json!(missing);
+        value
+    }
+
+    fn print(&self, out: &mut dyn Write) -> io::Result<()> {
+        let instance = self.instance;
+        let profiles = instance.document.profiles.iter();
+        let profiles: Vec<&str> = profiles.map(machines::store::Alias::as_str).collect();
+        let disk = match &self.machine {
+            Some(machine) => images(machine),
+            None => instance.image().to_string_lossy().into_owned(),
         };
-        let profiles: Vec<&str> = instance
-            .document
-            .profiles
-            .iter()
-            .map(machines::store::Alias::as_str)
-            .collect();
+        let state = match &self.user {
+            Some(user) => user.message().to_owned(),
+            None => "off".to_owned(),
+        };
         let lines = [
             ("machine", instance.name.to_string()),
-            ("template", template_of(&store, &instance)),
-            ("disk", images.join(" on ")),
+            ("template", self.template()),
+            ("state", state),
+            ("disk", disk),
+            ("size", instance.disk_size().map(human_size).unwrap_or_default()),
             ("takes", instance.allocated().map(human_size).unwrap_or_default()),
             ("uuid", instance.document.uuid.to_string()),
             ("created", instance.document.created.to_string()),
             ("profiles", profiles.join(", ")),
-            ("boots", boot),
-            ("cpus", machine.cpus.to_string()),
-            ("memory", human_size(machine.memory)),
-            ("network", format!("{network}, {}", instance.mac())),
         ];
-        for (name, value) in lines.iter().filter(|(_, value)| !value.is_empty()) {
-            writeln!(out, "{:<12} {}", format!("{name}:"), escape(value))?;
+        let starts = self.store.check_starts(instance, Settings::default()).is_ok();
+        let machine = self.machine.as_ref().map(|machine| hardware(machine, starts));
+        let machine = machine.unwrap_or_default();
+        let network = [("address", instance.mac().to_string())];
+        for (name, value) in lines.into_iter().chain(machine).chain(network) {
+            if !value.is_empty() {
+                writeln!(out, "{:<12} {}", format!("{name}:"), escape(&value))?;
+            }
         }
-        Ok(0)
+        if self.machine.is_none() {
+            print_settings(out, "settings", &self.settings)?;
+        }
+        Ok(())
     }
+
+    /// What its template is called, and what of it is missing that it needs.
+    fn template(&self) -> String {
+        let document = &self.instance.document;
+        match self.store.base_of(self.instance) {
+            Ok(template) if document.alone || template.image().exists() => template.name(),
+            Ok(template) => format!("{} (its image is missing)", template.name()),
+            Err(_) if document.alone => document.template.short(),
+            Err(_) => format!("{} (missing)", document.template.short()),
+        }
+    }
+}
+
+/// The image of a machine's disk, and those that it is based on.
+fn images(machine: &Machine) -> String {
+    let chain = machine.disks.iter().take(1).flat_map(|disk| &disk.chain);
+    let paths: Vec<_> = chain.map(|layer| layer.path.to_string_lossy()).collect();
+    paths.join(" on ")
+}
+
+/// What a machine is made of, in words; `starts` where something is known to start it.
+fn hardware(machine: &Machine, starts: bool) -> Vec<(&'static str, String)> {
+    let boot = match &machine.boot {
+        Boot::Direct {
+            kernel, command_line, ..
+        } => {
+            format!("kernel {} with \"{command_line}\"", kernel.to_string_lossy())
+        }
+        Boot::Uefi { .. } if !starts => {
+            "nothing: no kernel beside the disk, and no EFI system partition on it".to_owned()
+        }
+        Boot::Uefi { .. } => "UEFI, from the disk".to_owned(),
+    };
+    let network = match &machine.network {
+        Network::User { forwards } => {
+            let forwards = forwards.iter().map(|forward| format!(", {forward}"));
+            format!("user{}", forwards.collect::<String>())
+        }
+        Network::Bridge { name } => format!("bridge {name}"),
+        Network::None => "none".to_owned(),
+    };
+    vec![
+        ("boots", boot),
+        ("cpus", machine.cpus.to_string()),
+        ("memory", human_size(machine.memory)),
+        ("network", network),
+    ]
 }
 
 /// What is known of an instance, its document and what follows from it.
@@ -157,7 +262,10 @@ pub(super) fn as_json(instance: &Instance) -> Value {
         "image": instance.image().to_string_lossy(),
         "actual-size": instance.allocated(),
     });
-    let document = serde_json::to_value(&instance.document);
+    let document = serde_json::to_value(InstanceDocument {
+        machine: hidden(&instance.document.machine),
+        ..instance.document.clone()
+    });
     if let (Some(value), Ok(Value::Object(document))) = (value.as_object_mut(), document) {
         value.extend(document);
         value.insert("mac".to_owned(), json!(instance.mac()));
@@ -171,7 +279,7 @@ pub(super) fn as_json(instance: &Instance) -> Value {
   imgtool rm web-1 web-2
   imgtool rm --force broken")]
 pub(crate) struct RemoveArgs {
-    /// Remove also machines of which what is known cannot be read
+    /// Remove also machines of which what is known cannot be read, and what is known of those whose disks are away
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -186,12 +294,13 @@ impl RemoveArgs {
         let store = self.store.open()?;
         let find = |name: &String| match (store.instance(name), name.parse::<InstanceName>()) {
             (Ok(instance), _) => Ok(instance.name),
-            (Err(_), Ok(name)) if self.force && store.has_disk(&name) => Ok(name),
+            (Err(_), Ok(name)) if self.force && store.is_taken(&name) => Ok(name),
             (Err(error), _) => Err(error),
         };
         // Those that are there go only if all are there.
         let found = self.names.iter().map(find).collect::<block::Result<Vec<_>>>()?;
-        for name in &found {
+        // One that is named twice goes once.
+        for name in found.iter().collect::<BTreeSet<_>>() {
             store.remove_disk(name)?;
         }
         Ok(0)

@@ -1,8 +1,6 @@
 //! `imgtool launch`: describe a machine to a launcher.
 
-use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result, escape};
@@ -14,8 +12,9 @@ use ops::Control;
 use super::{Outcome, doctor, run};
 use crate::arguments::WatchArgs;
 use crate::images::directory_of;
-use crate::interrupt::{self, Unfinished};
+use crate::interrupt;
 use crate::stores::{MachineArgs, StoreArgs};
+use crate::target::{Making, TargetFile};
 use crate::watch::Watch;
 
 /// Describe a machine to libvirt, QEMU, Firecracker, Cloud Hypervisor, crosvm, kvmtool
@@ -55,15 +54,16 @@ impl LaunchArgs {
     pub(crate) fn run(self) -> Outcome {
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
-        let control = Control::new(interrupt::watch()?, &report);
-        let description = self.describe(&control);
+        let cancel = interrupt::watch()?;
+        let described = self.describe(&Control::new(cancel.clone(), &report));
         watch.finish();
-        let (description, is_secret) = description?;
-        let Some(path) = &self.out else {
+        let (description, target) = described?;
+        let Some((path, target)) = target else {
             write!(io::stdout(), "{}", description.text)?;
             return Ok(0);
         };
-        write_file(path, &description.text, is_secret)?;
+        target.storage().write_all_at(description.text.as_bytes(), 0)?;
+        target.finish(&cancel)?;
         if !self.watch.quiet {
             let file = quoted(&path.to_string_lossy());
             for step in &description.steps {
@@ -73,8 +73,8 @@ impl LaunchArgs {
         Ok(0)
     }
 
-    /// What the launcher is told, and whether it has a secret in it.
-    fn describe(&self, control: &Control<'_>) -> Result<(Description, bool)> {
+    /// What the launcher is told, and the file for it.
+    fn describe(&self, control: &Control<'_>) -> Result<(Description, Option<(&Path, TargetFile)>)> {
         let store = run::open(&self.store)?;
         let machine = run::find(&store, &self.name, &self.machine, control)?;
         let (accel, _) = match self.format {
@@ -84,27 +84,32 @@ impl LaunchArgs {
             // They have nothing else.
             _ => (machines::Accel::Kvm, None),
         };
-        let beside = self.out.as_deref().map(directory_of);
-        let files = self.files.as_deref().or(beside);
+        let out = self.out.as_deref().filter(|out| *out != Path::new("-"));
+        let files = self.files.as_deref().or_else(|| out.map(directory_of));
         let absolute = files.map(std::path::absolute).transpose();
         let files = absolute.map_err(|error| Error::io("find the directory for files", error))?;
+        // Before all that takes time, and leaves files.
+        let target = match out {
+            Some(out) => Some((out, self.target(out, !machine.credentials.is_empty())?)),
+            None => None,
+        };
         let description = self.format.ready(&machine, accel, files.as_deref(), control)?;
-        Ok((description, !machine.credentials.is_empty()))
+        Ok((description, target))
     }
-}
 
-/// Writes a file whole, or not at all.
-fn write_file(path: &Path, text: &str, is_secret: bool) -> Result<()> {
-    let failed = |error| Error::io("write", error).with_path(path);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    let partial = Unfinished::new(&path.with_file_name(name));
-    let mut file = fs::File::create(partial.path()).map_err(failed)?;
-    if is_secret {
-        let to_owner = fs::Permissions::from_mode(0o600);
-        file.set_permissions(to_owner).map_err(failed)?;
+    /// Makes ready to write a description, which takes the place of no machine and no image that is in use.
+    fn target(&self, path: &Path, has_secrets: bool) -> Result<TargetFile> {
+        self.store.refuse_store_file(path)?;
+        let making = Making {
+            durable: true,
+            private: has_secrets,
+            ..Making::default()
+        };
+        let target = TargetFile::new(path, making)?;
+        if target.is_device() {
+            let error = Error::invalid("a description is written to a file, and this is a device");
+            return Err(error.with_path(path).with_hint("name a file with -o"));
+        }
+        Ok(target)
     }
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    partial.keep(|partial| fs::rename(partial, path)).map_err(failed)
 }

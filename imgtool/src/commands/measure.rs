@@ -153,7 +153,7 @@ fn measure(image: &NewImage, clusters: Option<u64>) -> Result<qcow2::Measure> {
     if let Some(options) = image.qcow2() {
         return qcow2::measure(&options, clusters);
     }
-    let size = image.disk_size();
+    let size = image.file_size().unwrap_or(u64::MAX);
     Ok(qcow2::Measure {
         required: size,
         fully_allocated: size,

@@ -27,7 +27,7 @@ mod mkfs;
 mod partition;
 mod personal;
 pub(crate) mod rebase;
-mod resize;
+pub(crate) mod resize;
 mod run;
 mod snapshot;
 mod stream;

@@ -18,7 +18,8 @@ pub(crate) struct PersonalArgs {
     /// A file with public keys of those who may log in; more than one can be given
     #[arg(long, value_name = "FILE")]
     ssh_key: Vec<PathBuf>,
-    /// Who they log in as, and who is made where there is none [default: the template's user, or root]
+    /// Who they log in as; where there is none, such a user is made, who may do everything by sudo without a password [default: the
+    /// template's user, or root]
     #[arg(long, value_name = "NAME", requires = "ssh_key")]
     user: Option<String>,
     /// The address: dhcp, or ADDRESS/PREFIX[,gw=ADDRESS][,dns=ADDRESS]... [default: as in the template]
@@ -58,6 +59,11 @@ pub(crate) struct Personal {
 
 impl PersonalArgs {
     pub(crate) fn read(&self, template: &Template, new: &NewInstances) -> Result<Personal> {
+        if self.as_is && self.seed == SeedArg::Nocloud {
+            let message = "a clone cannot be left as it is, and be told by a seed what to become";
+            return Err(Error::invalid(message)
+                .with_hint("leave out --as-is: with --seed nocloud, nothing on the disk is changed"));
+        }
         if new.names.len() > 1 && matches!(self.ip, Some(Addressing::Static(_))) {
             return Err(Error::invalid("several machines cannot share an address").with_hint("--ip dhcp"));
         }

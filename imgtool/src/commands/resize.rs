@@ -1,25 +1,34 @@
 //! `imgtool resize`: change the size of a disk.
 
+mod contents;
+
+use std::any::Any;
 use std::io::Write;
 use std::path::PathBuf;
 
-use block::{Access, Error, Resize};
+use block::chain::Chain;
+use block::{Access, Error, ErrorKind, Resize, Result};
 use clap::Args;
 
+use self::contents::Contents;
 use super::Outcome;
 use crate::arguments::OpenArgs;
 use crate::formats;
 use crate::images::Opening;
+use crate::output::note;
 use crate::size::NewSize;
 
 /// Change the size of a disk
 ///
-/// What is added reads as zeros; partitions and file systems on the disk stay as they are. Before a disk is made
-/// smaller, they must be.
+/// What is added reads as zeros, in luks images as noise unless --preallocation is full; partitions and file systems on the disk
+/// stay as they are, until imgtool partition grow and imgtool fs grow make them larger. Before a disk is made smaller, they must be
+/// made so: what would cut through a partition, or through an ext2, ext3 or ext4 filesystem that is all of the disk, is refused
+/// without --force.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool resize disk.qcow2 20G
   imgtool resize disk.qcow2 +5G
+  imgtool resize web-1 40G                       the disk of a machine
   imgtool resize --shrink disk.qcow2 -5G")]
 pub(crate) struct ResizeArgs {
     /// Format of the image [default: found out]
@@ -28,6 +37,9 @@ pub(crate) struct ResizeArgs {
     /// Allow the disk to become smaller: what lies beyond its new end is lost
     #[arg(long)]
     shrink: bool,
+    /// With --shrink, cut through filesystems and partitions, too
+    #[arg(long, requires = "shrink")]
+    force: bool,
     /// What is laid out of the part that is added: off, metadata, falloc or full
     #[arg(long, value_name = "MODE")]
     preallocation: Option<String>,
@@ -36,7 +48,7 @@ pub(crate) struct ResizeArgs {
     quiet: bool,
     #[command(flatten)]
     open: OpenArgs,
-    /// The image
+    /// The image, or the name of a machine
     file: PathBuf,
     /// The new size, or +SIZE to add and -SIZE to take away
     size: String,
@@ -75,15 +87,56 @@ impl ResizeArgs {
             ))
             .into());
         }
+        if new < old && !self.force {
+            self.check_fits(&chain, new)?;
+        }
         let how = Resize {
             shrink: self.shrink,
             preallocation: preallocation.unwrap_or_default(),
         };
-        chain.resize(new, how)?;
+        resize(&chain, new, how)?;
         chain.settle()?;
+        let next = (new > old && !self.quiet).then(|| self.next_step(&chain));
+        drop(chain);
         if !self.quiet {
             writeln!(out, "Image resized.")?;
         }
+        if let Some(text) = next.flatten() {
+            out.flush()?;
+            note(&text);
+        }
         Ok(0)
+    }
+
+    /// What is to be done for the room to be used, where that is known.
+    fn next_step(&self, chain: &Chain) -> Option<String> {
+        let disk = chain.device();
+        Contents::of(&disk)
+            .ok()?
+            .next_step(&disk, &self.file.to_string_lossy())
+    }
+
+    /// Fails where something on the disk would be cut through, or nobody can tell.
+    fn check_fits(&self, chain: &Chain, size: u64) -> Result<()> {
+        let contents = Contents::of(&chain.device()).map_err(|error| match error.kind() {
+            ErrorKind::Corrupt | ErrorKind::Unsupported => {
+                let message = format!("nobody can tell what a smaller disk would cut off: {error}");
+                let hint = "mend it first; --shrink --force cuts the disk off all the same";
+                Error::new(error.kind(), message).with_hint(hint)
+            }
+            _ => error,
+        });
+        let fits = contents.and_then(|contents| contents.check_fits(size));
+        fits.map_err(|error| error.with_path(&self.file))
+    }
+}
+
+/// Changes the size of a disk. What is added to one in LUKS's own form is not written to, unless it is to be preallocated: that
+/// would take its time, and all the room.
+pub(crate) fn resize(chain: &Chain, size: u64, how: Resize) -> Result<()> {
+    let device: &dyn Any = &**chain.active();
+    match device.downcast_ref::<encryption::Image>() {
+        Some(image) => image.resize_unwritten(size, how),
+        None => chain.resize(size, how),
     }
 }

@@ -1,27 +1,30 @@
 //! `imgtool run`: start a machine with QEMU.
 
 use std::env;
+use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{self, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use block::{Error, Result, escape};
+use block::{Error, ErrorKind, Result, escape};
 use clap::Args;
 use machines::launch::Launcher;
-use machines::run::{RunOptions, WaitFor};
-use machines::store::{NewInstances, Store};
+use machines::run::{Ended, RunOptions, WaitFor};
+use machines::store::{Instance, NewInstances, Store};
 use machines::{Accel, Choice, Machine};
-use ops::{Cancel, Control};
+use ops::Control;
 
 use super::personal::PersonalArgs;
 use super::{Outcome, clone, doctor};
 use crate::interrupt;
+use crate::output::note;
 use crate::stores::{MachineArgs, StoreArgs, tell_broken_keys};
 
 /// Start a machine with QEMU, with its console on this terminal
 ///
 /// Ctrl-A x turns it off at once, and Ctrl-A c goes to QEMU's monitor and back. The command ends with the machine: with exit code
-/// 0 where that turned itself off.
+/// 0 where that turned itself off. With --wait-for it is 3 where the guest was asked to turn itself off, did not, and was turned off: what it
+/// had not flushed is lost.
 ///
 /// KVM is used where it really runs a guest, which is tried once after each boot of this host.
 #[derive(Debug, Args)]
@@ -36,7 +39,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TEMPLATE")]
     from: Option<String>,
     /// Print QEMU's command line, as a shell takes it (with credentials: as bash does), and run nothing
-    #[arg(long, conflicts_with_all = ["ephemeral", "wait_for"])]
+    #[arg(long, conflicts_with_all = ["ephemeral", "wait_for", "from"])]
     print: bool,
     /// What runs the machine: kvm, tcg or auto, which is kvm where that works
     #[arg(long, default_value = "auto", value_name = "WHAT")]
@@ -70,13 +73,12 @@ impl RunArgs {
         let cancel = interrupt::watch_patiently()?;
         let control = Control::new(cancel.clone(), &|_| {});
         let store = open(&self.store)?;
-        if let Some(from) = &self.from {
-            let new = NewInstances {
-                names: vec![self.name.parse()?],
-                ..NewInstances::default()
-            };
-            clone::make(&store, from, &new, &PersonalArgs::default(), &control)?;
-        }
+        self.machine.settings()?;
+        // Gone again unless it has run.
+        let made = match &self.from {
+            Some(from) => Some(Made::new(&store, from, &self.name, &control)?),
+            None => None,
+        };
         let machine = find(&store, &self.name, &self.machine, &control)?;
         let (accel, why) = self
             .accel
@@ -86,15 +88,22 @@ impl RunArgs {
             write!(io::stdout(), "{}", description.text)?;
             return Ok(0);
         }
-        if !self.quiet {
-            self.announce(&machine, accel, why);
-        }
         let options = RunOptions {
             accel,
             ephemeral: self.ephemeral.then(scratch),
             wait_for,
         };
-        start(&machine, &options, &cancel)
+        let ready = machines::run::ready(&machine, &options)?;
+        if !self.quiet {
+            self.announce(&machine, accel, why);
+        }
+        let mut console = Console::default();
+        let ended = ready.run(&mut console, &cancel);
+        console.finish();
+        if let Some(made) = made {
+            made.has_run(&ended);
+        }
+        Ok(exit_code(ended?))
     }
 
     fn wait_for(&self) -> Result<Option<WaitFor>> {
@@ -122,9 +131,94 @@ impl RunArgs {
     }
 }
 
-fn start(machine: &Machine, options: &RunOptions, cancel: &Cancel) -> Outcome {
-    machines::run::run(machine, options, &mut io::stdout(), cancel)?;
-    Ok(0)
+/// Standard output, where what is waited for may be in the middle of a line.
+#[derive(Default)]
+struct Console {
+    last: Option<u8>,
+}
+
+impl Console {
+    /// Ends the last line on a terminal, for what comes next there; a file has what the guest wrote and nothing else.
+    fn finish(&self) {
+        if self.last.is_some_and(|last| last != b'\n') && io::stdout().is_terminal() {
+            // With nobody left to read it there is nothing to be done about that.
+            let _ = writeln!(io::stdout());
+        }
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = io::stdout().write(bytes)?;
+        self.last = bytes[..len].last().copied().or(self.last);
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+}
+
+/// Says of a guest that did not turn itself off what that means, and by its exit code.
+fn exit_code(ended: Ended) -> u8 {
+    match ended {
+        Ended::Itself | Ended::AtOnce => 0,
+        Ended::Ignored => {
+            // With nobody left to read it there is nothing to be done about that.
+            let _ = writeln!(
+                io::stderr(),
+                "imgtool: the guest was asked to turn itself off, did not, and was turned off: what it had not flushed is lost"
+            );
+            3
+        }
+    }
+}
+
+/// A machine that was made to be run, and is gone when dropped unless it was.
+struct Made<'s> {
+    store: &'s Store,
+    instance: Option<Instance>,
+    /// Length of its disk's file, and when that was written to.
+    disk: Option<(u64, SystemTime)>,
+}
+
+impl<'s> Made<'s> {
+    fn new(store: &'s Store, from: &str, name: &str, control: &Control<'_>) -> Result<Self> {
+        let new = NewInstances {
+            names: vec![name.parse()?],
+            ..NewInstances::default()
+        };
+        let instance = clone::make(store, from, &new, &PersonalArgs::default(), control)?.pop();
+        Ok(Self {
+            store,
+            disk: instance.as_ref().and_then(stamp),
+            instance,
+        })
+    }
+
+    /// It stays, unless QEMU failed before anything was written to its disk.
+    fn has_run(mut self, ended: &Result<Ended>) {
+        let failed = ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::Io);
+        if !failed || self.instance.as_ref().and_then(stamp) != self.disk {
+            self.instance = None;
+        }
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        let Some(instance) = self.instance.take() else {
+            return;
+        };
+        if let Err(error) = self.store.remove_instance(&instance) {
+            note(&format!("machine {} was made, and stays: {error}", instance.name));
+        }
+    }
+}
+
+fn stamp(instance: &Instance) -> Option<(u64, SystemTime)> {
+    let file = fs::metadata(instance.image()).ok()?;
+    Some((file.len(), file.modified().ok()?))
 }
 
 /// Where what an ephemeral machine writes goes: /tmp is in memory on many hosts.
@@ -143,7 +237,7 @@ pub(super) fn open(store: &StoreArgs) -> Result<Store> {
     Ok(store)
 }
 
-/// A machine of the store, with what the command line says of it.
+/// A machine of the store that can be started, with what the command line says of it.
 pub(super) fn find(store: &Store, name: &str, with: &MachineArgs, control: &Control<'_>) -> Result<Machine> {
     let instance = store.instance(name).map_err(|error| match store.template(name) {
         Ok(_) => Error::invalid(format!(
@@ -156,5 +250,8 @@ pub(super) fn find(store: &Store, name: &str, with: &MachineArgs, control: &Cont
         )),
         Err(_) => error,
     })?;
-    store.machine(&instance, with.settings()?, control)
+    let with = with.settings()?;
+    let machine = store.machine(&instance, with.clone(), control)?;
+    store.check_starts(&instance, with)?;
+    Ok(machine)
 }

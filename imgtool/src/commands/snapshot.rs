@@ -250,7 +250,7 @@ impl ListArgs {
         match self.output {
             OutputFormat::Json => print_json(&mut out, &found)?,
             OutputFormat::Human if found.is_empty() => {}
-            OutputFormat::Human => snapshots::print(&mut out, &found)?,
+            OutputFormat::Human => snapshots::print(&mut out, &found, snapshots::Width::Characters)?,
         }
         out.flush()?;
         Ok(0)

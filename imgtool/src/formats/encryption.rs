@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use block::{Error, Passphrase, Result};
-use encryption::{Cipher, Hash, Iterations, IvGenerator, LuksOptions, Mode, SLOTS};
-use qcow2::{EncryptionMethod, Image, NewEncryption};
+use encryption::{Cipher, Hash, Iterations, IvGenerator, KeySlots, LuksOptions, Mode, SLOTS};
+use qcow2::{EncryptionMethod, NewEncryption};
 
 use super::no_such;
 use crate::keys;
@@ -13,22 +13,25 @@ use crate::option_list::OptionList;
 
 /// Options that say how LUKS encrypts.
 const OF_LUKS: [&str; 6] = [
-    "encrypt.cipher-alg",
-    "encrypt.cipher-mode",
-    "encrypt.ivgen-alg",
-    "encrypt.ivgen-hash-alg",
-    "encrypt.hash-alg",
-    "encrypt.iter-time",
+    "cipher-alg",
+    "cipher-mode",
+    "ivgen-alg",
+    "ivgen-hash-alg",
+    "hash-alg",
+    "iter-time",
 ];
+
+/// In front of the options of a qcow2 image that are about its encryption.
+const IN_QCOW2: &str = "encrypt.";
 
 /// What the options say of a new image. Its passphrase is empty where none was given: measuring takes none.
 pub(super) fn parse(options: &mut OptionList) -> Result<Option<NewEncryption>> {
     let obsolete = options.take_switch("encryption")? == Some(true);
     let format = options.take("encrypt.format");
-    let of_luks = OF_LUKS.map(|key| options.take(key));
+    let of_luks = OF_LUKS.map(|key| options.take(&format!("{IN_QCOW2}{key}")));
     let key = options.take("encrypt.key");
     let method = match format.as_deref() {
-        Some("luks") if !obsolete => EncryptionMethod::Luks(luks(&of_luks)?),
+        Some("luks") if !obsolete => EncryptionMethod::Luks(luks(&of_luks, IN_QCOW2)?),
         Some("aes") | None if format.is_some() || obsolete => EncryptionMethod::Aes,
         Some("luks") => {
             let message =
@@ -46,21 +49,33 @@ pub(super) fn parse(options: &mut OptionList) -> Result<Option<NewEncryption>> {
         let message = "images with encrypt.format=aes have no options of LUKS";
         return Err(Error::invalid(message).with_hint("use encrypt.format=luks"));
     }
-    let passphrase = match key {
-        Some(file) => keys::from_file(Path::new(&file))?,
-        None => keys::of_new_image().unwrap_or_else(|_| Passphrase::new("")),
-    };
+    let passphrase = passphrase(key)?;
     Ok(Some(NewEncryption { method, passphrase }))
 }
 
-fn luks(options: &[Option<String>; 6]) -> Result<LuksOptions> {
+/// What the options say of a new disk in LUKS's own form; its passphrase is as in [`parse`].
+pub(super) fn parse_luks(options: &mut OptionList) -> Result<(LuksOptions, Passphrase)> {
+    let of_luks = OF_LUKS.map(|key| options.take(key));
+    let passphrase = passphrase(options.take("key"))?;
+    Ok((luks(&of_luks, "")?, passphrase))
+}
+
+fn passphrase(file: Option<String>) -> Result<Passphrase> {
+    match file {
+        Some(file) => keys::from_file(Path::new(&file)),
+        None => Ok(keys::of_new_image().unwrap_or_else(|_| Passphrase::new(""))),
+    }
+}
+
+/// What the values of [`OF_LUKS`] say; `prefix` is what stands in front of these names.
+fn luks(options: &[Option<String>; 6], prefix: &str) -> Result<LuksOptions> {
     let [cipher, mode, iv, iv_hash, hash, time] = options;
     let mut luks = LuksOptions::default();
     if let Some(name) = cipher {
         luks.spec.cipher = Cipher::named(name)?;
     }
     if let Some(name) = mode {
-        luks.spec.mode = Mode::named(name)?;
+        luks.spec.mode = mode_of_new(name, prefix)?;
     }
     if let Some(name) = iv {
         luks.spec.iv = IvGenerator::named(name)?;
@@ -68,26 +83,38 @@ fn luks(options: &[Option<String>; 6]) -> Result<LuksOptions> {
     match iv_hash.as_deref() {
         Some("sha256") if luks.spec.iv == IvGenerator::Essiv => {}
         Some("sha256") => {
-            let message = "encrypt.ivgen-hash-alg is the hash of essiv, and another ivgen-alg is asked for";
-            return Err(Error::invalid(message).with_hint("use encrypt.ivgen-alg=essiv"));
+            let message =
+                format!("{prefix}ivgen-hash-alg is the hash of essiv, and another ivgen-alg is asked for");
+            return Err(Error::invalid(message).with_hint(format!("use {prefix}ivgen-alg=essiv")));
         }
-        Some(other) => return Err(no_such("encrypt.ivgen-hash-alg", other, "sha256")),
+        Some(other) => return Err(no_such(&format!("{prefix}ivgen-hash-alg"), other, "sha256")),
         None => {}
     }
     if let Some(name) = hash {
         luks.hash = Hash::named(name)?;
     }
-    luks.iterations = iterations(time.as_deref())?;
+    luks.iterations = iterations(time.as_deref(), prefix)?;
     Ok(luks)
 }
 
-fn iterations(time: Option<&str>) -> Result<Iterations> {
+/// A mode by its name, if it is one to make disks with.
+fn mode_of_new(name: &str, prefix: &str) -> Result<Mode> {
+    let mode = Mode::named(name).ok().filter(|mode| mode.protects());
+    mode.ok_or_else(|| no_such(&format!("{prefix}cipher-mode"), name, "xts and cbc"))
+}
+
+fn iterations(time: Option<&str>, prefix: &str) -> Result<Iterations> {
     let Some(text) = time else {
         return Ok(Iterations::default());
     };
     let milliseconds = text.parse::<u32>().ok().filter(|time| *time > 0);
-    let time = milliseconds
-        .ok_or_else(|| no_such("encrypt.iter-time", text, "numbers of milliseconds, from 1 on"))?;
+    let time = milliseconds.ok_or_else(|| {
+        no_such(
+            &format!("{prefix}iter-time"),
+            text,
+            "numbers of milliseconds, from 1 on",
+        )
+    })?;
     Ok(Iterations::Time(Duration::from_millis(time.into())))
 }
 
@@ -97,23 +124,29 @@ pub(super) fn describe(encryption: &NewEncryption, add: &mut impl FnMut(&str, &s
         return add("encrypt.format", "aes");
     };
     add("encrypt.format", "luks");
+    describe_luks(&luks, IN_QCOW2, add);
+}
+
+/// The same for what says how LUKS encrypts; `prefix` stands in front of the names.
+pub(super) fn describe_luks(luks: &LuksOptions, prefix: &str, add: &mut impl FnMut(&str, &str)) {
+    let mut add = |key: &str, value: &str| add(&format!("{prefix}{key}"), value);
     let usual = LuksOptions::default();
     if luks.spec.cipher != usual.spec.cipher {
-        add("encrypt.cipher-alg", luks.spec.cipher.name());
+        add("cipher-alg", luks.spec.cipher.name());
     }
     if luks.spec.mode != usual.spec.mode {
-        add("encrypt.cipher-mode", luks.spec.mode.name());
+        add("cipher-mode", luks.spec.mode.name());
     }
     if luks.spec.iv != usual.spec.iv {
-        add("encrypt.ivgen-alg", luks.spec.iv.name());
+        add("ivgen-alg", luks.spec.iv.name());
     }
     if luks.hash != usual.hash {
-        add("encrypt.hash-alg", luks.hash.name());
+        add("hash-alg", luks.hash.name());
     }
     if let Iterations::Time(time) = luks.iterations
         && luks.iterations != usual.iterations
     {
-        add("encrypt.iter-time", &time.as_millis().to_string());
+        add("iter-time", &time.as_millis().to_string());
     }
 }
 
@@ -127,46 +160,53 @@ pub(crate) struct KeyChange {
 }
 
 impl KeyChange {
-    pub(super) fn parse(options: &mut OptionList) -> Result<Self> {
+    /// `prefix` stands in front of the names of the options.
+    pub(super) fn parse(options: &mut OptionList, prefix: &str) -> Result<Self> {
+        let name = |key: &str| format!("{prefix}{key}");
         let passphrase = |file: String| keys::from_file(Path::new(&file));
-        let new = options.take("encrypt.new-key").map(passphrase).transpose()?;
-        let old = options.take("encrypt.old-key").map(passphrase).transpose()?;
-        let time = options.take("encrypt.iter-time");
+        let new = options.take(&name("new-key")).map(passphrase).transpose()?;
+        let old = options.take(&name("old-key")).map(passphrase).transpose()?;
+        let time = options.take(&name("iter-time"));
         let slot = options
-            .take("encrypt.keyslot")
-            .map(|text| slot(&text))
+            .take(&name("keyslot"))
+            .map(|text| slot(&text, prefix))
             .transpose()?;
-        let inactive = match options.take("encrypt.state").as_deref() {
+        let inactive = match options.take(&name("state")).as_deref() {
             None => false,
             Some("active") if new.is_some() => false,
             Some("inactive") if new.is_none() => true,
             Some("inactive") => {
                 let message = "a key cannot be added and its slot inactive";
-                return Err(
-                    Error::invalid(message).with_hint("remove a key that is there with encrypt.old-key=FILE")
-                );
+                let hint = format!("remove a key that is there with {prefix}old-key=FILE");
+                return Err(Error::invalid(message).with_hint(hint));
             }
             Some("active") => {
-                let hint = "name the file that holds the new passphrase: encrypt.new-key=FILE";
+                let hint = format!("name the file that holds the new passphrase: {prefix}new-key=FILE");
                 return Err(Error::invalid("a key slot becomes active with a key").with_hint(hint));
             }
-            Some(other) => return Err(no_such("encrypt.state", other, "active and inactive")),
+            Some(other) => return Err(no_such(&name("state"), other, "active and inactive")),
         };
+        if inactive && slot.is_some() && old.is_some() {
+            let message = format!("{prefix}old-key and {prefix}keyslot both say whose key is removed");
+            let hint = format!("remove one after the other, or leave out {prefix}keyslot and {prefix}state");
+            return Err(Error::invalid(message).with_hint(hint));
+        }
         let change = match new {
             Some(new) => Self {
-                new: Some((new, slot, iterations(time.as_deref())?)),
+                new: Some((new, slot, iterations(time.as_deref(), prefix)?)),
                 old,
                 remove: None,
             },
             None if time.is_some() || slot.is_some() && !inactive => {
-                let message =
-                    "encrypt.iter-time and encrypt.keyslot say how a key is added, and there is none";
-                return Err(Error::invalid(message).with_hint("name it with encrypt.new-key=FILE"));
+                let message = format!(
+                    "{prefix}iter-time and {prefix}keyslot say how a key is added, and there is none"
+                );
+                return Err(Error::invalid(message).with_hint(format!("name it with {prefix}new-key=FILE")));
             }
             None if inactive && slot.is_none() && old.is_none() => {
                 let message = "no key slot is named that is to be inactive";
-                return Err(Error::invalid(message)
-                    .with_hint("name it with encrypt.keyslot=N or encrypt.old-key=FILE"));
+                let hint = format!("name it with {prefix}keyslot=N or {prefix}old-key=FILE");
+                return Err(Error::invalid(message).with_hint(hint));
             }
             None => Self {
                 new: None,
@@ -178,7 +218,7 @@ impl KeyChange {
     }
 
     /// Changes the keys of an image: the new one first, so that no moment leaves it without any. Whether any changed.
-    pub(crate) fn apply(&self, image: &Image) -> Result<bool> {
+    pub(crate) fn apply(&self, image: &dyn KeySlots) -> Result<bool> {
         let slots = match &self.old {
             None => Vec::new(),
             Some(old) => match image.slots_opened_by(old)? {
@@ -200,7 +240,7 @@ impl KeyChange {
     }
 }
 
-fn slot(text: &str) -> Result<usize> {
+fn slot(text: &str, prefix: &str) -> Result<usize> {
     let slot = text.parse::<usize>().ok().filter(|slot| *slot < SLOTS);
-    slot.ok_or_else(|| no_such("encrypt.keyslot", text, "0 to 7"))
+    slot.ok_or_else(|| no_such(&format!("{prefix}keyslot"), text, "0 to 7"))
 }

@@ -1,18 +1,23 @@
 //! `qemu-img amend`.
 
+use std::io;
 use std::ops::ControlFlow;
 
-use qcow2::{Amendment, Header, IncompatibleFeatures, Snapshot, Version};
+use block::ErrorKind;
+use qcow2::{Amendment, CompressionType, Header, IncompatibleFeatures, Limit, Snapshot, Version};
 
 use super::console::Console;
-use super::format_options::{self, FormatOptions};
+use super::format_options::{self, Definition, FormatOptions};
 use super::getopt::Options;
 use super::image::{self, Spec};
 use super::node::Flags;
 use super::progress::Progress;
-use super::refusal::{Refusal, reason};
+use super::refusal::{EFBIG, Refusal, host_text, reason};
 use super::secret::Secrets;
-use super::{Outcome, key_slots, option_list, pages};
+use super::{Outcome, key_slots, option_list, pages, resize};
+
+/// What says that a disk of version 2 with snapshots cannot have another size.
+pub(super) const OLD_WITH_SNAPSHOTS: &str = "Can't resize a v2 image which has snapshots";
 
 const TOO_OLD: &str = "(use compat=1.1 or greater)";
 
@@ -40,7 +45,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "q" => quiet = true,
             "image-opts" => image_opts = true,
             "force" => wanted.force = true,
-            _ => wanted.secrets.add(&value)?,
+            _ => wanted.secrets.add(console, &value)?,
         }
     }
     let Some(list) = wanted.options.clone() else {
@@ -66,11 +71,36 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
 }
 
 fn help_of(format: &str) -> Result<String, Refusal> {
-    if format != "qcow2" {
+    let Some((options, _)) = definitions(format) else {
         return Err(not_amended(format));
-    }
-    let options = FormatOptions::of(&[format_options::AMEND]).help();
+    };
+    let options = FormatOptions::of(&[options]).help();
     Ok(format!("Amend options for '{format}':\n{options}"))
+}
+
+/// The options of images that exist in a format, and those of new ones.
+fn definitions(format: &str) -> Option<(&'static [Definition], &'static [Definition])> {
+    match format {
+        "qcow2" => Some((format_options::AMEND, format_options::QCOW2)),
+        "luks" => Some((format_options::AMEND_LUKS, format_options::LUKS)),
+        _ => None,
+    }
+}
+
+/// What was asked for.
+fn parse(list: &str, format: &str) -> Result<FormatOptions, Refusal> {
+    let (amended, new) = definitions(format).ok_or_else(|| not_amended(format))?;
+    let mut options = FormatOptions::of(&[amended]);
+    options.parse(list).map_err(|refusal| {
+        let create = FormatOptions::of(&[new]);
+        let mut keys = option_list::pairs(list).into_iter().map(|pair| pair.0);
+        let first = keys.find(|key| !options.has(key));
+        match first.filter(|key| create.has(key)) {
+            Some(_) => refusal.with_hint("This option is only supported for image creation"),
+            None => refusal,
+        }
+    })?;
+    Ok(options)
 }
 
 fn not_amended(format: &str) -> Refusal {
@@ -94,36 +124,35 @@ fn amend(
     let downgrades = option_list::pairs(list)
         .iter()
         .any(|(key, value)| key == "compat" && matches!(&**value, "0.10" | "v2"));
-    if downgrades && let Some(wrong) = image::find(spec, flags)?.bad_snapshot() {
+    let found = image::find(spec, flags)?;
+    if downgrades && let Some(wrong) = found.bad_snapshot() {
         console.error(wrong.text());
         let why = wrong.reason();
         return Err(Refusal::new(format!(
             "Failed to turn zero into data clusters: {why}"
         )));
     }
-    let image = super::open_to_write(console, spec, flags)?;
+    let image = super::go_on_to_write(console, spec, found, flags)?;
     let found = &image.layers[0];
     if option_list::asks_for_help(Some(list)) {
         console.print(help_of(found.format)?)?;
         return Ok(());
     }
+    let options = parse(list, found.format)?;
+    if let Some(luks) = super::luks_of(&image) {
+        return key_slots::of_options(&options, "", &wanted.secrets)?.apply(luks, wanted.force);
+    }
     let (Some(qcow2), Some(header)) = (super::qcow2_of(&image), &found.header) else {
         return Err(not_amended(found.format));
     };
-    let mut options = FormatOptions::of(&[format_options::AMEND]);
-    options.parse(list).map_err(|refusal| {
-        let create = FormatOptions::of(&[format_options::QCOW2]);
-        let mut keys = option_list::pairs(list).into_iter().map(|pair| pair.0);
-        let first = keys.find(|key| !options.has(key));
-        match first.filter(|key| create.has(key)) {
-            Some(_) => refusal.with_hint("This option is only supported for image creation"),
-            None => refusal,
-        }
-    })?;
-    let amendment = amendment(&options, header)?;
+    let mut amendment = amendment(&options, header)?;
     let snapshots = qcow2.snapshots().map_err(|error| Refusal::new(reason(&error)))?;
     judge(&amendment, header, &snapshots)?;
-    let keys = key_slots::of_options(&options, header, &wanted.secrets)?;
+    if amendment.version == Some(Version::V2) && header.compression != CompressionType::Zlib {
+        // Which says nothing as long as no cluster is compressed.
+        amendment.compression = Some(CompressionType::Zlib);
+    }
+    let keys = key_slots::of_qcow2(&options, header, &wanted.secrets)?;
     if let Some(keys) = keys {
         keys.apply(qcow2, wanted.force)?;
     }
@@ -131,7 +160,33 @@ fn amend(
         progress.report(at.fraction() * 100.0);
         ControlFlow::Continue(())
     });
-    changed.map(|_| ()).map_err(|error| image::engine_words(&error))
+    changed.map(|_| ()).map_err(|error| match error.kind() {
+        ErrorKind::Unsupported if amendment.compression.is_some() => Refusal::new(
+            "Cannot downgrade an image with zstd compression type and existing compressed clusters",
+        ),
+        _ => words(&error, &amendment),
+    })
+}
+
+/// Why an image was not changed, in QEMU's words where it has some.
+fn words(error: &block::Error, amendment: &Amendment) -> Refusal {
+    let host = matches!(error.kind(), ErrorKind::Io | ErrorKind::NoSpace);
+    match Limit::of(error) {
+        Some(Limit::DiskSize { .. }) => resize::no_table(&host_text(&io::Error::from_raw_os_error(EFBIG))),
+        Some(Limit::References {
+            offset,
+            references,
+            bits,
+            ..
+        }) => Refusal::new(format!(
+            "Cannot decrease refcount entry width to {bits} bits: Cluster at offset {offset} has a refcount of {references}"
+        )),
+        _ if host && amendment.refcount_order.is_some() => {
+            image::engine_words(error).after("Failed to write refblock: ")
+        }
+        _ if host && amendment.size.is_some() => resize::no_table(&reason(error)),
+        _ => image::engine_words(error),
+    }
 }
 
 /// What the options say, as far as each is possible by itself.
@@ -196,6 +251,13 @@ fn judge(amendment: &Amendment, header: &Header, snapshots: &[Snapshot]) -> Resu
     if amendment.size.is_some_and(|size| !size.is_multiple_of(512)) {
         return refuse("The new size must be a multiple of 512".to_owned());
     }
+    if header.version == Version::V2
+        && version == Version::V2
+        && amendment.size.is_some()
+        && !snapshots.is_empty()
+    {
+        return refuse(OLD_WITH_SNAPSHOTS.to_owned());
+    }
     if version == Version::V3 || header.version == Version::V2 {
         return Ok(());
     }
@@ -203,7 +265,8 @@ fn judge(amendment: &Amendment, header: &Header, snapshots: &[Snapshot]) -> Resu
         return refuse("Cannot downgrade an image with a data file".to_owned());
     }
     // What a clean end of the last writer clears is no hindrance.
-    let features = header.incompatible.bits() & !IncompatibleFeatures::DIRTY.bits();
+    let passing = IncompatibleFeatures::DIRTY | IncompatibleFeatures::COMPRESSION_TYPE;
+    let features = header.incompatible.bits() & !passing.bits();
     if features != 0 {
         return refuse(format!(
             "Cannot downgrade an image with incompatible features {features:#x} set"

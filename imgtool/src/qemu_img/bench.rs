@@ -136,7 +136,9 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         ..wanted.flags
     };
     let image = image::open(&spec, flags)?;
-    super::warn_of_probing(console, &spec, &image);
+    if wanted.write {
+        super::warn_of_probing(console, &image.layers[0]);
+    }
     console.print(announcement(&requests))?;
     console.flush()?;
     if requests.parallel.get() > ops::MAX_PARALLEL && requests.count > u64::from(ops::MAX_PARALLEL) {

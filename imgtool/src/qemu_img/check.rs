@@ -52,12 +52,19 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "image-opts" => image_opts = true,
             "q" => wanted.quiet = true,
             "U" => flags.force_share = true,
-            _ => secrets.add(&value)?,
+            _ => secrets.add(console, &value)?,
         }
     }
     let spec = super::one_image(&options.operands(), format.as_deref(), image_opts)?;
     flags.write = wanted.repair.is_some();
     let found = image::find_to_check(&spec, flags)?;
+    if flags.write {
+        super::warn_of_probing(console, &found);
+    }
+    if found.format == "luks" {
+        // QEMU opens it first, with its key.
+        image::open(&spec, flags)?;
+    }
     if found.format != "qcow2" {
         return Err(Refusal::new("This image format does not support checks").with_code(NO_CHECK));
     }
@@ -83,13 +90,18 @@ impl Wanted {
         let storage = &*found.node.storage;
         let lines = Lines::of(found);
         let mut fixed = (0, 0);
+        let check = || {
+            let options = CheckOptions {
+                max_findings: MAX_FINDINGS,
+            };
+            qcow2::check(storage, &options, &mut |_| ControlFlow::Continue(())).map_err(failed)
+        };
+        if self.repair == Some(RepairKind::Leaks) {
+            lines.refuse_without_refcounts(console, &check()?.findings)?;
+        }
         let report = match self.repair {
             None => {
-                let options = CheckOptions {
-                    max_findings: MAX_FINDINGS,
-                };
-                let report =
-                    qcow2::check(storage, &options, &mut |_| ControlFlow::Continue(())).map_err(failed)?;
+                let report = check()?;
                 lines.print_findings(console, &report.findings);
                 report
             }
@@ -140,10 +152,31 @@ fn is_refcount(finding: &Finding) -> bool {
     )
 }
 
+fn is_structure(finding: &Finding) -> bool {
+    !is_refcount(finding) && !is_flag(finding)
+}
+
 fn is_flag(finding: &Finding) -> bool {
     matches!(
         finding,
         Finding::CopiedL2Table { .. } | Finding::CopiedData { .. } | Finding::CopiedCompressed { .. }
+    )
+}
+
+/// Whether refcounts cannot be relied on while this is so.
+fn needs_new_refcounts(finding: &Finding) -> bool {
+    matches!(
+        finding,
+        Finding::RefcountTooLow { refcount: 0, .. }
+            | Finding::RefcountBlockShared { .. }
+            | Finding::Unaligned {
+                table: TableKind::Refcount,
+                ..
+            }
+            | Finding::ReservedBits {
+                table: TableKind::Refcount,
+                ..
+            }
     )
 }
 
@@ -166,17 +199,27 @@ impl Lines {
 
     fn print_findings(&self, console: &Console, findings: &[Finding]) {
         let mut text = String::new();
-        let parts: [fn(&Finding) -> bool; 3] = [
-            |finding| !is_refcount(finding) && !is_flag(finding),
-            is_refcount,
-            is_flag,
-        ];
-        for part in parts {
+        for part in [is_structure, is_refcount, is_flag] {
             for finding in findings.iter().filter(|finding| part(finding)) {
                 text += &self.line(finding, false);
             }
         }
         console.note(&text);
+    }
+
+    /// Refuses to mend leaks where it takes new refcounts to know what is one.
+    fn refuse_without_refcounts(&self, console: &Console, findings: &[Finding]) -> Result<(), Refusal> {
+        if !findings.iter().any(needs_new_refcounts) {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for part in [is_structure, is_refcount] {
+            for finding in findings.iter().filter(|finding| part(finding)) {
+                text += &self.line(finding, false);
+            }
+        }
+        console.note(&(text + "ERROR need to rebuild refcount structures\n"));
+        Err(Refusal::new("Check failed: Input/output error").with_code(NOT_CHECKED))
     }
 
     /// Prints what was found and done; gives how many leaks and corruptions are no more.
@@ -185,10 +228,7 @@ impl Lines {
         let (before, after) = (&repaired.before.findings, &repaired.after.findings);
         let is_mended = |finding: &&Finding| !after.contains(finding);
         let (mut leaks, mut corruptions) = (0, 0);
-        for finding in before
-            .iter()
-            .filter(|finding| !is_refcount(finding) && !is_flag(finding))
-        {
+        for finding in before.iter().filter(|finding| is_structure(finding)) {
             let mended = is_mended(&finding);
             corruptions += u64::from(mended);
             text += &self.line(finding, mended);

@@ -10,7 +10,7 @@ use ops::{CommitOptions, Control};
 use super::console::Console;
 use super::getopt::Options;
 use super::image::{self, Found, Image, Spec};
-use super::node::{Flags, name};
+use super::node::{Flags, exports, name};
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
@@ -47,7 +47,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "q" => wanted.quiet = true,
             "r" => wanted.rate = super::rate(&value)?,
             "image-opts" => wanted.image_opts = true,
-            _ => secrets.add(&value)?,
+            _ => secrets.add(console, &value)?,
         }
     }
     let operands = options.operands();
@@ -60,7 +60,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     progress.end();
     result?;
     if !wanted.quiet {
-        console.print("Image committed.\n")?;
+        console.remark("Image committed.\n");
     }
     Ok(0)
 }
@@ -77,12 +77,17 @@ fn commit(
         ..Flags::default()
     };
     let write = Flags { write: true, ..flags };
+    // It is written to, if only to be emptied.
+    drop(image::find(spec, write)?);
     let whole = image::open(spec, flags)?;
-    super::warn_of_probing(console, spec, &whole);
+    super::warn_of_probing(console, &whole.layers[0]);
     let number = find(&whole, wanted, file)?;
     drop(whole);
     let above = image::open_part(spec, write, number)?;
-    let base = image::open_below(&above, write)?;
+    let base = image::open_below(&above, write).map_err(|refusal| match refusal.text() {
+        exports::READ_ONLY => Refusal::new("Can't reopen read-only NBD mount as read/write"),
+        _ => refusal,
+    })?;
     let report = |at: ops::Progress| progress.bytes(at.done, at.total);
     let control = Control::new(ops::Cancel::new(), &report);
     let options = CommitOptions {

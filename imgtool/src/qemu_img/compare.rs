@@ -41,7 +41,7 @@ fn compare(console: &Console, arguments: &[String]) -> Outcome {
             "s" => strict = true,
             "U" => flags.force_share = true,
             "image-opts" => image_opts = true,
-            _ => secrets.add(&value)?,
+            _ => secrets.add(console, &value)?,
         }
     }
     let operands = options.operands();
@@ -62,6 +62,8 @@ fn compare(console: &Console, arguments: &[String]) -> Outcome {
     progress.end();
     printed?;
     let (_, code): (String, u8) = result?;
+    // A failure of this is none of the images.
+    console.flush()?;
     Ok(code)
 }
 

@@ -5,18 +5,18 @@
 //! has been dealt with.
 
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use block::{Backing, BlockDevice, HostCopy, SnapshotSelector};
 use ops::{Before, Concat, Control, ConvertOptions, Offload, Salvaged, SparseChain};
 
 use super::console::Console;
-use super::create::{could_not_create, formatted};
+use super::create::could_not_create;
 use super::format_options::FormatOptions;
 use super::getopt::Options;
 use super::image::{self, Image, Spec};
 use super::node::Flags;
+use super::noted::Noted;
 use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
@@ -67,7 +67,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         if name == "h" {
             return super::show(console, &pages::CONVERT);
         }
-        wanted.take(name, value)?;
+        wanted.take(console, name, value)?;
     }
     let files = options.operands();
     wanted.check()?;
@@ -77,7 +77,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         return Ok(0);
     }
     let Some((target, sources)) = files.split_last().filter(|(_, sources)| !sources.is_empty()) else {
-        return Err(Refusal::usage("Must specify image file name"));
+        return Err(Refusal::new("Must specify image file name"));
     };
     let progress = Progress::new(console, wanted.show && !wanted.quiet, 1.0);
     let result = wanted.convert(console, sources, target, &progress);
@@ -89,7 +89,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
 }
 
 impl Wanted {
-    fn take(&mut self, name: &str, value: String) -> Result<(), Refusal> {
+    fn take(&mut self, console: &Console, name: &str, value: String) -> Result<(), Refusal> {
         match name {
             "f" => self.format = Some(value),
             "O" => self.out_format = Some(value),
@@ -117,7 +117,7 @@ impl Wanted {
             "target-is-zero" => self.target_is_zero = true,
             "bitmaps" => self.bitmaps = true,
             "skip-broken-bitmaps" => self.skip_broken = true,
-            _ => self.secrets.add(&value)?,
+            _ => self.secrets.add(console, &value)?,
         }
         Ok(())
     }
@@ -150,24 +150,22 @@ impl Wanted {
     ) -> Result<(), Refusal> {
         if !self.no_create {
             new_image::can_be_made(self.out_format())?;
-            if self.out_format() == "luks" {
-                return Err(Refusal::new("Unknown file format 'luks'"));
-            }
         }
         let source = self.open_sources(sources)?;
-        if self.bitmaps && !self.no_create && self.out_format() != "qcow2" {
-            let text = format!("Format driver '{}' does not support bitmaps", self.out_format());
-            return Err(Refusal::new(text));
-        }
         let pieces = Pieces::of(&*source.plain, self.salvage)?;
         self.warn(console, &pieces.unknown, &[]);
         let report = |at: ops::Progress| pieces.report(at.done, progress);
         let cancel = console.stop_orderly()?;
         let control = Control::new(cancel.clone(), &report);
+        let job = Job {
+            source: &source,
+            pieces: &pieces,
+            control: &control,
+        };
         let copied = if self.no_create {
-            self.fill(&source, target, &control)
+            self.fill(console, &job, target)
         } else {
-            self.make(&source, target, &control, &cancel)
+            self.make(console, &job, target, &cancel)
         };
         copied?;
         if let Some(salvaged) = &source.salvaged {
@@ -212,7 +210,7 @@ impl Wanted {
             _ => Arc::new(Concat::new(devices).map_err(failed)?),
         };
         let salvaged = self.salvage.then(|| Arc::new(Salvaged::new(device.clone())));
-        let mut source = Source {
+        Ok(Source {
             device: match &salvaged {
                 Some(salvaged) => salvaged.clone(),
                 None => device.clone(),
@@ -220,16 +218,36 @@ impl Wanted {
             plain: device,
             salvaged,
             images,
-            bitmaps: CopiedBitmaps::default(),
-        };
-        if self.bitmaps {
-            let [image] = source.images.as_slice() else {
-                return Err(Refusal::new("Copying bitmaps only possible with single source"));
-            };
-            source.bitmaps = CopiedBitmaps::of(&image.chain, self.skip_broken)
-                .map_err(|error| Refusal::new(error.message().to_owned()))?;
+        })
+    }
+
+    /// The bitmaps that are to be copied.
+    fn bitmaps_of(&self, console: &Console, source: &Source) -> Result<CopiedBitmaps, Refusal> {
+        if !self.bitmaps {
+            return Ok(CopiedBitmaps::default());
         }
-        Ok(source)
+        let [image] = source.images.as_slice() else {
+            return Err(Refusal::new("Copying bitmaps only possible with single source"));
+        };
+        if !can_have_bitmaps(image.layers[0].header.as_ref()) {
+            return Err(Refusal::new("Source lacks bitmap support"));
+        }
+        let mut broken = None;
+        let copied = CopiedBitmaps::of(&image.chain, &mut |bitmap, error| {
+            let name = &bitmap.name;
+            if self.skip_broken {
+                if !self.quiet {
+                    console.error(&format!("warning: Skipping inconsistent bitmap '{name}'"));
+                }
+                return Ok(());
+            }
+            broken = Some(
+                Refusal::new(format!("Cannot copy inconsistent bitmap '{name}'"))
+                    .with_hint("Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"),
+            );
+            Err(error)
+        });
+        copied.map_err(|error| broken.unwrap_or_else(|| Refusal::new(error.message().to_owned())))
     }
 
     fn copy_options(&self, source: &Source) -> Result<ConvertOptions, Refusal> {
@@ -260,11 +278,12 @@ impl Wanted {
     /// Copies into a new image.
     fn make(
         &self,
-        source: &Source,
+        console: &Console,
+        job: &Job<'_>,
         target: &str,
-        control: &Control<'_>,
         cancel: &ops::Cancel,
     ) -> Result<(), Refusal> {
+        let source = job.source;
         let format = self.out_format();
         let mut options = new_image::options_of(format, true)?;
         let path = create::target_path(target)?;
@@ -273,24 +292,28 @@ impl Wanted {
         // Whatever -o says.
         options.set("size", &source.device.size().to_string())?;
         self.check_compression(&options)?;
+        let bitmaps = self.bitmaps_of(console, source)?;
         let converting =
             |refusal: Refusal| refusal.after(format!("{target}: error while converting {format}: "));
         let new = new_image::image(format, &options, &self.secrets).map_err(converting)?;
         if image_is_read(source, &path) {
-            let text = format!("Could not open '{target}': Failed to get \"write\" lock");
-            return Err(
-                Refusal::new(text).with_hint(&format!("Is another process using the image [{path}]?"))
-            );
+            return Err(converting(create::in_use(&path)));
+        }
+        if create::takes_nothing(&path, &new) {
+            return Ok(());
         }
         let making = Making {
             direct: self.target_cache()?,
             ..create::making()
         };
-        let could_not = |error: block::Error| converting(could_not_create(&path, format, &error));
-        let targets = Targets::new(Path::new(&path), &new, making).map_err(could_not)?;
-        targets.create(&new).map_err(could_not)?;
-        let storage = targets.image().storage();
-        formatted(&*storage, new.qcow2().as_ref()).map_err(could_not)?;
+        let targets = create::begin(&path, format, &new, making).map_err(converting)?;
+        let has_bitmaps = new
+            .qcow2()
+            .is_some_and(|options| options.version >= qcow2::Version::V3);
+        if self.bitmaps && !has_bitmaps {
+            return Err(no_bitmaps(format));
+        }
+        create::lay_out(&path, format, &new, &targets).map_err(converting)?;
         let backing = self.open_backing(&options, &path, target)?;
         let mut copy = self.copy_options(source)?;
         copy.offload = copy.offload.filter(|_| !new.is_preallocated());
@@ -301,22 +324,33 @@ impl Wanted {
                 Backing::Device(image.chain.device())
             }
         };
-        if targets.image().is_device() && format == "raw" {
+        if !targets.are_zero(&new) {
             copy.before = Before::Unknown;
         }
-        fill_new(source, &new, &targets, below, &copy, control)?;
-        targets.finish(cancel).map_err(could_not)
+        fill_new(job, &bitmaps, &new, &targets, below, &copy)?;
+        let finished = targets.finish(cancel);
+        finished.map_err(|error| converting(could_not_create(&path, format, &error)))
     }
 
     /// Copies into an image that exists.
-    fn fill(&self, source: &Source, target: &str, control: &Control<'_>) -> Result<(), Refusal> {
+    fn fill(&self, console: &Console, job: &Job<'_>, target: &str) -> Result<(), Refusal> {
+        let source = job.source;
+        let bitmaps = self.bitmaps_of(console, source)?;
         let flags = Flags {
             write: true,
             direct: self.target_cache()?,
             ..Flags::default()
         };
-        let format = Some(self.out_format()).filter(|_| !self.target_image_opts);
-        let opened = image::open(&Spec::new(target, format, self.target_image_opts), flags)?;
+        let spec = if self.target_image_opts {
+            super::spec(target, self.out_format.as_deref(), true)?
+        } else {
+            Spec::new(target, Some(self.out_format()), false)
+        };
+        let opened = image::open(&spec, flags)?;
+        let header = opened.layers[0].header.as_ref();
+        if self.bitmaps && !can_have_bitmaps(header) {
+            return Err(no_bitmaps(opened.layers[0].format));
+        }
         let has_backing = opened.layers.len() > 1;
         if self.target_is_zero && has_backing {
             let text = "Cannot use --target-is-zero when the destination image has a backing file";
@@ -333,20 +367,21 @@ impl Wanted {
             Before::Unknown
         };
         let words = |error: block::Error| Refusal::new(error.message().to_owned());
-        let bitmaps = source.bitmaps.resized(opened.device().size()).map_err(words)?;
-        bitmaps.check_target(&opened.chain).map_err(words)?;
+        let bitmaps = bitmaps.resized(opened.device().size()).map_err(words)?;
+        if let Some(name) = bitmaps.known_to(&opened.chain).map_err(words)? {
+            let text = format!("Failed to create bitmap {name}: Bitmap already exists: {name}");
+            return Err(Refusal::new(text));
+        }
         sandbox::confine(Names::None, false);
         let target = opened.device().clone();
-        let header = opened.layers[0].header.as_ref();
         let stated = header.is_some_and(|header| header.version >= qcow2::Version::V3);
-        let converted = if stated && !self.target_is_zero {
-            ops::convert(&*source.device, &Stated(target), &copy, control)
+        if stated && !self.target_is_zero {
+            job.copy(&Stated(target), &copy)?;
         } else {
-            ops::convert(&*source.device, &*target, &copy, control)
-        };
-        converted.map_err(|error| failed(&error))?;
+            job.copy(&*target, &copy)?;
+        }
         bitmaps.add_to_target(&opened.chain).map_err(words)?;
-        opened.device().settle().map_err(|error| failed(&error))
+        opened.device().settle().map_err(|error| not_closed(&error))
     }
 
     /// Whether sources are read past the page cache.
@@ -415,7 +450,7 @@ impl Wanted {
     }
 
     fn check_compression_of(&self, device: &dyn BlockDevice) -> Result<(), Refusal> {
-        if self.compress && device.info().format == "raw" {
+        if self.compress && device.info().format != "qcow2" {
             return Err(Refusal::new("Compression not supported for this file format"));
         }
         Ok(())
@@ -478,30 +513,62 @@ struct Source {
     device: Arc<dyn BlockDevice>,
     /// The same device, if it is to be read whatever happens.
     salvaged: Option<Arc<Salvaged>>,
-    bitmaps: CopiedBitmaps,
+}
+
+/// What is copied, and who is told how far it is.
+struct Job<'a> {
+    source: &'a Source,
+    pieces: &'a Pieces,
+    control: &'a Control<'a>,
+}
+
+impl Job<'_> {
+    fn copy(&self, target: &dyn BlockDevice, options: &ConvertOptions) -> Result<(), Refusal> {
+        let (read, written) = (Noted::new(&*self.source.device), Noted::new(target));
+        ops::convert(&read, &written, options, self.control).map_err(|error| {
+            let (what, offset) = match read.failed_at() {
+                Some(offset) => ("reading", offset),
+                None => (
+                    "writing",
+                    written.failed_at().or(error.offset()).unwrap_or_default(),
+                ),
+            };
+            let offset = self.pieces.start_of(offset);
+            Refusal::new(format!("error while {what} at byte {offset}: {}", reason(&error)))
+        })
+    }
+}
+
+/// Whether an image can have dirty bitmaps.
+fn can_have_bitmaps(header: Option<&qcow2::Header>) -> bool {
+    header.is_some_and(|header| header.version >= qcow2::Version::V3)
+}
+
+fn no_bitmaps(format: &str) -> Refusal {
+    Refusal::new(format!("Format driver '{format}' does not support bitmaps"))
 }
 
 /// Copies into an image that was just made.
 fn fill_new(
-    source: &Source,
+    job: &Job<'_>,
+    bitmaps: &CopiedBitmaps,
     new: &NewImage,
     targets: &Targets,
     below: Backing,
     copy: &ConvertOptions,
-    control: &Control<'_>,
 ) -> Result<(), Refusal> {
     let device = targets
         .open(new, below, None)
         .map_err(|error| image::engine_words(&error))?;
-    if device.device().size() < source.device.size() {
+    if device.device().size() < job.source.device.size() {
         return Err(Refusal::new("output file is smaller than input file"));
     }
     sandbox::confine(Names::Finish(&targets.directories()), false);
-    ops::convert(&*source.device, device.device(), copy, control).map_err(|error| failed(&error))?;
-    let bitmaps = source.bitmaps.resized(device.device().size());
+    job.copy(device.device(), copy)?;
+    let bitmaps = bitmaps.resized(device.device().size());
     let added = bitmaps.and_then(|bitmaps| bitmaps.add_to_new(&device));
     added.map_err(|error| Refusal::new(error.message().to_owned()))?;
-    device.close().map_err(|error| failed(&error))
+    device.close().map_err(|error| not_closed(&error))
 }
 
 /// What a new image over `backing` reads as: a part of the source's own chain if it is one, or else whatever a look at its
@@ -525,14 +592,9 @@ fn image_is_read(source: &Source, path: &str) -> bool {
     source.images.iter().any(|image| image::is_same_file(image, path))
 }
 
-fn failed(error: &block::Error) -> Refusal {
-    let offset = error.offset().unwrap_or_default();
-    let what = if error.message().starts_with("read") {
-        "reading"
-    } else {
-        "writing"
-    };
-    Refusal::new(format!("error while {what} at byte {offset}: {}", reason(error)))
+/// Why what was written did not all get to where it was to be.
+fn not_closed(error: &block::Error) -> Refusal {
+    Refusal::new(format!("error while writing at byte 0: {}", reason(error)))
 }
 
 fn sparse(text: &str) -> Result<u64, Refusal> {
@@ -610,6 +672,16 @@ impl Pieces {
                     return Err(Refusal::new(text));
                 }
             }
+        }
+    }
+
+    /// The first byte of the piece of data that `offset` lies in.
+    fn start_of(&self, offset: u64) -> u64 {
+        let index = self.ends.partition_point(|(end, _)| *end <= offset);
+        let before = index.checked_sub(1).map_or(0, |index| self.ends[index].1);
+        match self.ends.get(index) {
+            Some((end, total)) => (end - (total - before)).min(offset),
+            None => offset,
         }
     }
 

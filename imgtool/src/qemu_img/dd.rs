@@ -1,20 +1,19 @@
 //! `qemu-img dd`.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use block::view::Window;
 use block::{Backing, BlockDevice};
-use ops::{Control, ConvertOptions, SparseChain};
+use ops::{Before, Control, ConvertOptions, SparseChain};
 
 use super::console::Console;
 use super::getopt::Options;
 use super::image;
 use super::node::Flags;
+use super::noted::Noted;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::{Outcome, create, new_image, number, pages};
-use crate::targets::Targets;
 
 /// What the operands say.
 #[derive(Debug, Default)]
@@ -70,7 +69,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "O" => out_format = Some(value),
             "U" => flags.force_share = true,
             "image-opts" => image_opts = true,
-            _ => secrets.add(&value)?,
+            _ => secrets.add(console, &value)?,
         }
     }
     let operands = Operands::parse(&options.operands())?;
@@ -79,40 +78,48 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     };
     let source = image::open(&super::spec(input, format.as_deref(), image_opts)?, flags)?;
     let format = out_format.as_deref().unwrap_or("raw");
+    new_image::can_be_made(format)?;
     let mut new = new_image::options_of(format, true).map_err(|_| Refusal::new("Unknown file format"))?;
     let range = operands.range(source.device().size());
     let (start, len) = range.unwrap_or((0, 0));
     new.set("size", &len.to_string())?;
-    let new = new_image::image(format, &new, &secrets)?;
+    let creating = |refusal: Refusal| refusal.after(format!("{output}: error while creating output image: "));
+    let new = new_image::image(format, &new, &secrets).map_err(creating)?;
     let path = create::target_path(output)?;
     if image::is_same_file(&source, &path) {
-        return Err(Refusal::new(format!(
-            "{output}: it is an image that is read from"
-        )));
+        return Err(creating(create::in_use(&path)));
     }
-    let could_not = |error: block::Error| {
-        create::could_not_create(&path, format, &error)
-            .after(format!("{output}: error while creating output image: "))
-    };
+    if create::takes_nothing(&path, &new) {
+        return Ok(0);
+    }
     let cancel = console.stop_orderly()?;
-    let targets = Targets::new(Path::new(&path), &new, create::making()).map_err(could_not)?;
-    targets.create(&new).map_err(could_not)?;
+    let targets = create::begin(&path, format, &new, create::making()).map_err(creating)?;
+    create::lay_out(&path, format, &new, &targets).map_err(creating)?;
     let disk = SparseChain::device(&source.chain).map_err(|error| image::engine_words(&error))?;
+    let mut reads = false;
     let copied = (|| {
         let part: Arc<dyn BlockDevice> = Arc::new(Window::new(disk, start, len)?);
-        create::formatted(&*targets.image().storage(), new.qcow2().as_ref())?;
         let target = targets.open(&new, Backing::None, None)?;
         let control = Control::new(cancel.clone(), &|_| {});
-        ops::convert(&*part, target.device(), &ConvertOptions::new(), &control)?;
-        target.close()
+        let mut copy = ConvertOptions::new();
+        if !targets.are_zero(&new) {
+            copy.before = Before::Unknown;
+        }
+        let noted = Noted::new(&*part);
+        let copied = ops::convert(&noted, target.device(), &copy, &control);
+        reads = noted.failed_at().is_some();
+        copied.and_then(|()| target.close())
     })();
     copied.map_err(|error: block::Error| {
-        Refusal::new(format!(
-            "error while copying {input} to {output}: {}",
-            reason(&error)
-        ))
+        let what = if reads {
+            "reading from input"
+        } else {
+            "writing to output"
+        };
+        Refusal::new(format!("error while {what} image file: {}", reason(&error)))
     })?;
-    targets.finish(&cancel).map_err(could_not)?;
+    let finished = targets.finish(&cancel);
+    finished.map_err(|error| creating(create::could_not_create(&path, format, &error)))?;
     if range.is_none() {
         console.error(&format!("{input}: cannot skip to specified offset"));
     }

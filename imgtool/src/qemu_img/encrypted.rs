@@ -2,27 +2,42 @@
 
 use std::time::Duration;
 
-use block::Passphrase;
-use encryption::{Cipher, Hash, Iterations, IvGenerator, Luks, LuksOptions, Mode};
+use block::{Passphrase, Preallocation};
+use encryption::{Cipher, Hash, Iterations, IvGenerator, LuksOptions, Mode};
 use qcow2::{EncryptionMethod, Measure, NewEncryption};
 
 use super::format_options::FormatOptions;
-use super::new_image::not_accepted;
-use super::refusal::{Refusal, reason};
+use super::new_image::{not_accepted, raw_preallocation};
+use super::refusal::Refusal;
 use super::secret::Secrets;
+use crate::formats::NewImage;
 
-/// What lies in front of the data of an encrypted disk that is no image (`-f luks`): header and keys.
-pub(super) fn luks_area(options: &FormatOptions, secrets: &Secrets) -> Result<Vec<u8>, Refusal> {
+/// A disk in LUKS's own form (`-f luks`).
+pub(super) fn luks_image(options: &FormatOptions, secrets: &Secrets) -> Result<NewImage, Refusal> {
     let Some(id) = options.get("key-secret") else {
         return Err(Refusal::new("Parameter 'key-secret' is required for cipher"));
     };
-    let made = Luks::format(&luks(options, "")?, secrets.get(id)?);
-    made.map(|(_, area)| area)
-        .map_err(|error| Refusal::new(reason(&error)))
+    if options.get("detached-header").is_some() {
+        return Err(Refusal::new("Parameter 'detached-header' is unexpected"));
+    }
+    let size = options.size("size").unwrap_or_default();
+    let passphrase = Passphrase::new(secrets.get(id)?);
+    let preallocation = match options.get("preallocation") {
+        // There is none besides the header.
+        Some("metadata") => Preallocation::Off,
+        _ => raw_preallocation(options)?,
+    };
+    Ok(NewImage::luks(
+        size,
+        luks(options, "")?,
+        passphrase,
+        preallocation,
+    ))
 }
 
 /// What such a disk takes: all of it is written.
-pub(super) fn luks_measure(options: &FormatOptions) -> Result<Measure, Refusal> {
+pub(super) fn luks_measure(options: &FormatOptions, secrets: &Secrets) -> Result<Measure, Refusal> {
+    luks_image(options, secrets)?;
     let size = options.size("size").unwrap_or_default();
     let all = size.checked_add(luks(options, "")?.area_len());
     let all = all.ok_or_else(|| Refusal::new("The image size is too large for file format 'luks'"))?;
@@ -42,6 +57,10 @@ pub(super) fn of_qcow2(options: &FormatOptions, secrets: &Secrets) -> Result<Opt
         }
         (true, None) => "aes",
         (false, Some(format)) => format,
+        // Whoever says how is told that nothing would be.
+        (false, None) if of_encryption(options).next().is_some() => {
+            return Err(Refusal::new("Parameter 'encrypt.format' is missing"));
+        }
         (false, None) => return Ok(None),
     };
     if !matches!(format, "aes" | "luks") {
@@ -52,12 +71,21 @@ pub(super) fn of_qcow2(options: &FormatOptions, secrets: &Secrets) -> Result<Opt
             "Parameter 'encrypt.key-secret' is required for cipher",
         ));
     };
+    let only_luks = |name: &&str| !matches!(*name, "encrypt.format" | "encrypt.key-secret");
+    if let Some(name) = of_encryption(options).find(only_luks).filter(|_| format == "aes") {
+        return Err(Refusal::new(format!("Parameter '{name}' is unexpected")));
+    }
     let method = match format {
         "aes" => EncryptionMethod::Aes,
         _ => EncryptionMethod::Luks(luks(options, "encrypt.")?),
     };
     let passphrase = Passphrase::new(secrets.get(id)?);
     Ok(Some(NewEncryption { method, passphrase }))
+}
+
+/// What is said of encryption.
+fn of_encryption(options: &FormatOptions) -> impl Iterator<Item = &'static str> {
+    options.names().filter(|name| name.starts_with("encrypt."))
 }
 
 fn luks(options: &FormatOptions, prefix: &str) -> Result<LuksOptions, Refusal> {
@@ -78,11 +106,11 @@ fn luks(options: &FormatOptions, prefix: &str) -> Result<LuksOptions, Refusal> {
         IvGenerator::named,
     )?;
     set(options, prefix, "hash-alg", &mut luks.hash, Hash::named)?;
-    if let Some(hash) = options
-        .get("encrypt.ivgen-hash-alg")
-        .filter(|hash| *hash != "sha256")
-    {
-        return Err(not_accepted("ivgen-hash-alg", hash));
+    // Of vectors that are not hashed, whatever there is may be said.
+    let mut hash = Hash::Sha256;
+    set(options, prefix, "ivgen-hash-alg", &mut hash, Hash::named)?;
+    if luks.spec.iv == IvGenerator::Essiv && hash != Hash::Sha256 {
+        return Err(not_accepted("ivgen-hash-alg", hash.name()));
     }
     if let Some(time) = options.number(&format!("{prefix}iter-time")) {
         luks.iterations = Iterations::Time(Duration::from_millis(time.max(1)));

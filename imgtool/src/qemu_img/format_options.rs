@@ -158,6 +158,36 @@ pub(super) const LUKS: &[Definition] = &[
         Kind::Number,
         "Time to spend in PBKDF in milliseconds",
     ),
+    option("detached-header", Kind::Switch, "Create a detached LUKS header"),
+];
+
+/// Of disks in LUKS's own form that exist.
+pub(super) const AMEND_LUKS: &[Definition] = &[
+    option(
+        "state",
+        Kind::Text,
+        "Select new state of affected keyslots (active/inactive)",
+    ),
+    option(
+        "keyslot",
+        Kind::Number,
+        "Select a single keyslot to modify explicitly",
+    ),
+    option(
+        "old-secret",
+        Kind::Text,
+        "Select all keyslots that match this password",
+    ),
+    option(
+        "new-secret",
+        Kind::Text,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    option(
+        "iter-time",
+        Kind::Number,
+        "Time to spend in PBKDF in milliseconds",
+    ),
 ];
 
 /// Of qcow2 images that exist.
@@ -325,7 +355,8 @@ impl FormatOptions {
             let value = match definition.kind {
                 Kind::Text => value.replace(',', ",,"),
                 Kind::Switch => value.to_owned(),
-                Kind::Number => parse_number(value).unwrap_or_default().to_string(),
+                // As C prints it.
+                Kind::Number => parse_number(value).unwrap_or_default().cast_signed().to_string(),
                 Kind::Size => number::size(value).unwrap_or_default().to_string(),
             };
             text += &format!(" {}={value}", definition.name);
@@ -345,7 +376,8 @@ impl FormatOptions {
     }
 }
 
-fn switch(text: &str) -> Option<bool> {
+/// What says that something is so, or not.
+pub(super) fn switch(text: &str) -> Option<bool> {
     match text {
         "on" | "yes" | "true" | "y" => Some(true),
         "off" | "no" | "false" | "n" => Some(false),
@@ -354,7 +386,7 @@ fn switch(text: &str) -> Option<bool> {
 }
 
 /// A number; a negative one is as large as C makes it.
-fn parse_number(text: &str) -> Option<u64> {
+pub(super) fn parse_number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None if text.starts_with('-') => text.parse::<i64>().ok().map(i64::cast_unsigned),

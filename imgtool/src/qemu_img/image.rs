@@ -10,10 +10,14 @@ use std::sync::Arc;
 
 use block::chain::{Chain, Layer};
 use block::{Access, Backing, Format, Keys, Overlay, SnapshotSelector, Storage};
+use encryption::LuksFormat;
 use qcow2::{Encryption, Header};
 
+use super::image_options::{Below, DataOptions, OPEN_BACKING, check_method};
 use super::json::{Json, Object};
-use super::node::{self, Flags, Node, NodeOptions, name};
+use super::node::common::NodeName;
+use super::node::{self, Flags, Node, NodeOptions, name, no_node};
+use super::part::Part;
 use super::qcow2_words::{self, BadL1};
 use super::refusal::{Refusal, reason};
 use super::secret;
@@ -37,23 +41,23 @@ pub(super) struct Found {
     /// As shown: the format's name, or the node driver's where there is no format.
     pub(super) format: &'static str,
     pub(super) filename: String,
+    /// Nobody said which format it is in.
+    pub(super) probed: bool,
     /// The header of a qcow2 image that the engine can read.
     pub(super) header: Option<Header>,
+    /// Of a raw image that is in a part of the file.
+    pub(super) part: Option<Part>,
     /// What the user wants below it instead.
     below: Below,
     /// The ID of the secret that opens it.
     key_secret: Option<String>,
-    data_file: Option<NodeOptions>,
-}
-
-/// What is below an image.
-#[derive(Debug)]
-enum Below {
-    /// What the image names.
-    AsStored,
-    Nothing,
-    /// What these options say.
-    Stated(NodeOptions),
+    data_file: Option<DataOptions>,
+    /// Its options ask for no locks, of what is below it either.
+    force_share: bool,
+    /// All options that it was opened with.
+    pub(super) shown: Object,
+    /// Which is taken as long as it is open.
+    _name: Option<NodeName>,
 }
 
 /// An image with all that it is based on.
@@ -89,14 +93,15 @@ impl Spec {
         let mut options = NodeOptions::default();
         let mut file = None;
         if self.image_opts {
-            options = NodeOptions::of_list(&self.text);
+            options = NodeOptions::of_image_opts(&self.text);
         } else if let Some(text) = self.text.strip_prefix("json:") {
             options = NodeOptions::of_json(text)?;
         } else {
             file = Some(self.text.clone());
         }
+        // Whatever a json: name says.
         if let Some(format) = &self.format {
-            options.set_default("driver", format);
+            options.set("driver", format);
         }
         Ok((options, file))
     }
@@ -116,10 +121,17 @@ pub(super) fn find(spec: &Spec, flags: Flags) -> Result<Found, Refusal> {
 /// The same for a check, which opens what is damaged.
 pub(super) fn find_to_check(spec: &Spec, flags: Flags) -> Result<Found, Refusal> {
     let found = find_for(spec, flags, true).map_err(could_not_open(spec))?;
+    // A check does not look into it, and finds nothing wrong where all of the data is gone.
+    found.open_data(flags).map_err(could_not_open(spec))?;
     if !flags.no_backing {
         chain_below(&found, flags).map_err(could_not_open(spec))?;
     }
     Ok(found)
+}
+
+/// Opens what a file that was [found](find) is based on.
+pub(super) fn go_on(spec: &Spec, found: Found, flags: Flags) -> Result<Image, Refusal> {
+    with_below(found, flags, None).map_err(could_not_open(spec))
 }
 
 /// Opens an image and what it is based on.
@@ -138,16 +150,18 @@ pub(super) fn open_snapshot(
     flags: Flags,
     snapshot: Option<&SnapshotSelector>,
 ) -> Result<Image, Refusal> {
-    let top = find_for(spec, flags, false)?;
+    with_below(find_for(spec, flags, false)?, flags, snapshot)
+}
+
+fn with_below(top: Found, flags: Flags, snapshot: Option<&SnapshotSelector>) -> Result<Image, Refusal> {
     let below = if flags.no_backing {
         Vec::new()
     } else {
         chain_below(&top, flags)?
     };
-    let detached = flags.no_backing;
     let mut layers = vec![top];
     layers.extend(below);
-    devices(layers, flags, detached, snapshot)
+    devices(layers, flags, flags.no_backing, snapshot)
 }
 
 /// The image that options say, and what it is based on.
@@ -174,18 +188,24 @@ pub(super) fn open_part(spec: &Spec, flags: Flags, number: usize) -> Result<Imag
 pub(super) fn open_below(part: &Image, flags: Flags) -> Result<Image, Refusal> {
     let last = part.layers.last().and_then(Found::backing);
     let (options, file) = last.unwrap_or_else(|| Err(Refusal::new("Image does not have a backing file")))?;
-    let mut layers = vec![find_options(options, file.as_deref(), flags, false)?];
-    let below = chain_below(&layers[0], flags)?;
-    layers.extend(below);
-    devices(layers, flags, false, None)
+    with_below(find_options(options, file.as_deref(), flags, false)?, flags, None)
 }
 
 /// Whether there is a format or a node driver that is called so.
 pub(super) fn is_driver(name: &str) -> bool {
-    matches!(name, "raw" | "qcow2") || node::is_node_driver(name)
+    is_format(name) || node::is_node_driver(name)
+}
+
+fn is_format(name: &str) -> bool {
+    matches!(name, "raw" | "qcow2" | "luks")
 }
 
 fn find_for(spec: &Spec, flags: Flags, check: bool) -> Result<Found, Refusal> {
+    if flags.write && flags.force_share {
+        return Err(Refusal::new(
+            "force-share=on can only be used with read-only images",
+        ));
+    }
     let (options, file) = spec.options()?;
     find_options(options, file.as_deref(), flags, check)
 }
@@ -196,127 +216,131 @@ fn find_options(
     flags: Flags,
     check: bool,
 ) -> Result<Found, Refusal> {
-    let driver = options.get("driver");
-    if file.is_none() && driver.as_deref().is_some_and(node::is_node_driver) {
-        return Ok(Found::bare(node::open(None, options, flags)?));
-    }
-    if let Some(driver) = driver
-        .as_deref()
-        .filter(|driver| !matches!(*driver, "raw" | "qcow2" | ""))
-    {
-        if !node::is_node_driver(driver) {
+    // What is no text says nothing, and neither does a reference that is none.
+    let driver = options.take_text("driver");
+    match driver.as_deref() {
+        Some(driver) if node::is_node_driver(driver) => {
+            options.set("driver", driver);
+            return Ok(Found::bare(node::open(file, options, flags)?));
+        }
+        Some(driver) if !is_format(driver) => {
             return Err(Refusal::new(format!("Unknown driver '{driver}'")));
         }
-        return Ok(Found::bare(node::open(file, options, flags)?));
+        _ => {}
     }
-    options.take("driver");
-    let mut file_options = options.take_node("file");
-    if let Some(reference) = options.take("file") {
-        return Err(Refusal::new(format!(
-            "Cannot find device='' nor node-name='{reference}'"
-        )));
+    let reference = options.take_text("file");
+    let file_options = options.take_node("file");
+    if let Some(reference) = reference {
+        return Err(no_node(&reference));
     }
     if file.is_none() && file_options.is_empty() {
-        let text = match (&driver, options.take("filename")) {
-            (None, Some(name)) => return find_options(options, Some(&name), flags, check),
-            (None, None) => "Must specify either driver or file",
-            (Some(_), _) => "A block device must be specified for \"file\"",
+        let text = match &driver {
+            None => "Must specify either driver or file",
+            Some(_) => "A block device must be specified for \"file\"",
         };
         return Err(Refusal::new(text));
     }
-    if file_options.get("driver").is_none() && file_options.get("filename").is_some() {
-        file_options.set_default("driver", "file");
-    }
-    let direct = options.take("cache.direct").is_some_and(|direct| direct == "on");
-    let flags = Flags {
-        direct: flags.direct || direct,
-        ..flags
-    };
+    let flags = node::common::take(&mut options, flags)?;
+    let name = options.take("node-name");
     let node = node::open(file, file_options, flags)?;
+    let name = name.map(NodeName::claim).transpose()?;
     let format = match driver.as_deref() {
         Some("qcow2") => "qcow2",
+        Some("luks") => "luks",
         Some(_) => "raw",
         None => probe(&*node.storage)?,
     };
-    node::ignore(&mut options, &[]);
-    let below = match (options.take("backing"), options.take_node("backing")) {
-        (Some(_), _) => Below::Nothing,
-        (None, stated) if !stated.is_empty() => Below::Stated(stated),
-        _ => Below::AsStored,
-    };
-    let data = options.take_node("data-file");
-    for engine_only in [
-        "lazy-refcounts",
-        "l2-cache-size",
-        "cache-size",
-        "refcount-cache-size",
-        "cache-clean-interval",
-        "overlap-check",
-        "l2-cache-entry-size",
-    ] {
-        options.take(engine_only);
+    let below = Below::take(&mut options, format, flags)?;
+    let (mut part, mut data, mut header, mut key_secret) = (None, None, None, None);
+    match format {
+        "raw" => part = Part::of(&mut options, &*node.storage)?,
+        "luks" => {
+            key_secret = options.take("key-secret");
+            encryption::read_luks(&*node.storage).map_err(|error| no_luks(&error))?;
+        }
+        _ => {
+            qcow2_words::refuse(&*node.storage, flags.write, check)?;
+            header = Header::read(&*node.storage).ok();
+            data = DataOptions::take(&mut options);
+            node::tuning::take(&mut options, header.as_ref())?;
+            let mut encrypt = options.take_node("encrypt");
+            key_secret = encrypt.take("key-secret");
+            check_method(header.as_ref(), &mut encrypt)?;
+        }
     }
-    let mut encrypt = options.take_node("encrypt");
-    let key_secret = encrypt.take("key-secret");
-    let encrypt_format = encrypt.take("format");
     if let Some(left) = options.first() {
         return Err(Refusal::new(format!(
             "Block format '{format}' does not support the option '{left}'"
         )));
     }
-    let mut header = None;
-    if format == "qcow2" {
-        qcow2_words::refuse(&*node.storage, flags.write, check)?;
-        header = Header::read(&*node.storage).ok();
-        let stored = header.as_ref().map(|header| header.encryption);
-        check_method(stored, encrypt_format.as_deref())?;
+    let mut shown = Object::default();
+    shown.insert("driver", format);
+    if let Some(part) = &part {
+        part.show(&mut shown);
     }
+    shown.insert_some(key_option(format), key_secret.clone());
+    shown.insert("file", node.to_json());
     // A name that leaves out how to read the image would not say everything.
-    let filename = if let Some(exact) = node.exact().filter(|_| key_secret.is_none()) {
-        exact.to_owned()
-    } else {
-        let mut shown = Object::default();
-        shown.insert("driver", format);
-        shown.insert_some("encrypt.key-secret", key_secret.clone());
-        shown.insert("file", node.to_json());
-        format!("json:{}", Json::from(shown).compact())
+    let filename = match node.exact().filter(|_| key_secret.is_none() && part.is_none()) {
+        Some(exact) => exact.to_owned(),
+        None => format!("json:{}", Json::from(shown.clone()).compact()),
     };
     Ok(Found {
         node,
         format,
         filename,
+        probed: driver.is_none(),
         header,
+        part,
         below,
         key_secret,
-        data_file: Some(data).filter(|data| !data.is_empty()),
+        data_file: data,
+        force_share: flags.force_share,
+        shown,
+        _name: name,
     })
 }
 
-/// Fails where options say that an image is encrypted in another way than it is.
-fn check_method(stored: Option<Encryption>, said: Option<&str>) -> Result<(), Refusal> {
-    let name = match stored {
-        Some(Encryption::Aes) => "aes",
-        Some(Encryption::Luks) => "luks",
-        _ => return Ok(()),
-    };
-    match said.filter(|said| *said != name) {
-        Some(said) => Err(Refusal::new(format!(
-            "Header reported '{name}' encryption format but options specify '{said}'"
-        ))),
-        None => Ok(()),
+/// What names the secret of an image in this format.
+fn key_option(format: &str) -> &'static str {
+    match format {
+        "luks" => "key-secret",
+        _ => "encrypt.key-secret",
     }
 }
 
-/// The format of a file by its first bytes.
+/// Why a file is no disk in LUKS's own form.
+fn no_luks(error: &block::Error) -> Refusal {
+    match error.kind() {
+        block::ErrorKind::InvalidInput => Refusal::new("Volume is not in LUKS format"),
+        _ => engine_words(error),
+    }
+}
+
+/// Bytes by which a format is told.
+const PROBED: u64 = 512;
+
+/// The format of a file by its first bytes. What is in another that QEMU knows is refused, and never taken for a raw disk.
 fn probe(storage: &dyn Storage) -> Result<&'static str, Refusal> {
-    let mut head = [0; 4];
-    storage.read_exact_at(&mut head, 0).map_err(|error| {
+    let could_not = |error: block::Error| {
         Refusal::new(format!(
             "Could not read image for determining its format: {}",
             reason(&error)
         ))
-    })?;
-    Ok(if Header::probe(&head) { "qcow2" } else { "raw" })
+    };
+    let len = storage.len().map_err(could_not)?.min(PROBED);
+    let mut head = vec![0; len as usize];
+    storage.read_exact_at(&mut head, 0).map_err(could_not)?;
+    if Header::probe(&head) {
+        return Ok("qcow2");
+    }
+    if LuksFormat.probe(&head) {
+        return Ok("luks");
+    }
+    match block::foreign_format(&head) {
+        Some(name) => Err(Refusal::new(format!("Unknown driver '{name}'"))),
+        None => Ok("raw"),
+    }
 }
 
 impl Found {
@@ -325,12 +349,22 @@ impl Found {
         Self {
             format: node.driver,
             filename: node.filename(),
+            shown: node.to_json(),
+            probed: false,
             node,
             header: None,
+            part: None,
             below: Below::Nothing,
             key_secret: None,
             data_file: None,
+            force_share: false,
+            _name: None,
         }
+    }
+
+    /// There is no format, only a node.
+    pub(super) fn is_bare(&self) -> bool {
+        self.node.own_disk().is_none() && self.format == self.node.driver
     }
 
     /// The name of the backing file as the image has it.
@@ -351,12 +385,17 @@ impl Found {
         name::combine(self.node.directory.as_deref(), name)
     }
 
+    /// What is below it is what it names.
+    fn names_below(&self) -> bool {
+        matches!(self.below, Below::AsStored)
+    }
+
     /// The image below, as a name and a format.
     pub(super) fn backing(&self) -> Option<Result<(NodeOptions, Option<String>), Refusal>> {
         let mut stated = NodeOptions::default();
         if let Below::Stated(options) = &self.below {
             stated = options.clone();
-            if stated.names_file() {
+            if stated.names_file() || self.backing_name().is_none() {
                 return Some(Ok((stated, None)));
             }
         }
@@ -384,17 +423,18 @@ impl Found {
 
     /// What an encrypted image is opened with. One that is only looked at needs nothing.
     fn keys(&self, flags: Flags) -> Result<Keys, Refusal> {
-        let encrypted = self
-            .header
-            .as_ref()
-            .is_some_and(|header| header.encryption != Encryption::None);
+        let header = self.header.as_ref();
+        let encrypted =
+            self.format == "luks" || header.is_some_and(|header| header.encryption != Encryption::None);
         match &self.key_secret {
             _ if !encrypted => Ok(Keys::None),
             Some(id) => Ok(Keys::Passphrases(vec![secret::passphrase(id)?])),
-            None if flags.no_backing || flags.locked => Ok(Keys::Locked),
-            None => Err(Refusal::new(
-                "Parameter 'encrypt.key-secret' is required for cipher",
-            )),
+            // QEMU wants the key of a disk that is to be changed, whatever there is to change.
+            None if flags.locked || flags.no_backing && !flags.write => Ok(Keys::Locked),
+            None => Err(Refusal::new(format!(
+                "Parameter '{}' is required for cipher",
+                key_option(self.format)
+            ))),
         }
     }
 
@@ -404,8 +444,31 @@ impl Found {
         snapshots.into_iter().find_map(|snapshot| snapshot.wrong)
     }
 
+    /// The snapshot that is meant: what stands for an ID or a name is an ID first, and of those of one name it is the first.
+    fn one_snapshot(&self, which: &SnapshotSelector) -> Result<SnapshotSelector, Refusal> {
+        let Some(header) = &self.header else {
+            return Ok(which.clone());
+        };
+        let all = qcow2_words::snapshots(header, &*self.node.storage);
+        let by_id = |text: &String| all.iter().find(|snapshot| snapshot.id == *text);
+        let found = match which {
+            SnapshotSelector::Either(text) => by_id(text),
+            SnapshotSelector::Exactly { .. } => None,
+        };
+        let found = found.or_else(|| all.iter().find(|one| which.matches(&one.id, &one.name)));
+        let found = found.ok_or_else(|| Refusal::new("Can't find snapshot"))?;
+        Ok(SnapshotSelector::id(&*found.id))
+    }
+
     fn open_data(&self, flags: Flags) -> Result<Option<Node>, Refusal> {
+        let flags = Flags {
+            force_share: flags.force_share || (self.force_share && !flags.write),
+            ..flags
+        };
         let stored = self.header.as_ref().and_then(Header::data_file);
+        if let Some(DataOptions::Reference(name)) = &self.data_file {
+            return Err(no_node(name));
+        }
         let Some(stored) = stored else {
             return match &self.data_file {
                 None => Ok(None),
@@ -414,10 +477,8 @@ impl Found {
                 )),
             };
         };
-        if let Some(options) = &self.data_file {
-            let mut options = options.clone();
-            options.set_default("driver", "file");
-            return node::open(None, options, flags).map(Some);
+        if let Some(DataOptions::Stated(options)) = &self.data_file {
+            return node::open(None, options.clone(), flags).map(Some);
         }
         let name = stored.name.and_then(|name| self.full_backing(&name));
         let Some(name) = name else {
@@ -436,6 +497,7 @@ fn chain_below(top: &Found, flags: Flags) -> Result<Vec<Found>, Refusal> {
 fn layers_below(top: &Found, flags: Flags, number: usize) -> Result<Vec<Found>, Refusal> {
     let flags = Flags {
         write: false,
+        force_share: flags.force_share || top.force_share,
         ..flags
     };
     let mut chain: Vec<Found> = Vec::new();
@@ -445,14 +507,15 @@ fn layers_below(top: &Found, flags: Flags, number: usize) -> Result<Vec<Found>, 
             return Ok(chain);
         };
         // QEMU says it once for every layer.
-        let prefixes = "Could not open backing file: ".repeat(chain.len() + 1);
+        let prefixes = OPEN_BACKING.repeat(chain.len() + 1);
         let found = next.and_then(|(options, file)| find_options(options, file.as_deref(), flags, false));
         let found = found.map_err(|refusal| refusal.after(&prefixes))?;
         let id = found.node.file().file_id();
+        // Options end somewhere; what files name leads back to the same file for ever.
         let looped = id.is_some()
             && std::iter::once(top)
                 .chain(&chain)
-                .any(|layer| layer.node.file().file_id() == id);
+                .any(|layer| layer.node.file().file_id() == id && layer.names_below() && found.names_below());
         if looped || chain.len() == MAX_LAYERS {
             let text = format!("Backing file '{}' creates an infinite loop.", found.filename);
             return Err(Refusal::new(text));
@@ -471,61 +534,79 @@ fn devices(
 ) -> Result<Image, Refusal> {
     let mut layers: Vec<Layer> = Vec::new();
     for (depth, image) in found.iter().enumerate().rev() {
-        let write = flags.write && depth == 0;
-        let data = image.open_data(Flags { write, ..flags })?;
-        let named = image.backing_name().is_some();
         let backing = if depth == 0 && !layers.is_empty() {
             Chain::base(&layers)
-        } else if named || detached {
+        } else if image.backing_name().is_some() || detached {
             Backing::Detached
         } else {
             Backing::None
         };
-        let access = Access {
-            write,
-            force_share: flags.force_share,
-        };
-        let format: &dyn Format = match image.format {
-            "qcow2" => &qcow2::Qcow2,
-            _ => &raw::Raw,
-        };
-        let data = data.map(|node| node.storage);
-        // A format without metadata has nothing but guest data.
-        let (storage, way) = match (&image.node.data, image.header.is_some()) {
-            (Some(data), false) => (data.clone(), None),
-            (way, _) => (
-                image.node.storage.clone(),
-                way.clone().filter(|way| way.file_id().is_some()),
-            ),
-        };
-        let keys = image.keys(flags)?;
-        let device = match snapshot.filter(|_| depth == 0) {
-            Some(snapshot) => format
-                .open_snapshot(storage, snapshot, backing, keys)
-                .map_err(|error| match image.bad_snapshot() {
-                    Some(wrong) => Refusal::new(wrong.text()),
-                    None => no_snapshot(&error),
-                })
-                .map_err(|refusal| refusal.after("Failed to load snapshot: "))?,
-            None => format
-                .open(storage, data.clone().or(way), access, backing, keys)
-                .map_err(|error| engine_words(&error))?,
-        };
-        layers.insert(
-            0,
-            Layer {
-                path: image.filename.clone().into(),
-                format: image.format,
-                storage: image.node.storage.clone(),
-                data_file: data,
-                device,
-            },
-        );
+        let write = flags.write && depth == 0;
+        let layer = image.layer(backing, Flags { write, ..flags }, snapshot.filter(|_| depth == 0));
+        let layer = layer.map_err(|refusal| refusal.after(OPEN_BACKING.repeat(depth)))?;
+        layers.insert(0, layer);
     }
     Ok(Image {
         chain: Chain::of(layers),
         layers: found,
     })
+}
+
+impl Found {
+    /// The device that it is, or that a snapshot in it is.
+    fn layer(
+        &self,
+        backing: Backing,
+        flags: Flags,
+        snapshot: Option<&SnapshotSelector>,
+    ) -> Result<Layer, Refusal> {
+        let data = self.open_data(flags)?;
+        let access = Access {
+            write: flags.write,
+            force_share: flags.force_share,
+        };
+        let format: &dyn Format = match self.format {
+            "qcow2" => &qcow2::Qcow2,
+            "luks" => &LuksFormat,
+            _ => &raw::Raw,
+        };
+        let data = data.map(|node| node.storage);
+        // A format without metadata has nothing but guest data.
+        let (storage, way) = match (&self.node.data, self.header.is_some()) {
+            (Some(data), false) => (data.clone(), None),
+            (way, _) => (
+                self.node.storage.clone(),
+                way.clone().filter(|way| way.file_id().is_some()),
+            ),
+        };
+        let keys = self.keys(flags)?;
+        let device = match snapshot {
+            Some(snapshot) => self
+                .one_snapshot(snapshot)
+                .and_then(|snapshot| {
+                    format
+                        .open_snapshot(storage, &snapshot, backing, keys)
+                        .map_err(|error| match self.bad_snapshot() {
+                            Some(wrong) => Refusal::new(wrong.text()),
+                            None => engine_words(&error),
+                        })
+                })
+                .map_err(|refusal| refusal.after("Failed to load snapshot: "))?,
+            None => match &self.part {
+                Some(part) => raw::Image::open_part(storage, access, part.start, part.len)
+                    .map(|image| -> Arc<dyn Overlay> { Arc::new(image) }),
+                None => format.open(storage, data.clone().or(way), access, backing, keys),
+            }
+            .map_err(|error| engine_words(&error))?,
+        };
+        Ok(Layer {
+            path: self.filename.clone().into(),
+            format: self.format,
+            storage: self.node.storage.clone(),
+            data_file: data,
+            device,
+        })
+    }
 }
 
 /// What the engine says, where QEMU has no words for it.
@@ -535,16 +616,6 @@ pub(super) fn engine_words(error: &block::Error) -> Refusal {
         ErrorKind::Key => Refusal::new("Invalid password, cannot unlock any keyslot"),
         ErrorKind::Io | ErrorKind::NoSpace => Refusal::new(reason(error)),
         _ => Refusal::new(error.message().to_owned()),
-    }
-}
-
-/// Why a snapshot is not opened.
-fn no_snapshot(error: &block::Error) -> Refusal {
-    match error.kind() {
-        block::ErrorKind::InvalidInput if error.message().starts_with("there is no snapshot") => {
-            Refusal::new("Can't find snapshot")
-        }
-        _ => engine_words(error),
     }
 }
 

@@ -2,20 +2,23 @@
 
 use std::collections::BTreeSet;
 
+use block::escape;
+use encryption::Luks;
 use qcow2::{Encryption, Snapshot};
 
 use super::console::Console;
 use super::getopt::Options;
 use super::image::{self, Found, Spec};
-use super::json::{Json, Object};
+use super::json::{Json, Object, c_text};
 use super::node::{Flags, Node};
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::{Outcome, output_format, pages};
+use crate::luks_description;
 use crate::output::human_size as human;
 use crate::qcow2_description::Qcow2Description;
 use crate::sandbox::{self, Names};
-use crate::snapshots;
+use crate::snapshots::{self, Width};
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let (mut format, mut json, mut chain, mut image_opts) = (None, false, false, false);
@@ -33,7 +36,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "b" => chain = true,
             "image-opts" => image_opts = true,
             "U" => flags.force_share = true,
-            _ => secrets.add(&value)?,
+            _ => secrets.add(console, &value)?,
         }
     }
     let spec = super::one_image(&options.operands(), format.as_deref(), image_opts)?;
@@ -44,12 +47,12 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     };
     snapshots::know_time_zone();
     sandbox::confine(Names::None, false);
-    let images = found.into_iter().map(Description::of);
+    let images = found.iter().map(Description::of);
     let images = images.collect::<Result<Vec<_>, _>>()?;
     let text = match (json, chain) {
         (false, _) => images
             .iter()
-            .map(Description::human)
+            .map(|image| image.human(""))
             .collect::<Vec<_>>()
             .join("\n"),
         (true, true) => Json::List(images.iter().map(|image| image.json().into()).collect()).pretty(),
@@ -84,32 +87,84 @@ fn collect(mut spec: Spec, flags: Flags) -> Result<Vec<Found>, Refusal> {
 
 /// What is known about an image.
 #[derive(Debug)]
-struct Description {
-    found: Found,
+struct Description<'a> {
+    found: &'a Found,
     size: u64,
     qcow2: Option<Qcow2Description>,
+    /// Of a disk in LUKS's own form.
+    luks: Option<Luks>,
+    children: Vec<Named<'a>>,
 }
 
-impl Description {
-    fn of(found: Found) -> Result<Self, Refusal> {
+/// What something lies in, and what it calls that.
+type Named<'a> = (&'static str, Child<'a>);
+
+#[derive(Debug)]
+enum Child<'a> {
+    Image(Box<Description<'a>>),
+    Node(&'a Node, Vec<Named<'a>>),
+}
+
+impl<'a> Description<'a> {
+    /// Of an image as it was found.
+    fn of(found: &'a Found) -> Result<Self, Refusal> {
         let qcow2 = match found.format {
             "qcow2" => Some(Qcow2Description::read(&*found.node.storage).map_err(|error| {
                 image::engine_words(&error).after(format!("Could not open '{}': ", found.filename))
             })?),
             _ => None,
         };
-        let size = match &qcow2 {
-            Some(qcow2) => qcow2.header.size,
-            None => length(&found.node)?,
+        let luks = match found.format {
+            "luks" => Some(
+                encryption::read_luks(&*found.node.storage).map_err(|error| image::engine_words(&error))?,
+            ),
+            _ => None,
         };
-        Ok(Self { found, size, qcow2 })
+        let size = match (&qcow2, &luks, &found.part) {
+            (Some(qcow2), ..) => qcow2.header.size,
+            (_, Some(luks), _) => length(&found.node)?.saturating_sub(luks.payload_offset()),
+            (.., Some(part)) => part.size,
+            _ => length(&found.node)?,
+        };
+        let children = if found.is_bare() {
+            children_of(&found.node)?
+        } else {
+            vec![("file", Child::of(&found.node)?)]
+        };
+        Ok(Self {
+            found,
+            size,
+            qcow2,
+            luks,
+            children,
+        })
+    }
+
+    /// Of a part of a chain that is open.
+    fn of_layers(layers: &'a [Found]) -> Result<Option<Self>, Refusal> {
+        let [top, below @ ..] = layers else {
+            return Ok(None);
+        };
+        let mut description = Self::of(top)?;
+        let backing = Self::of_layers(below)?.map(|backing| ("backing", Child::Image(Box::new(backing))));
+        description.children.splice(..0, backing);
+        Ok(Some(description))
+    }
+
+    /// Of this image, or of the one whose disk it shows.
+    fn cluster_size(&self) -> Option<u64> {
+        match &self.qcow2 {
+            Some(qcow2) => Some(qcow2.header.geometry.cluster_size()),
+            None if self.luks.is_some() => None,
+            None => cluster_size_below(&self.found.node),
+        }
     }
 
     fn json(&self) -> Object {
         let mut object = Object::default();
+        object.insert_some("cluster-size", self.cluster_size());
         if let Some(qcow2) = &self.qcow2 {
             let header = &qcow2.header;
-            object.insert("cluster-size", header.geometry.cluster_size());
             if header.encryption != Encryption::None {
                 object.insert("encrypted", true);
             }
@@ -127,80 +182,145 @@ impl Description {
             }
             object.insert("format-specific", specific("qcow2", qcow2.facts()));
         }
+        if let Some(luks) = &self.luks {
+            object.insert("encrypted", true);
+            let facts = luks_description::facts(luks, false);
+            object.insert("format-specific", specific("luks", facts));
+        }
         object.insert("filename", &*self.found.filename);
         object.insert("format", self.found.format);
         object.insert("virtual-size", self.size);
         object.insert_some("actual-size", self.found.node.allocated());
         let dirty = self.qcow2.as_ref().map(Qcow2Description::is_dirty);
         object.insert_some("dirty-flag", dirty.or(self.found.node.dirty_flag()));
-        let children = if self.is_bare() {
-            children_json(&self.found.node)
-        } else {
-            Json::List(vec![child_json("file", &self.found.node).into()])
-        };
-        if self.is_bare() && self.found.format == "file" {
+        if self.found.is_bare() && self.found.format == "file" {
             object.insert("format-specific", specific("file", Object::default()));
         }
-        object.insert("children", children);
+        object.insert("children", children_json(&self.children));
         object
     }
 
-    /// There is no format, only a node.
-    fn is_bare(&self) -> bool {
-        self.found.format == self.found.node.driver
-    }
-
-    fn human(&self) -> String {
+    /// In lines; `path` leads here from the image that was asked for.
+    fn human(&self, path: &str) -> String {
         let mut text = format!(
             "image: {}\nfile format: {}\nvirtual size: {} ({} bytes)\ndisk size: {}\n",
-            self.found.filename,
+            escape(&self.found.filename),
             self.found.format,
             human(self.size),
             self.size,
             disk_size(&self.found.node)
         );
+        let encrypted = self.qcow2.as_ref().map(|qcow2| qcow2.header.encryption);
+        if self.luks.is_some() || encrypted.is_some_and(|method| method != Encryption::None) {
+            text += "encrypted: yes\n";
+        }
+        if let Some(bytes) = self.cluster_size() {
+            text += &format!("cluster_size: {bytes}\n");
+        }
         if let Some(qcow2) = &self.qcow2 {
             self.human_qcow2(&mut text, qcow2);
         }
-        if self.is_bare() {
-            if let Some((name, child)) = &self.found.node.child {
-                human_child(&mut text, child, &format!("/{name}"), 0);
-            }
-        } else {
-            human_child(&mut text, &self.found.node, "/file", 0);
+        if let Some(luks) = &self.luks {
+            text += "Format specific information:\n";
+            human_tree(&mut text, 1, &luks_description::facts(luks, false).into());
         }
-        text
+        text + &human_children(&self.children, path)
     }
 
     fn human_qcow2(&self, text: &mut String, qcow2: &Qcow2Description) {
-        if qcow2.header.encryption != Encryption::None {
-            *text += "encrypted: yes\n";
-        }
-        *text += &format!("cluster_size: {}\n", qcow2.header.geometry.cluster_size());
         if qcow2.is_dirty() {
             *text += "cleanly shut down: no\n";
         }
         if let Some(name) = self.found.backing_name() {
-            *text += &format!("backing file: {name}");
+            *text += &format!("backing file: {}", escape(&name));
             match self.found.full_backing(&name) {
                 None => *text += " (cannot determine actual path)",
-                Some(full) if full != name => *text += &format!(" (actual path: {full})"),
+                Some(full) if full != name => *text += &format!(" (actual path: {})", escape(&full)),
                 Some(_) => {}
             }
             text.push('\n');
             if let Some(format) = self.found.backing_format() {
-                *text += &format!("backing file format: {format}\n");
+                *text += &format!("backing file format: {}\n", escape(&format));
             }
         }
         if !qcow2.snapshots.is_empty() {
             let mut table = Vec::new();
             // Writing to memory does not fail.
-            let _ = snapshots::print(&mut table, &qcow2.snapshots);
+            let _ = snapshots::print(&mut table, &qcow2.snapshots, Width::Bytes);
             *text += &String::from_utf8_lossy(&table);
         }
         *text += "Format specific information:\n";
         human_tree(text, 1, &qcow2.facts().into());
     }
+}
+
+impl<'a> Child<'a> {
+    fn of(node: &'a Node) -> Result<Self, Refusal> {
+        let image = match node.own_disk() {
+            Some(image) => Description::of_layers(&image.layers)?,
+            None => None,
+        };
+        Ok(match image {
+            Some(image) => Self::Image(Box::new(image)),
+            None => Self::Node(node, children_of(node)?),
+        })
+    }
+
+    fn json(&self) -> Object {
+        let (node, children) = match self {
+            Self::Image(image) => return image.json(),
+            Self::Node(node, children) => (node, children),
+        };
+        let mut info = Object::default();
+        info.insert("filename", node.filename());
+        info.insert("format", node.driver);
+        info.insert("virtual-size", length(node).unwrap_or_default());
+        info.insert_some("actual-size", node.allocated());
+        info.insert_some("dirty-flag", node.dirty_flag());
+        info.insert_some("cluster-size", cluster_size_below(node));
+        if matches!(node.driver, "file" | "host_device") {
+            info.insert("format-specific", specific("file", Object::default()));
+        }
+        info.insert("children", children_json(children));
+        info
+    }
+
+    fn human(&self, path: &str) -> String {
+        let (node, children) = match self {
+            Self::Image(image) => return image.human(path),
+            Self::Node(node, children) => (node, children),
+        };
+        let size = length(node).unwrap_or_default();
+        let (name, kind, length) = match node.child {
+            None => ("filename", "protocol type", "file length"),
+            Some(_) => ("image", "file format", "virtual size"),
+        };
+        let mut text = format!(
+            "{name}: {}\n{kind}: {}\n{length}: {} ({size} bytes)\ndisk size: {}\n",
+            escape(&node.filename()),
+            node.driver,
+            human(size),
+            disk_size(node)
+        );
+        if let Some(bytes) = cluster_size_below(node) {
+            text += &format!("cluster_size: {bytes}\n");
+        }
+        text + &human_children(children, path)
+    }
+}
+
+/// What a node lies in.
+fn children_of(node: &Node) -> Result<Vec<Named<'_>>, Refusal> {
+    let children = node.child.iter();
+    children
+        .map(|(name, child)| Ok((*name, Child::of(child)?)))
+        .collect()
+}
+
+/// The size of the clusters of the image whose disk a node shows.
+fn cluster_size_below(node: &Node) -> Option<u64> {
+    let header = node.disk()?.layers[0].header.as_ref()?;
+    Some(header.geometry.cluster_size())
 }
 
 fn length(node: &Node) -> Result<u64, Refusal> {
@@ -219,52 +339,26 @@ fn specific(kind: &str, data: impl Into<Json>) -> Object {
     object
 }
 
-fn child_json(name: &str, node: &Node) -> Object {
-    let mut info = Object::default();
-    info.insert("filename", node.filename());
-    info.insert("format", node.driver);
-    info.insert("virtual-size", length(node).unwrap_or_default());
-    info.insert_some("actual-size", node.allocated());
-    info.insert_some("dirty-flag", node.dirty_flag());
-    if matches!(node.driver, "file" | "host_device") {
-        info.insert("format-specific", specific("file", Object::default()));
-    }
-    info.insert("children", children_json(node));
-    let mut child = Object::default();
-    child.insert("name", name);
-    child.insert("info", info);
-    child
-}
-
-fn children_json(node: &Node) -> Json {
-    let children = node
-        .child
-        .iter()
-        .map(|(name, child)| child_json(name, child).into());
+fn children_json(children: &[Named<'_>]) -> Json {
+    let children = children.iter().map(|(name, child)| {
+        let mut object = Object::default();
+        object.insert("name", *name);
+        object.insert("info", child.json());
+        object.into()
+    });
     Json::List(children.collect())
 }
 
-fn human_child(text: &mut String, node: &Node, path: &str, depth: usize) {
-    let indent = " ".repeat(4 * depth);
-    let size = length(node).unwrap_or_default();
-    let (name, kind, length) = match node.child {
-        None => ("filename", "protocol type", "file length"),
-        Some(_) => ("image", "file format", "virtual size"),
-    };
-    *text += &format!(
-        "{indent}Child node '{path}':\n\
-         {indent}    {name}: {}\n\
-         {indent}    {kind}: {}\n\
-         {indent}    {length}: {} ({size} bytes)\n\
-         {indent}    disk size: {}\n",
-        node.filename(),
-        node.driver,
-        human(size),
-        disk_size(node)
-    );
-    if let Some((name, child)) = &node.child {
-        human_child(text, child, &format!("{path}/{name}"), depth + 1);
+fn human_children(children: &[Named<'_>], path: &str) -> String {
+    let mut text = String::new();
+    for (name, child) in children {
+        let path = format!("{path}/{name}");
+        text += &format!("Child node '{path}':\n");
+        for line in child.human(&path).lines() {
+            text += &format!("    {line}\n");
+        }
     }
+    text
 }
 
 /// A value as an indented list of keys and values.
@@ -288,7 +382,7 @@ fn human_tree(text: &mut String, depth: usize, value: &Json) {
                 text.push('\n');
                 human_tree(text, depth + 1, value);
             }
-            Json::Text(value) => *text += &format!(" {value}\n"),
+            Json::Text(value) => *text += &format!(" {}\n", escape(c_text(value))),
             Json::Number(value) => *text += &format!(" {value}\n"),
             Json::Bool(value) => *text += &format!(" {value}\n"),
         }

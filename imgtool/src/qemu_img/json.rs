@@ -46,7 +46,13 @@ impl Object {
     }
 }
 
-fn bucket(key: &str) -> u32 {
+/// A text as far as QEMU's go: they end at the first NUL.
+pub(super) fn c_text(text: &str) -> &str {
+    text.split('\0').next().unwrap_or_default()
+}
+
+/// Where QEMU keeps a member of this name, and so how early it meets it.
+pub(super) fn bucket(key: &str) -> u32 {
     let mut hash = 0x238F_13AF_u32.wrapping_mul(key.len() as u32);
     for (index, byte) in key.bytes().enumerate() {
         hash = hash.wrapping_add(u32::from(byte) << (index * 5 % 24));
@@ -93,7 +99,7 @@ impl Json {
 
     fn write(&self, out: &mut String, depth: Option<usize>) {
         match self {
-            Self::Text(text) => write_text(out, text),
+            Self::Text(text) => write_text(out, c_text(text)),
             // Writing to a string does not fail.
             Self::Number(number) => {
                 let _ = write!(out, "{number}");

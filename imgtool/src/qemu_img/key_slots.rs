@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use block::Passphrase;
-use encryption::{Iterations, Luks, SLOTS};
-use qcow2::{Encryption, Header, Image};
+use encryption::{Iterations, KeySlots, Luks, SLOTS};
+use qcow2::{Encryption, Header};
 
 use super::format_options::FormatOptions;
 use super::image;
@@ -28,38 +28,52 @@ pub(super) enum KeyChange {
     },
 }
 
-/// What options say of key slots, if anything, judged in QEMU's words.
-pub(super) fn of_options(
+/// What options say of the key slots of a qcow2 image, if anything, judged in QEMU's words.
+pub(super) fn of_qcow2(
     options: &FormatOptions,
     header: &Header,
     secrets: &Secrets,
 ) -> Result<Option<KeyChange>, Refusal> {
-    let refuse = |text: &str| Err(Refusal::new(text));
     if !options.names().any(|name| name.starts_with("encrypt.")) {
         return Ok(None);
     }
     match header.encryption {
         Encryption::Luks => {}
-        Encryption::None => return refuse("Can't amend encryption options - encryption not present"),
-        Encryption::Aes => return refuse("Only LUKS encryption options can be amended"),
+        Encryption::None => {
+            return Err(Refusal::new(
+                "Can't amend encryption options - encryption not present",
+            ));
+        }
+        Encryption::Aes => return Err(Refusal::new("Only LUKS encryption options can be amended")),
     }
-    let [new, old] = ["encrypt.new-secret", "encrypt.old-secret"].map(|name| options.get(name));
-    let time = options.number("encrypt.iter-time");
-    let number = options.number("encrypt.keyslot");
+    of_options(options, "encrypt.", secrets).map(Some)
+}
+
+/// The same for a disk in LUKS's own form, or with a `prefix` in front of the names of the options.
+pub(super) fn of_options(
+    options: &FormatOptions,
+    prefix: &str,
+    secrets: &Secrets,
+) -> Result<KeyChange, Refusal> {
+    let refuse = |text: &str| Err(Refusal::new(text));
+    let name = |key: &str| format!("{prefix}{key}");
+    let [new, old] = ["new-secret", "old-secret"].map(|key| options.get(&name(key)));
+    let time = options.number(&name("iter-time"));
+    let number = options.number(&name("keyslot"));
     let passphrase = |id| secrets.get(id).map(Passphrase::new);
-    match (options.get("encrypt.state"), new) {
+    match (options.get(&name("state")), new) {
         (None, _) => refuse("Parameter 'state' is missing"),
         (Some("active"), None) => refuse("'new-secret' is required to activate a keyslot"),
         (Some("active"), Some(_)) if old.is_some() => {
             refuse("'old-secret' must not be given when activating keyslots")
         }
-        (Some("active"), Some(new)) => Ok(Some(KeyChange::Add {
+        (Some("active"), Some(new)) => Ok(KeyChange::Add {
             slot: slot(number)?,
             passphrase: passphrase(new)?,
             iterations: time.map_or_else(Iterations::default, |time| {
                 Iterations::Time(Duration::from_millis(time.max(1)))
             }),
-        })),
+        }),
         (Some("inactive"), Some(_)) => refuse("'new-secret' must not be given when erasing keyslots"),
         (Some("inactive"), None) if time.is_some() => {
             refuse("'iter-time' must not be given when erasing keyslots")
@@ -67,10 +81,10 @@ pub(super) fn of_options(
         (Some("inactive"), None) if number.is_none() && old.is_none() => refuse(
             "To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given",
         ),
-        (Some("inactive"), None) => Ok(Some(KeyChange::Erase {
+        (Some("inactive"), None) => Ok(KeyChange::Erase {
             passphrase: old.map(passphrase).transpose()?,
             slot: slot(number)?,
-        })),
+        }),
         (Some(other), _) => Err(not_accepted("state", other)),
     }
 }
@@ -92,7 +106,7 @@ fn slot(number: Option<u64>) -> Result<Option<usize>, Refusal> {
 
 impl KeyChange {
     /// Changes the image. With `force` slots that are in use are given to others, and the last may be emptied.
-    pub(super) fn apply(&self, image: &Image, force: bool) -> Result<(), Refusal> {
+    pub(super) fn apply(&self, image: &dyn KeySlots, force: bool) -> Result<(), Refusal> {
         let luks = image.luks().map_err(|error| image::engine_words(&error))?;
         let Some(luks) = luks else {
             return Err(Refusal::new("Only LUKS encryption options can be amended"));
@@ -109,7 +123,7 @@ impl KeyChange {
 }
 
 fn add(
-    image: &Image,
+    image: &dyn KeySlots,
     luks: &Luks,
     passphrase: &Passphrase,
     slot: Option<usize>,
@@ -141,7 +155,7 @@ fn add(
 }
 
 fn erase(
-    image: &Image,
+    image: &dyn KeySlots,
     luks: &Luks,
     slot: Option<usize>,
     passphrase: Option<&Passphrase>,

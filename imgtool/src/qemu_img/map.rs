@@ -28,14 +28,16 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "output" => json = output_format(&value)?,
             "image-opts" => image_opts = true,
             "U" => flags.force_share = true,
-            _ => secrets.add(&value)?,
+            _ => secrets.add(console, &value)?,
         }
     }
     let spec = super::one_image(&options.operands(), format.as_deref(), image_opts)?;
     let image = image::open(&spec, flags)?;
     sandbox::confine(Names::None, false);
-    // A node above an image has nothing of its own: the disk lies where the image has it.
-    let shown = image.layers[0].node.disk().unwrap_or(&image);
+    // What is above an image and has nothing of its own: the disk lies where the image has it.
+    let top = &image.layers[0];
+    let has_own = top.header.is_some() || top.part.is_some() || top.format == "luks";
+    let shown = top.node.disk().filter(|_| !has_own).unwrap_or(&image);
     let mut rows = rows(shown, start, length)
         .map_err(|error| Refusal::new(format!("Failed to read image metadata: {}", reason(&error))))?;
     let alignment = shown.layers[0].node.storage.alignment().offset;
@@ -43,6 +45,9 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         round_up(&mut rows, alignment.into());
     }
     if json {
+        if rows.is_empty() {
+            rows.push(Row::nothing(start));
+        }
         console.print(objects(&rows))?;
         return Ok(0);
     }
@@ -66,12 +71,35 @@ struct Row {
 }
 
 impl Row {
+    /// What there is where the disk has ended.
+    fn nothing(start: u64) -> Self {
+        Self {
+            start,
+            len: 0,
+            depth: 0,
+            present: false,
+            zero: false,
+            data: false,
+            compressed: false,
+            offset: None,
+            file: None,
+        }
+    }
+
     fn of(image: &Image, extent: &Extent, hole: bool) -> Self {
         let zero = extent.state.reads_as_zero();
         let layer = &image.chain.layers()[extent.depth as usize];
         let data_file = layer.data_file.as_ref().and_then(|file| file.path());
         let data_file = data_file.map(|path| path.to_string_lossy().into_owned());
-        let node = &image.layers[extent.depth as usize].node;
+        let found = &image.layers[extent.depth as usize];
+        // What only passes requests on has no place of its own.
+        let name = || {
+            if found.is_bare() {
+                found.node.bottom()
+            } else {
+                found.node.filename()
+            }
+        };
         Self {
             start: extent.offset,
             len: extent.len,
@@ -81,7 +109,7 @@ impl Row {
             data: !zero,
             compressed: extent.state == ExtentState::Compressed,
             offset: extent.host,
-            file: extent.host.map(|_| data_file.unwrap_or_else(|| node.filename())),
+            file: extent.host.map(|_| data_file.unwrap_or_else(name)),
         }
     }
 

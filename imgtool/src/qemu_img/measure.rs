@@ -45,7 +45,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "image-opts" => wanted.image_opts = true,
             "output" => wanted.json = output_format(&value).map_err(Refusal::without_hint)?,
             "s" => wanted.size = Some(number::disk_size("image size", &value)?),
-            _ => wanted.secrets.add(&value)?,
+            _ => wanted.secrets.add(console, &value)?,
         }
     }
     let operands = options.operands();
@@ -88,6 +88,10 @@ impl Wanted {
             }
             None => None,
         };
+        if format == "file" {
+            let text = format!("Block driver '{format}' does not support size measurement");
+            return Err(Refusal::new(text));
+        }
         let mut options = new_image::options_of(format, true)?;
         options
             .parse(self.options.as_deref().unwrap_or_default())
@@ -97,7 +101,7 @@ impl Wanted {
             .map_or(self.size, |image| Some(image.device().size()));
         options.set("size", &size.unwrap_or_default().to_string())?;
         if format == "luks" {
-            return Ok((encrypted::luks_measure(&options)?, None));
+            return Ok((encrypted::luks_measure(&options, &self.secrets)?, None));
         }
         let new = new_image::image(format, &options, &self.secrets).map_err(without_format)?;
         let measured = measure(&new, source.as_ref()).map_err(|error| image::engine_words(&error))?;

@@ -28,16 +28,22 @@ mod encrypted;
 mod format_options;
 mod getopt;
 mod image;
+mod image_options;
 mod info;
 mod json;
 mod key_slots;
+mod keyed;
 mod map;
 mod measure;
 mod new_image;
 mod node;
+mod noted;
 mod number;
+mod object;
+mod object_text;
 mod option_list;
 mod pages;
+mod part;
 mod progress;
 mod qcow2_words;
 mod rebase;
@@ -46,6 +52,7 @@ mod resize;
 mod secret;
 mod snapshot;
 mod stated;
+mod throttle;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -56,7 +63,7 @@ use console::Console;
 use getopt::Page;
 use refusal::Refusal;
 
-use crate::failure::INTERRUPTED;
+use crate::interrupt;
 
 /// What a command gives: an exit code.
 type Outcome = Result<u8, Refusal>;
@@ -110,7 +117,7 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     outcome.map_or_else(
         |refusal| {
             if console.was_interrupted() {
-                return INTERRUPTED.into();
+                return interrupt::exit_code().into();
             }
             console.refuse(&refusal);
             refusal.code().into()
@@ -161,8 +168,8 @@ fn help(console: &Console) -> Outcome {
          -V, --version\n     say which version this is\n  \
          -T, --trace TRACE\n     taken for the sake of scripts: there is nothing to trace\n\n\
          Commands, of which `qemu-img COMMAND --help` says more:\n\n{}\n\
-         Exports of NBD servers are opened too (nbd:, nbd+unix:), and LUKS disks made (create -f luks).\n\n\
-         Supported formats: blkdebug file host_device null-aio null-co qcow2 quorum raw\n",
+         Exports of NBD servers are opened too (nbd:, nbd+unix:).\n\n\
+         Supported formats: blkdebug file host_device luks null-aio null-co qcow2 quorum raw\n",
         version(),
         commands.collect::<String>(),
     ))?;
@@ -195,12 +202,26 @@ fn spec(text: &str, format: Option<&str>, image_opts: bool) -> Result<image::Spe
     if image_opts && format.is_some() {
         return Err(Refusal::new("--image-opts and --format are mutually exclusive"));
     }
+    if image_opts {
+        option_list::warn_of_short_forms(text, true);
+        node::NodeOptions::check_id(text)?;
+    }
     Ok(image::Spec::new(text, format, image_opts))
 }
 
 /// The snapshot that `-l` asks for.
 fn snapshot_param(text: &str) -> Result<SnapshotSelector, Refusal> {
-    SnapshotSelector::parse(text).map_err(|_| {
+    if text.is_empty() {
+        return Ok(SnapshotSelector::Either(String::new()));
+    }
+    let mut stated = text.to_owned();
+    if text.starts_with("snapshot.") {
+        option_list::warn_of_short_forms(text, false);
+        let pairs = option_list::pairs(text).into_iter();
+        let pairs = pairs.map(|(key, value)| format!("{key}={}", value.replace(',', ",,")));
+        stated = pairs.collect::<Vec<_>>().join(",");
+    }
+    SnapshotSelector::parse(&stated).map_err(|_| {
         let wrong = format!("Failed in parsing snapshot param '{text}'");
         let mut keys = option_list::pairs(text).into_iter().map(|pair| pair.0);
         match keys.find(|key| key != "snapshot.id" && key != "snapshot.name") {
@@ -247,15 +268,26 @@ fn target_cache(name: &str) -> Result<CacheMode, Refusal> {
 
 /// Opens an image that is to be changed.
 fn open_to_write(console: &Console, spec: &image::Spec, flags: node::Flags) -> Result<image::Image, Refusal> {
-    let image = image::open(spec, flags)?;
-    warn_of_probing(console, spec, &image);
+    let found = image::find(spec, flags)?;
+    go_on_to_write(console, spec, found, flags)
+}
+
+/// Opens what an image that is to be changed is based on.
+fn go_on_to_write(
+    console: &Console,
+    spec: &image::Spec,
+    found: image::Found,
+    flags: node::Flags,
+) -> Result<image::Image, Refusal> {
+    let image = image::go_on(spec, found, flags)?;
+    warn_of_probing(console, &image.layers[0]);
     Ok(image)
 }
 
 /// Says that a raw image is taken for one because nobody said what it is.
-fn warn_of_probing(console: &Console, spec: &image::Spec, image: &image::Image) {
-    if spec.format.is_none() && !spec.image_opts && image.layers[0].format == "raw" {
-        let file = &spec.text;
+fn warn_of_probing(console: &Console, found: &image::Found) {
+    if found.probed && found.format == "raw" {
+        let file = &found.filename;
         console.note(&format!(
             "WARNING: Image format was not specified for '{file}' and probing guessed raw.\n         \
              Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
@@ -267,6 +299,12 @@ fn warn_of_probing(console: &Console, spec: &image::Spec, image: &image::Image) 
 
 /// The active image of a chain, if that is in qcow2.
 fn qcow2_of(image: &image::Image) -> Option<&qcow2::Image> {
+    let device: &dyn std::any::Any = &**image.device();
+    device.downcast_ref()
+}
+
+/// The same for a disk in LUKS's own form.
+fn luks_of(image: &image::Image) -> Option<&encryption::Image> {
     let device: &dyn std::any::Any = &**image.device();
     device.downcast_ref()
 }

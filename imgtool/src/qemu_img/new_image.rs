@@ -3,11 +3,64 @@
 use block::{BackingReference, DataFileReference, Preallocation};
 use qcow2::{CompressionType, CreateOptions, Version};
 
+use super::create::not_created;
 use super::encrypted;
 use super::format_options::{self, FormatOptions};
-use super::refusal::Refusal;
+use super::refusal::{EINVAL, ENOENT, ENOSPC, Refusal, host_text};
 use super::secret::Secrets;
 use crate::formats::NewImage;
+
+/// Bytes of the name of a backing file.
+const MAX_BACKING_NAME: usize = 1023;
+
+/// What a backing file may be read by, there or here.
+const DRIVERS: [&str; 45] = [
+    "blkdebug",
+    "blklogwrites",
+    "blkreplay",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-before-write",
+    "copy-on-read",
+    "dmg",
+    "file",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "iscsi",
+    "luks",
+    "nbd",
+    "nfs",
+    "null-aio",
+    "null-co",
+    "nvme",
+    "parallels",
+    "preallocate",
+    "qcow",
+    "qcow2",
+    "qed",
+    "quorum",
+    "raw",
+    "rbd",
+    "replication",
+    "snapshot-access",
+    "ssh",
+    "throttle",
+    "vdi",
+    "vhdx",
+    "virtio-blk-vfio-pci",
+    "virtio-blk-vhost-user",
+    "virtio-blk-vhost-vdpa",
+    "vmdk",
+    "vpc",
+    "vvfat",
+];
 
 const TOO_OLD: &str = "(use version=v3 or greater)";
 
@@ -18,6 +71,8 @@ pub(super) fn options_of(format: &str, in_file: bool) -> Result<FormatOptions, R
         "raw" => format_options::RAW,
         "qcow2" => format_options::QCOW2,
         "luks" => format_options::LUKS,
+        // A file as it is, which a raw image is too.
+        "file" => format_options::FILE,
         _ => return Err(Refusal::new(format!("Unknown file format '{format}'"))),
     };
     Ok(if in_file {
@@ -30,9 +85,9 @@ pub(super) fn options_of(format: &str, in_file: bool) -> Result<FormatOptions, R
 /// Fails for a format that QEMU knows and makes no images in.
 pub(super) fn can_be_made(format: &str) -> Result<(), Refusal> {
     match format {
-        "bochs" | "cloop" | "dmg" => Err(Refusal::new(format!(
-            "Format driver '{format}' does not support image creation"
-        ))),
+        "bochs" | "cloop" | "dmg" | "blkdebug" | "null-aio" | "null-co" | "quorum" => Err(Refusal::new(
+            format!("Format driver '{format}' does not support image creation"),
+        )),
         _ => Ok(()),
     }
 }
@@ -52,15 +107,29 @@ pub(super) fn help(format: &str, target: Option<&str>) -> Result<String, Refusal
 
 /// The image that these options are about.
 pub(super) fn image(format: &str, options: &FormatOptions, secrets: &Secrets) -> Result<NewImage, Refusal> {
-    if format == "raw" {
+    let hint = options.size("extent_size_hint");
+    if hint.is_some_and(|hint| u32::try_from(hint).is_err()) {
+        return Err(Refusal::new("Extent size hint is too large"));
+    }
+    if matches!(format, "raw" | "file") {
         let size = options.size("size").unwrap_or_default();
         return Ok(NewImage::raw(size, raw_preallocation(options)?));
+    }
+    if format == "luks" {
+        return encrypted::luks_image(options, secrets);
     }
     if format != "qcow2" {
         return Err(Refusal::new(format!("Unknown file format '{format}'")));
     }
+    check_backing_format(options)?;
+    if options.get("data_file") == Some("") {
+        return Err(not_created("", ENOENT));
+    }
     let options = qcow2_options(options, secrets)?;
     options.validate().map_err(|_| {
+        if let Some(refusal) = bad_backing(&options) {
+            return refusal;
+        }
         let hint = if options.cluster_bits < 21 {
             " (try using a larger cluster size)"
         } else {
@@ -73,7 +142,39 @@ pub(super) fn image(format: &str, options: &FormatOptions, secrets: &Secrets) ->
     Ok(NewImage::of_qcow2(options))
 }
 
-fn raw_preallocation(options: &FormatOptions) -> Result<Preallocation, Refusal> {
+/// Fails for a format of a backing file that QEMU has no driver for, or where no such file is named.
+fn check_backing_format(options: &FormatOptions) -> Result<(), Refusal> {
+    match options.get("backing_fmt") {
+        Some(format) if !DRIVERS.contains(&format) => Err(not_accepted("backing-fmt", format)),
+        Some(_) if options.get("backing_file").is_none() => {
+            Err(Refusal::new("Backing format cannot be used without backing file"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why a new image cannot name this backing file, if it could be made without.
+fn bad_backing(options: &CreateOptions) -> Option<Refusal> {
+    let BackingReference { name, format } = options.backing.as_ref()?;
+    let without = CreateOptions {
+        backing: None,
+        ..options.clone()
+    };
+    without.validate().ok()?;
+    // What is not too long by itself does not fit into the first cluster.
+    let number = if name.len() > MAX_BACKING_NAME {
+        EINVAL
+    } else {
+        ENOSPC
+    };
+    let why = host_text(&std::io::Error::from_raw_os_error(number));
+    let format = format.as_deref().unwrap_or_default();
+    Some(Refusal::new(format!(
+        "Could not assign backing file '{name}' with format '{format}': {why}"
+    )))
+}
+
+pub(super) fn raw_preallocation(options: &FormatOptions) -> Result<Preallocation, Refusal> {
     match options.get("preallocation") {
         None | Some("off") => Ok(Preallocation::Off),
         Some("falloc") => Ok(Preallocation::Falloc),

@@ -14,6 +14,11 @@ pub(super) enum NoSize {
 /// The bytes that `text` stands for: see [`block::size`].
 pub(super) fn size(text: &str) -> Result<u64, NoSize> {
     let text = text.trim_start();
+    // C takes a sign.
+    let text = match text.strip_prefix('+') {
+        Some(number) if number.starts_with(|first: char| first.is_ascii_digit()) => number,
+        _ => text,
+    };
     if let Ok(bytes) = block::size::parse(text) {
         return Ok(bytes);
     }
@@ -64,6 +69,8 @@ mod tests {
             ("1024", Ok(1024)),
             (" 1.5k", Ok(1536)),
             ("0x10", Ok(16)),
+            ("+1k", Ok(1024)),
+            ("++1", Err(NoSize::Text)),
             ("-1024", Err(NoSize::Range)),
             ("-1k", Err(NoSize::Text)),
             ("1kilobyte", Err(NoSize::Text)),

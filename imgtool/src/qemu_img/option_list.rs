@@ -1,5 +1,6 @@
 //! Lists of options: `key=value,key=value`, where two commas stand for one in a value.
 
+use super::console;
 use super::refusal::Refusal;
 
 /// The pairs of a list, in the order they were written. A key without a value is `on`, one that begins with `no` is then `off`.
@@ -36,6 +37,21 @@ pub(super) fn parts(list: &str) -> Vec<String> {
         parts.push(part);
     }
     parts
+}
+
+/// Says of each key without a value that it should have one; what comes first may be a value alone where that means something.
+pub(super) fn warn_of_short_forms(list: &str, first_is_value: bool) {
+    let skipped = usize::from(first_is_value);
+    let parts = parts(list).into_iter().skip(skipped);
+    let help = |part: &str| matches!(part, "" | "help" | "?");
+    for part in parts.filter(|part| !part.contains('=') && !help(part)) {
+        let (key, value) = match part.strip_prefix("no") {
+            Some(key) if !key.is_empty() => (key, "off"),
+            _ => (&*part, "on"),
+        };
+        console::warn(&format!("short-form boolean option '{part}' deprecated"));
+        console::note(&format!("Please use {key}={value} instead\n"));
+    }
 }
 
 /// Adds what one more `-o` says to a list.

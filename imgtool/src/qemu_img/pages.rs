@@ -346,6 +346,7 @@ pub(super) const CONVERT: Page = Page {
     ],
     examples: &[
         "-p -f qcow2 -O raw disk.qcow2 disk.raw",
+        "--object secret,id=s0,file=disk.key --image-opts driver=luks,file.filename=disk.luks,key-secret=s0 -O raw disk.raw",
         "-f raw -O qcow2 -c -o compression_type=zstd disk.raw small.qcow2",
         "-O qcow2 -B base.qcow2 -F qcow2 disk.qcow2 overlay.qcow2",
     ],
@@ -386,6 +387,7 @@ pub(super) const CREATE: Page = Page {
     examples: &[
         "-f qcow2 disk.qcow2 20G",
         "-f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2",
+        "--object secret,id=s0,file=disk.key -f luks -o key-secret=s0 disk.luks 20G",
     ],
 };
 

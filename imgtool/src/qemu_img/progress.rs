@@ -67,15 +67,15 @@ impl<'a> Progress<'a> {
     /// The command is at its end, done or not.
     pub(super) fn end(&self) {
         if self.shown {
-            let _ = self.console.print("\n").and_then(|()| self.console.flush());
+            self.console.remark("\n");
+            let _ = self.console.flush();
         }
     }
 
     fn print(&self, percent: f64) {
         if self.shown {
-            // With nobody left to read it there is nothing to be done about that.
-            let printed = self.console.print(format!("    ({percent:.2}/100%)\r"));
-            let _ = printed.and_then(|()| self.console.flush());
+            self.console.remark(format!("    ({percent:.2}/100%)\r"));
+            let _ = self.console.flush();
         }
     }
 }

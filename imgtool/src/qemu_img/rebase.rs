@@ -2,15 +2,16 @@
 
 use std::num::NonZeroUsize;
 
-use block::BackingReference;
+use block::{BackingReference, ErrorKind};
 use ops::{Control, NewBacking, RebaseOptions, SparseChain};
+use qcow2::Header;
 
 use super::console::Console;
 use super::getopt::Options;
 use super::image::{self, Image, Spec};
 use super::node::Flags;
 use super::progress::Progress;
-use super::refusal::{Refusal, reason};
+use super::refusal::{ENOTSUP, Refusal, host_text, reason};
 use super::secret::Secrets;
 use super::{Outcome, cache_mode, pages};
 use crate::commands::rebase::same_layer;
@@ -47,7 +48,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
             "U" => wanted.source.force_share = true,
             "c" => wanted.compress = true,
             "image-opts" => wanted.image_opts = true,
-            _ => secrets.add(&value)?,
+            _ => secrets.add(console, &value)?,
         }
     }
     let operands = options.operands();
@@ -94,6 +95,11 @@ fn rebase(console: &Console, spec: &Spec, wanted: &Wanted, progress: &Progress) 
         None => None,
     };
     let reference = reference(&image, name, wanted)?;
+    let header = image.layers[0].header.as_ref();
+    if wanted.compress && header.and_then(Header::data_file).is_some() {
+        let why = host_text(&std::io::Error::from_raw_os_error(ENOTSUP));
+        return Err(not_written(&why));
+    }
     let new = match (new, reference) {
         (Some(new), Some(reference)) => {
             let device = SparseChain::device(&new.chain);
@@ -117,7 +123,15 @@ fn rebase(console: &Console, spec: &Spec, wanted: &Wanted, progress: &Progress) 
     };
     ops::rebase(&image.chain, new, &options, &control)
         .map(|_| ())
-        .map_err(|error| image::engine_words(&error))
+        .map_err(|error| match error.kind() {
+            // There is nothing else that is written to.
+            ErrorKind::NoSpace => not_written(&reason(&error)),
+            _ => image::engine_words(&error),
+        })
+}
+
+fn not_written(why: &str) -> Refusal {
+    Refusal::new(format!("Error while writing to COW image: {why}"))
 }
 
 /// Changes the name alone.

@@ -36,6 +36,11 @@ impl Refusal {
         }
     }
 
+    /// Nothing is wrong: something else was asked for, and has been said.
+    pub(super) fn answered() -> Self {
+        Self::new("").with_code(0)
+    }
+
     /// Whether the command line is what is wrong.
     pub(super) fn is_usage(&self) -> bool {
         self.usage
@@ -133,13 +138,17 @@ pub(super) fn host_text(error: &io::Error) -> String {
     }
 }
 
+pub(super) const ENOENT: i32 = 2;
 pub(super) const EIO: i32 = 5;
+pub(super) const ENXIO: i32 = 6;
 pub(super) const EAGAIN: i32 = 11;
 pub(super) const EINVAL: i32 = 22;
+pub(super) const EISDIR: i32 = 21;
 pub(super) const EFBIG: i32 = 27;
-const ENOSPC: i32 = 28;
+pub(super) const ENOSPC: i32 = 28;
+pub(super) const ELOOP: i32 = 40;
 const EPERM: i32 = 1;
-const ENOTSUP: i32 = 95;
+pub(super) const ENOTSUP: i32 = 95;
 
 fn number(error: &Error) -> i32 {
     match error.kind() {

@@ -1,15 +1,21 @@
 //! `qemu-img resize`.
 
-use block::{Error, Preallocation, Resize};
+use std::io;
 
+use block::{Error, ErrorKind, Preallocation, Resize};
+use qcow2::Limit;
+
+use super::amend::OLD_WITH_SNAPSHOTS;
 use super::console::Console;
+use super::create::Device;
 use super::format_options;
 use super::getopt::Options;
 use super::image::Image;
 use super::node::Flags;
-use super::refusal::{Refusal, reason};
+use super::refusal::{EFBIG, Refusal, host_text, reason};
 use super::secret::Secrets;
 use super::{Outcome, pages, qcow2_of};
+use crate::commands::resize::resize as resize_chain;
 
 pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     // A size may start with a minus, and so it is taken away before options are looked for, unless long options follow it.
@@ -34,7 +40,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
                     .ok_or_else(|| Refusal::new(format!("Invalid preallocation mode '{value}'")))?;
             }
             "shrink" => how.shrink = true,
-            _ => secrets.add(&value)?,
+            _ => secrets.add(console, &value)?,
         }
     }
     let mut operands = options.operands();
@@ -66,7 +72,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     let new = new.ok_or_else(|| Refusal::new("New image size must be positive"))?;
     resize(&image, new, how)?;
     if !quiet {
-        console.print("Image resized.\n")?;
+        console.remark("Image resized.\n");
     }
     Ok(0)
 }
@@ -95,14 +101,42 @@ fn resize(image: &Image, new: u64, how: Resize) -> Result<(), Refusal> {
         );
     }
     refuse(image, new, how.preallocation)?;
-    let resized = image.chain.resize(new, how).and_then(|()| image.chain.settle());
-    resized.map_err(|error| words(&error, new))
+    let resized = resize_chain(&image.chain, new, how).and_then(|()| image.chain.settle());
+    resized.map_err(|error| words(&error, image, new, how.preallocation))
 }
 
 /// Fails for what there cannot be, in QEMU's words.
 fn refuse(image: &Image, new: u64, preallocation: Preallocation) -> Result<(), Refusal> {
     let Some(qcow2) = qcow2_of(image) else {
+        let node = &image.layers[0].node;
+        let device = match node.driver {
+            // What is encrypted need not fill what it lies in.
+            _ if image.layers[0].format != "raw" => None,
+            "host_device" => Some(Device::OfHost),
+            "nbd" => Some(Device::Export),
+            _ => None,
+        };
         return match preallocation {
+            Preallocation::Falloc | Preallocation::Full if device == Some(Device::OfHost) => {
+                let mode = if preallocation == Preallocation::Full {
+                    "full"
+                } else {
+                    "falloc"
+                };
+                let text = format!("Preallocation mode '{mode}' unsupported for this non-regular file");
+                Err(Refusal::new(text))
+            }
+            _ if device.is_some() && new != image.device().size() => Err(Refusal::new(format!(
+                "Cannot resize {}",
+                device.map_or("", Device::plural)
+            ))),
+            _ if image.layers[0]
+                .part
+                .as_ref()
+                .is_some_and(|part| part.len.is_some()) =>
+            {
+                Err(Refusal::new("Cannot resize fixed-size raw disks"))
+            }
             Preallocation::Metadata => Err(Refusal::new("Unsupported preallocation mode: metadata")),
             _ => Ok(()),
         };
@@ -114,22 +148,41 @@ fn refuse(image: &Image, new: u64, preallocation: Preallocation) -> Result<(), R
     let old_version = header.is_some_and(|header| header.version == qcow2::Version::V2);
     let snapshots = qcow2.snapshots().is_ok_and(|snapshots| !snapshots.is_empty());
     if old_version && snapshots {
-        return Err(Refusal::new("Can't resize a v2 image which has snapshots"));
+        return Err(Refusal::new(OLD_WITH_SNAPSHOTS));
     }
     Ok(())
 }
 
-fn words(error: &Error, new: u64) -> Refusal {
+/// Why an L1 table is not longer now.
+pub(super) fn no_table(why: &str) -> Refusal {
+    Refusal::new(format!("Failed to grow the L1 table: {why}"))
+}
+
+fn words(error: &Error, image: &Image, new: u64, preallocation: Preallocation) -> Refusal {
+    let why = reason(error);
+    let format = image.layers[0].format;
     match error.kind() {
-        block::ErrorKind::InvalidInput if error.message().contains("can map") => {
-            Refusal::new("Failed to grow the L1 table: File too large")
+        ErrorKind::InvalidInput if matches!(Limit::of(error), Some(Limit::DiskSize { .. })) => {
+            no_table(&host_text(&io::Error::from_raw_os_error(EFBIG)))
         }
-        block::ErrorKind::Unsupported | block::ErrorKind::InvalidInput => {
-            Refusal::new(error.message().to_owned())
+        ErrorKind::Unsupported | ErrorKind::InvalidInput => Refusal::new(error.message().to_owned()),
+        ErrorKind::Io | ErrorKind::NoSpace if format == "qcow2" => match preallocation {
+            Preallocation::Off => no_table(&why),
+            Preallocation::Metadata => Refusal::new(format!("Allocating clusters failed: {why}")),
+            _ => not_preallocated(preallocation, &why).after("Failed to resize underlying file: "),
+        },
+        ErrorKind::Io | ErrorKind::NoSpace if preallocation != Preallocation::Off => {
+            not_preallocated(preallocation, &why)
         }
-        _ => Refusal::new(format!(
-            "Failed to resize the image to {new} bytes: {}",
-            reason(error)
-        )),
+        _ => Refusal::new(format!("Failed to resize the image to {new} bytes: {why}")),
     }
+}
+
+/// Why there is no room for what a file is to hold later.
+pub(super) fn not_preallocated(how: Preallocation, why: &str) -> Refusal {
+    let what = match how {
+        Preallocation::Full => "write zeros for preallocation",
+        _ => "preallocate new data",
+    };
+    Refusal::new(format!("Could not {what}: {why}"))
 }

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
@@ -83,6 +84,8 @@ static void *try_all(void *unused) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(getenv("ESCAPE_PORT")))};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     struct rlimit limit = {RLIM_INFINITY, RLIM_INFINITY};
+    int waiting = 0;
+    long flags = 0;
     char *const nothing[] = {"/bin/true", NULL};
     unsigned long how[3] = {O_RDONLY, 0, 0}, uring[15] = {0};
     char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -107,6 +110,8 @@ static void *try_all(void *unused) {
     TRY("run-code", SYS_mmap, NULL, 4096UL, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
     TRY("make-code", SYS_mprotect, page, 4096UL, PROT_READ | PROT_EXEC);
     TRY("type", SYS_ioctl, 0, TIOCSTI, "x");
+    TRY("ask-file", SYS_ioctl, notes, FIONREAD, &waiting);
+    TRY("file-flags", SYS_ioctl, notes, FS_IOC_GETFLAGS, &flags);
     TRY("uring", SYS_io_uring_setup, 8, uring);
     TRY("namespace", SYS_unshare, CLONE_NEWNS);
     TRY("mount", SYS_mount, "none", "/mnt", "tmpfs", 0UL, NULL);

@@ -32,7 +32,10 @@ pub(super) fn write(
     }
     let mut tarball = Tarball::new(&**storage, template.document.created.as_second());
     tarball.file("metadata.yaml", metadata(template).as_bytes())?;
-    tarball.file("template.toml", template.document.to_toml()?.as_bytes())?;
+    tarball.file(
+        "template.toml",
+        template.document.without_credentials().to_toml()?.as_bytes(),
+    )?;
     let mut member = tarball.member();
     member.end = copy(&template.image(), storage, member.start, control)?;
     tarball.end("rootfs.img", &member)?;

@@ -65,13 +65,13 @@ pub(crate) const KERNEL: &str = ".kernel";
 pub(crate) const INITRD: &str = ".initrd";
 
 impl Template {
-    /// Writes it to an empty file. The image is read in full if it may have changed.
+    /// Writes it to an empty file. The image is read in full before, so that nothing is handed on that has changed.
     ///
     /// # Errors
     /// `Corrupt` for an image that has changed; `InvalidInput` for a disk without a root filesystem, where the form is made of that,
-    /// and for one that the form's programs could not boot; `NoSpace`, `Io`; `Interrupted`.
+    /// and for one that the form's programs could not boot; `Unsupported` for files that the form cannot have; `NoSpace`, `Io`; `Interrupted`.
     pub fn export(&self, form: Form, to: &Arc<dyn Storage>, control: &Control<'_>) -> Result<Exported> {
-        self.check(control)?;
+        self.verify_contents(control)?;
         let chain = self.open()?;
         let disk = chain.device();
         let root = Root::find(&disk)?;
@@ -103,7 +103,7 @@ impl Template {
             Form::Incus => incus::write(self, &*disk, to, control)?,
         }
         if matches!(form, Form::Qcow2 | Form::Raw | Form::Tar) {
-            let mut document = self.document.clone();
+            let mut document = self.document.without_credentials();
             if form != Form::Qcow2 {
                 // Of another file, whose SHA-256 whoever signs it can add.
                 document.describes = None;

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use block::{Error, ErrorKind, Result, Storage};
+use block::{Error, ErrorKind, Result, Storage, escape};
 use ext4_reader::Filesystem;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::tarball::{Member, Tarball};
 use crate::Architecture;
-use crate::archive::write_tar;
+use crate::archive::write_tar_if;
 use crate::store::Template;
 
 /// The label that has what is known of a template: the document that a store has.
@@ -47,7 +47,7 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-/// Writes the image; gives how many sockets were left out.
+/// Writes the image, which has no file called as if it marked a removed one; gives how many sockets were left out.
 pub(super) fn write(
     template: &Template,
     filesystem: &Filesystem,
@@ -66,7 +66,7 @@ pub(super) fn write(
         Architecture::Aarch64 => "arm64",
     };
     let created = document.created.to_string();
-    let mut labels = json!({ LABEL: document.to_toml()? });
+    let mut labels = json!({ LABEL: document.without_credentials().to_toml()? });
     let mut annotations = json!({
         "org.opencontainers.image.created": created,
         "org.opencontainers.image.title": template.name(),
@@ -114,6 +114,21 @@ pub(super) fn write(
     Ok(sockets)
 }
 
+/// Fails for a file that is none in a layer: one that is called so marks a file of the layers below, which is removed
+/// ("Image Layer Filesystem Changeset", "Whiteouts").
+fn refuse_whiteout(directory: &[u8], name: &[u8]) -> Result<()> {
+    if !name.starts_with(b".wh.") {
+        return Ok(());
+    }
+    let path = String::from_utf8_lossy(&[directory, name].concat())[1..].to_owned();
+    let message = format!(
+        "a container image cannot have {}: names that start with .wh. mark what a layer removes",
+        escape(&path)
+    );
+    Err(Error::unsupported(message)
+        .with_hint("rename it in a clone and publish that, or export another form"))
+}
+
 /// Writes the layer. Gives its digest, and that of what it is without its compression.
 fn write_layer<'s>(
     filesystem: &Filesystem,
@@ -127,7 +142,7 @@ fn write_layer<'s>(
     let compressed = Hashed::new(member);
     let mut contents = Hashed::new(GzEncoder::new(compressed, Compression::default()));
     let mut sink = |bytes: &[u8]| contents.write_all(bytes).map_err(io);
-    let sockets = write_tar(filesystem, &mut sink, control)?;
+    let sockets = write_tar_if(&refuse_whiteout, filesystem, &mut sink, control)?;
     let Hashed { to: encoder, hash } = contents;
     let compressed = encoder.finish().map_err(io)?;
     let layer = hexadecimal(&compressed.hash.finalize());

@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use block::{Error, Result};
+use block::{Error, Result, escape};
 use ext4_builder::oci::Reference;
 use ext4_builder::tar::{Archive, Options, decompress};
+use inspector::Format;
 
 use crate::export::Form;
 
@@ -48,13 +50,53 @@ pub(super) fn detect(path: &Path) -> Result<Form> {
         .take(START as u64)
         .read_to_end(&mut start)
         .map_err(failed)?;
-    if start.starts_with(b"QFI\xfb") {
-        return Ok(Form::Qcow2);
+    if !kind.is_block_device() && is_archive(&start) {
+        return of_archive(path).map_err(|error| error.with_path(path));
     }
-    if kind.is_block_device() || !is_archive(&start) {
-        return Ok(Form::Raw);
-    }
-    of_archive(path).map_err(|error| error.with_path(path))
+    refuse_foreign(path)?;
+    Ok(if start.starts_with(b"QFI\xfb") {
+        Form::Qcow2
+    } else {
+        Form::Raw
+    })
+}
+
+/// Fails for an image in a format that nothing here reads: taken as a raw disk, it would be one of nonsense.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    let storage = raw::OpenOptions::new().lock(false).open(path)?;
+    let found = inspector::signatures(Arc::new(storage)).map_err(|error| error.with_path(path))?;
+    let mut formats = found.into_iter().map(|signature| signature.format);
+    let Some(format) = formats.find(|format| is_foreign(*format)) else {
+        return Ok(());
+    };
+    let theirs = if format == Format::Vhd {
+        "vpc"
+    } else {
+        format.name()
+    };
+    let message = format!("it is a {} image, which is not read here", format.name());
+    Err(Error::unsupported(message).with_path(path).with_hint(format!(
+        "convert it with QEMU's own program: qemu-img convert -f {theirs} -O qcow2 {} disk.qcow2; --format raw takes its bytes as \
+         those of a disk",
+        escape(&path.to_string_lossy())
+    )))
+}
+
+/// Whether a format holds a disk in a way of its own. Discs, partition tables and LUKS are what raw disks may have.
+fn is_foreign(format: Format) -> bool {
+    matches!(
+        format,
+        Format::Qcow
+            | Format::Qed
+            | Format::Vmdk
+            | Format::Vhd
+            | Format::Vhdx
+            | Format::Vdi
+            | Format::Parallels
+            | Format::Bochs
+            | Format::Cloop
+            | Format::Dmg
+    )
 }
 
 /// Whether this is the start of a tar archive, or of something that is compressed.

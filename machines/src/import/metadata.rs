@@ -112,6 +112,14 @@ mod tests {
     }
 
     #[test]
+    fn it_is_nested_32_deep_at_most() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        Metadata::parse(&nested(32)).unwrap();
+        let error = Metadata::parse(&nested(33)).unwrap_err();
+        assert!(error.to_string().contains("nested too deep"), "{error}");
+    }
+
+    #[test]
     fn what_is_hostile_is_refused() {
         for text in [
             "a: &a [x]\nb: *a",

@@ -65,9 +65,13 @@ impl Store {
         // Archives of Incus and container images have them inside.
         let noted = match notes::beside(file)? {
             Some(notes) => {
-                if signature.is_some() {
-                    let is_of = notes.check_is_of(Fingerprint::of_file(file, control)?);
-                    is_of.map_err(|error| error.with_path(notes::path(file)))?;
+                if signature.is_some() || notes.describes.is_some() {
+                    let file = Fingerprint::of_file(file, control)?;
+                    let is_of = match signature {
+                        Some(_) => notes.check_is_of(file),
+                        None => notes.check_describes(file),
+                    };
+                    is_of.map_err(|error| error.with_path(notes::path(&importing.file)))?;
                 }
                 new.take_notes(notes)
             }

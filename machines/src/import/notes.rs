@@ -71,7 +71,7 @@ pub(super) fn boot_files(file: &Path, noted: BootFiles, new: &mut NewTemplate) -
 }
 
 fn beside_of(file: &Path, suffix: &str) -> PathBuf {
-    if Store::is_template(file).unwrap_or(false) {
+    if Store::is_template_image(file) {
         return file.with_extension(&suffix[1..]);
     }
     let mut name = file.as_os_str().to_owned();
@@ -116,8 +116,10 @@ impl NewTemplate {
     }
 }
 
-/// Settings without files, bridges and ports of the host that they come from: they would be those of this one.
+/// Settings without files, bridges and ports of the host that they come from: they would be those of this one. Nor do credentials
+/// come along: who may read a template need not know them, and whoever made the notes would be let into all machines of it.
 fn portable(mut settings: Settings) -> Settings {
+    settings.credentials.clear();
     settings.boot.firmware = None;
     settings.network.forward = None;
     settings.network.bridge = None;
@@ -136,7 +138,8 @@ mod tests {
         let notes = parse_notes(
             b"os = \"Theirs\"\nuser = \"theirs\"\ncreated = \"2024-01-01T00:00:00Z\"\ndisk-size = 1\nimage-size = 1\nimage-modified = 1
               [machine]\ncpus = 3\nmemory = \"1G\"\n[machine.boot]\nkind = \"uefi\"\nfirmware = \"/etc/shadow\"
-              [machine.network]\nkind = \"bridge\"\nbridge = \"br0\"\nforward = [\"0.0.0.0:22:22\"]",
+              [machine.network]\nkind = \"bridge\"\nbridge = \"br0\"\nforward = [\"0.0.0.0:22:22\"]
+              [machine.credentials]\n\"ssh.authorized_keys.root\" = \"theirs\"",
         )
         .unwrap();
         let mut new = NewTemplate {

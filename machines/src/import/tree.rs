@@ -9,8 +9,8 @@ use ops::Control;
 use super::notes::{self, BootFiles};
 use crate::Architecture;
 use crate::export::LABEL;
-use crate::recipe::{BuildOptions, DiskOptions, Recipe, Services, Source};
-use crate::store::{Fingerprint, NewTemplate, Store, Template};
+use crate::recipe::{BuildOptions, DiskOptions, Recipe, Source};
+use crate::store::{NewTemplate, Store, Template};
 
 impl Store {
     /// Of a tar archive.
@@ -79,26 +79,11 @@ impl Store {
         control: &Control<'_>,
     ) -> Result<Template> {
         notes::boot_files(file, noted, &mut new)?;
-        let recipe = Recipe {
-            name: file.to_owned(),
-            description: None,
-            os: None,
-            user: None,
-            notes: None,
-            hostname: None,
-            source,
-            exclude: Vec::new(),
-            files: Vec::new(),
-            users: Vec::new(),
-            services: Services::default(),
-            initrd: None,
-            disk: DiskOptions {
-                compress: Some(new.compress),
-                ..DiskOptions::default()
-            },
-            machine: std::mem::take(&mut new.machine),
-            fingerprint: Fingerprint::of_bytes(b""),
+        let disk = DiskOptions {
+            compress: Some(new.compress),
+            ..DiskOptions::default()
         };
+        let recipe = Recipe::of_source(file, source, disk, std::mem::take(&mut new.machine));
         self.build_as(&recipe, &BuildOptions::default(), new, control)
     }
 }

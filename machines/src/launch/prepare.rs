@@ -1,13 +1,14 @@
 //! Files in the form that a launcher wants.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 
 use block::chain::{Chain, ChainOptions};
 use block::gate::Explicit;
 use block::{Error, Result};
 use ops::{Control, ConvertOptions};
+use tempfile::TempPath;
 
 use super::{Needs, is_raw, vmlinux};
 use crate::machine::{Boot, Disk, Layer, Machine};
@@ -16,19 +17,36 @@ use crate::machine::{Boot, Disk, Layer, Machine};
 const MAX_KERNEL: u64 = 1 << 30;
 
 /// The machine with its files as they are [needed](super::Launcher::needs), those that are not so made anew in
-/// `directory`: `NAME-disk0.raw`, `NAME-vmlinux`. They are copies, which go their own way from then on. Each has its name only
-/// when it is whole.
+/// `directory`: `NAME-disk0.raw`, `NAME-vmlinux`. They are copies, which go their own way from then on. All get their names when
+/// all are whole.
 ///
 /// # Errors
 /// `InvalidInput` for a name that is taken, since a machine may write to it; whatever reading, converting and unpacking
 /// meet.
 pub fn prepare(machine: &Machine, needs: Needs, directory: &Path, control: &Control<'_>) -> Result<Machine> {
     let mut machine = machine.clone();
+    let mut made = Vec::new();
+    // What takes no time is what may turn out to be none.
+    if let (true, Boot::Direct { kernel, .. }) = (needs.elf_kernel, &mut machine.boot) {
+        let bytes = read(kernel)?;
+        let elf = vmlinux::extract(&bytes).map_err(|error| error.with_path(&*kernel))?;
+        if elf != bytes {
+            let path = directory.join(format!("{}-vmlinux", machine.name));
+            made.push(Made::new(&path, |file| {
+                let written = fs::File::create(file).and_then(|mut to| {
+                    to.write_all(&elf)?;
+                    to.sync_all()
+                });
+                written.map_err(|error| Error::io("write", error))
+            })?);
+            *kernel = path;
+        }
+    }
     if needs.raw_disks {
         for (number, disk) in machine.disks.iter_mut().enumerate() {
             if !is_raw(disk) {
                 let path = directory.join(format!("{}-disk{number}.raw", machine.name));
-                make(&path, |file| convert(disk, file, control))?;
+                made.push(Made::new(&path, |file| convert(disk, file, control))?);
                 disk.chain = vec![Layer {
                     path,
                     format: "raw".to_owned(),
@@ -36,42 +54,63 @@ pub fn prepare(machine: &Machine, needs: Needs, directory: &Path, control: &Cont
             }
         }
     }
-    if let (true, Boot::Direct { kernel, .. }) = (needs.elf_kernel, &mut machine.boot) {
-        let bytes = read(kernel)?;
-        let elf = vmlinux::extract(&bytes).map_err(|error| error.with_path(&*kernel))?;
-        if elf != bytes {
-            let path = directory.join(format!("{}-vmlinux", machine.name));
-            make(&path, |file| {
-                let written = fs::File::create(file).and_then(|mut to| {
-                    to.write_all(&elf)?;
-                    to.sync_all()
-                });
-                written.map_err(|error| Error::io("write", error))
-            })?;
-            *kernel = path;
-        }
-    }
+    made.into_iter().try_for_each(Made::name)?;
     Ok(machine)
 }
 
-/// Has `fill` write a file that gets its name when it is whole, and is gone otherwise.
-fn make(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let named = |error: Error| error.with_path(path);
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let partial = tempfile::Builder::new()
-        .prefix(".imgtool-")
-        .tempfile_in(directory)
-        .map_err(|error| named(Error::io("make a file in its directory", error)))?
-        .into_temp_path();
-    fill(&partial).map_err(|error| error.with_path_replaced(&partial, path).with_path(path))?;
-    partial.persist_noclobber(path).map_err(|error| {
-        if error.error.kind() == std::io::ErrorKind::AlreadyExists {
-            named(Error::invalid("there is a file of that name already"))
-                .with_hint("remove it if no machine uses it any more, or choose another directory")
-        } else {
-            named(Error::io("name a file", error.error))
+/// A whole file that has not got its name yet, and is gone when it does not get it.
+struct Made {
+    file: TempPath,
+    path: PathBuf,
+}
+
+impl Made {
+    /// Has `fill` write it.
+    fn new(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+        let named = |error: Error| error.with_path(path);
+        if path.symlink_metadata().is_ok() {
+            return Err(is_taken(path));
         }
-    })
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let file = tempfile::Builder::new()
+            .prefix(".imgtool-")
+            .tempfile_in(directory)
+            .map_err(|error| {
+                // Its own text has a name in it that nobody has chosen.
+                let cause = fs::metadata(directory)
+                    .err()
+                    .unwrap_or_else(|| error.kind().into());
+                let error = Error::io("make a file in its directory", cause);
+                match error.io_kind() {
+                    Some(io::ErrorKind::NotFound) => named(error).with_hint("make the directory first"),
+                    _ => named(error),
+                }
+            })?
+            .into_temp_path();
+        fill(&file).map_err(|error| error.with_path_replaced(&file, path).with_path(path))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Gives it its name, which nothing else may have.
+    fn name(self) -> Result<()> {
+        let path = &self.path;
+        self.file.persist_noclobber(path).map_err(|error| {
+            if error.error.kind() == io::ErrorKind::AlreadyExists {
+                is_taken(path)
+            } else {
+                Error::io("name a file", error.error).with_path(path)
+            }
+        })
+    }
+}
+
+fn is_taken(path: &Path) -> Error {
+    Error::invalid("there is a file of that name already")
+        .with_path(path)
+        .with_hint("remove it if no machine uses it any more, or choose another directory")
 }
 
 fn convert(disk: &Disk, to: &Path, control: &Control<'_>) -> Result<()> {
@@ -104,9 +143,12 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     let named = |error| Error::io("read", error).with_path(path);
     let file = fs::File::open(path).map_err(named)?;
     let mut bytes = Vec::new();
-    let read = file.take(MAX_KERNEL + 1).read_to_end(&mut bytes).map_err(named)?;
-    if read as u64 > MAX_KERNEL {
-        return Err(Error::invalid("it is too long for a kernel").with_path(path));
+    // A pipe does not tell its length; a file that does is not read to find out.
+    if file.metadata().map_err(named)?.len() <= MAX_KERNEL {
+        let read = file.take(MAX_KERNEL + 1).read_to_end(&mut bytes).map_err(named)?;
+        if read as u64 <= MAX_KERNEL {
+            return Ok(bytes);
+        }
     }
-    Ok(bytes)
+    Err(Error::invalid(format!("it is too long for a kernel ({MAX_KERNEL} bytes)")).with_path(path))
 }

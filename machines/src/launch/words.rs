@@ -2,7 +2,8 @@
 //!
 //! Whoever may list the processes of a host sees their command lines, so a secret is never a part of one. For a QEMU that we start,
 //! it is in a file without a name, in memory, which QEMU opens through our entry in /proc: only who may look into this process
-//! can, and it is gone with it, however it ends. A command line that is shown has bash, zsh or ksh hand it over through a pipe.
+//! can, and it is gone with it, however it ends. It is sealed: what QEMU reads is what was written, whoever opens it besides. A
+//! command line that is shown has bash, zsh or ksh hand it over through a pipe.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,9 +12,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process;
 
 use block::{Error, Result};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::shell::quoted;
+
+/// What cannot be done to a file with a secret in it any more.
+const SEALS: SealFlags = SealFlags::WRITE
+    .union(SealFlags::GROW)
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::SEAL);
 
 /// One word of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,12 +97,13 @@ pub(crate) fn ready(line: &[Word]) -> Result<Ready> {
     })
 }
 
-/// A file without a name, which no process inherits.
+/// A file without a name, which no process inherits and nobody can change.
 fn in_memory(text: &str) -> Result<OwnedFd> {
     let failed = |error| Error::io("keep a credential in memory", error);
-    let file = memfd_create("credential", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
-    let mut file = File::from(file);
+    let file = memfd_create("credential", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
+    let mut file = File::from(file.map_err(|error| failed(error.into()))?);
     file.write_all(text.as_bytes()).map_err(failed)?;
+    fcntl_add_seals(&file, SEALS).map_err(|error| failed(error.into()))?;
     Ok(file.into())
 }
 
@@ -118,6 +126,18 @@ mod tests {
         let read = cat.args(&ready.words[1..]).output().unwrap();
         assert_eq!(String::from_utf8(read.stdout).unwrap(), SECRET);
         assert!(!format!("{:?}", ready.words).contains("HOME"));
+    }
+
+    #[test]
+    fn nobody_can_change_a_file_with_a_secret() {
+        let ready = ready(&[Word::naming_secret("", SECRET.to_owned())]).unwrap();
+        let seals = rustix::fs::fcntl_get_seals(File::open(&ready.words[0]).unwrap()).unwrap();
+        assert_eq!(seals, SEALS);
+        let path = &ready.words[0];
+        let mut file = File::options().write(true).open(path).unwrap();
+        assert!(file.write_all(b"other").is_err() && file.set_len(1).is_err() && file.set_len(1000).is_err());
+        assert!(File::create(path).is_err());
+        assert_eq!(std::fs::read(path).unwrap(), SECRET.as_bytes());
     }
 
     #[test]

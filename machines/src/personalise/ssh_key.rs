@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use block::{Error, Result, escape};
+use block::{Error, Result};
 use ed25519_compact::{KeyPair, Seed};
 use ext4_editor::Attributes;
 use ext4_reader::FileKind;
@@ -146,15 +146,18 @@ impl AuthorizedKeys {
             let error = Error::invalid("this is a private key, which stays where it is");
             return Err(error.with_hint("give the public one, in the file beside it whose name ends in .pub"));
         }
-        let lines = text.lines().map(str::trim);
-        let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let keys: Vec<String> = keys.map(ToOwned::to_owned).collect();
-        if let Some(wrong) = keys.iter().find(|line| !has_key(line)) {
-            let start: String = wrong.chars().take(40).collect();
-            return Err(
-                Error::invalid(format!("\"{}\" is no public key for ssh", escape(&start)))
-                    .with_hint("such a line is in the file that ssh-keygen makes whose name ends in .pub"),
-            );
+        let mut keys = Vec::new();
+        for (number, line) in text.lines().map(str::trim).enumerate() {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            if !has_key(line) {
+                // What it says may be a secret.
+                let message = format!("line {} is no public key for ssh", number + 1);
+                return Err(Error::invalid(message)
+                    .with_hint("such a line is in the file that ssh-keygen makes whose name ends in .pub"));
+            }
+            keys.push(line.to_owned());
         }
         if keys.is_empty() {
             return Err(Error::invalid("there is no public key in it"));
@@ -283,5 +286,7 @@ mod tests {
         ] {
             assert!(AuthorizedKeys::parse(wrong).is_err(), "{wrong}");
         }
+        let error = AuthorizedKeys::parse("# mine\n\nhunter2\n").unwrap_err();
+        assert_eq!(error.to_string(), "line 3 is no public key for ssh");
     }
 }

@@ -1,15 +1,23 @@
 //! Users of a guest: passwd(5), shadow(5), group(5).
 
-use block::{Error, Result, escape};
+use block::{Error, ErrorKind, Result, escape};
 use ext4_editor::Attributes;
+use ext4_reader::{FileKind, LastLink};
 
-use super::Guest;
+use super::{Guest, MAX_FILE};
+use crate::store::nearest;
 
 /// The first number that is a person's (login.defs(5), `UID_MIN`).
 const FIRST: u32 = 1000;
 
 /// The last one (`UID_MAX`).
 const LAST: u32 = 60_000;
+
+/// What new homes start with.
+const SKELETON: &str = "/etc/skel";
+
+/// Files of that at most.
+const MAX_SKELETON: u32 = 1000;
 
 /// A user of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,9 +42,38 @@ impl User {
     }
 }
 
-/// The user of this name, who is made where there is none: with a group of the same name, a home, and no password.
+/// The groups of those who may do everything: Debian's and Red Hat's.
+const ADMINISTRATORS: [&str; 2] = ["sudo", "wheel"];
+
+/// The user of this name, who is made where there is none: with a group of the same name, a home, and no password. Like the user that
+/// cloud images have, one who is made may do everything, where the guest has sudo: nobody else may be able to log in.
 pub(super) fn find_or_make(guest: &mut Guest, name: &str) -> Result<User> {
-    find_or_make_as(guest, name, None)
+    check(name)?;
+    let passwd = guest.text("/etc/passwd")?.unwrap_or_default();
+    let is_new = !passwd.lines().any(|line| User::parse(line, name).is_some());
+    let user = find_or_make_as(guest, name, None)?;
+    if is_new {
+        allow_sudo(guest, name)?;
+        let groups = guest.text("/etc/group")?.unwrap_or_default();
+        for group in ADMINISTRATORS
+            .into_iter()
+            .filter(|group| has_line(&groups, group))
+        {
+            add_to_group(guest, name, group)?;
+        }
+    }
+    Ok(user)
+}
+
+/// Lets a user do everything without a password. Whether the guest has a sudo that reads it.
+pub(crate) fn allow_sudo(guest: &mut Guest, name: &str) -> Result<bool> {
+    let directory = "/etc/sudoers.d";
+    if guest.kind(directory)?.is_none() {
+        return Ok(false);
+    }
+    let rule = format!("{name} ALL=(ALL:ALL) NOPASSWD: ALL\n");
+    guest.put(&format!("{directory}/90-{name}"), rule.as_bytes(), 0o440)?;
+    Ok(true)
 }
 
 /// The same, with a number that the user is to have.
@@ -67,8 +104,54 @@ pub(crate) fn find_or_make_as(guest: &mut Guest, name: &str, uid: Option<u32>) -
         }
         let attributes = Attributes::of(0o700).owned_by(user.uid, user.gid);
         guest.editor.make_directory(user.home.as_bytes(), &attributes)?;
+        furnish(guest, &user)?;
     }
     Ok(user)
+}
+
+/// Puts into a new home what /etc/skel has for it, as useradd(8) does.
+fn furnish(guest: &mut Guest, user: &User) -> Result<()> {
+    let mut ahead = vec![(SKELETON.as_bytes().to_vec(), user.home.as_bytes().to_vec())];
+    let mut left = MAX_SKELETON;
+    while let Some((from, to)) = ahead.pop() {
+        let filesystem = guest.editor.filesystem();
+        let directory = match filesystem.resolve(&from, LastLink::Keep) {
+            Ok(inode) if inode.kind() == FileKind::Directory => inode,
+            Ok(_) => continue,
+            Err(error) if error.kind() == ErrorKind::InvalidInput => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in filesystem.read_dir(&directory)? {
+            let path = |directory: &[u8]| [directory, b"/".as_slice(), entry.name.as_slice()].concat();
+            let (from, to) = (path(&from), path(&to));
+            left = left.checked_sub(1).ok_or_else(too_much)?;
+            let inode = guest.editor.filesystem().inode(entry.inode)?;
+            let attributes = Attributes::of(inode.mode() & 0o777).owned_by(user.uid, user.gid);
+            match inode.kind() {
+                FileKind::Directory => {
+                    guest.editor.make_directory(&to, &attributes)?;
+                    ahead.push((from, to));
+                }
+                FileKind::Regular if inode.size() <= MAX_FILE => {
+                    let contents = crate::root::contents(guest.editor.filesystem(), &inode)?;
+                    guest.editor.put(&to, &contents, &attributes)?;
+                }
+                FileKind::Symlink => {
+                    let target = guest.editor.filesystem().read_link(&inode)?;
+                    guest.editor.symlink(&to, &target, &attributes)?;
+                }
+                // No home starts with devices, nor with megabytes.
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+fn too_much() -> Error {
+    Error::invalid(format!(
+        "the guest's {SKELETON} has more than {MAX_SKELETON} files for a new user"
+    ))
 }
 
 /// Names as useradd(8) takes them.
@@ -84,17 +167,43 @@ pub(crate) fn check(name: &str) -> Result<()> {
     )
 }
 
+/// Makes a user who is not there. A group of the name that is there is the user's own, as of useradd(8) with `--gid`: with a second
+/// one of the name, nobody knew which is meant.
 fn make(guest: &mut Guest, name: &str, uid: Option<u32>, passwd: &str) -> Result<User> {
-    let group = guest.text("/etc/group")?.unwrap_or_default();
+    let groups = guest.text("/etc/group")?.unwrap_or_default();
     let number = |line: &str| line.split(':').nth(2)?.parse::<u32>().ok();
-    let taken: Vec<u32> = passwd.lines().chain(group.lines()).filter_map(number).collect();
+    let others = groups.lines().filter(|line| !is_line_of(line, name));
+    let taken: Vec<u32> = passwd.lines().chain(others).filter_map(number).collect();
     if let Some(uid) = uid.filter(|uid| taken.contains(uid)) {
-        let message = format!("the number {uid} is another user's or group's already");
+        let others = groups.lines().filter(|line| !is_line_of(line, name));
+        let mut owners = passwd
+            .lines()
+            .chain(others)
+            .filter(|line| number(line) == Some(uid));
+        let owner = owners
+            .next()
+            .and_then(|line| line.split(':').next())
+            .unwrap_or_default();
+        let message = format!(
+            "the user {name} is to have the number {uid}, which is that of {} already",
+            escape(owner)
+        );
+        return Err(Error::invalid(message)
+            .with_hint("choose another, or leave it out: the next one that is free is taken"));
+    }
+    let own = groups.lines().find(|line| is_line_of(line, name));
+    let gid = own.and_then(number);
+    if own.is_some() && gid.is_none() {
+        let message = format!("the group {name} has no number in the guest's /etc/group");
         return Err(Error::invalid(message));
     }
+    // The number of the group, where a user can have it.
+    let same = gid.filter(|gid| (FIRST..LAST).contains(gid) && !taken.contains(gid));
     let id = uid
+        .or(same)
         .or_else(|| (FIRST..LAST).find(|id| !taken.contains(id)))
         .ok_or_else(|| Error::invalid("the guest has no number left for another user"))?;
+    let gid = gid.unwrap_or(id);
     let shell = ["/bin/bash", "/bin/ash", "/bin/sh"];
     let mut shells = shell
         .iter()
@@ -104,10 +213,12 @@ fn make(guest: &mut Guest, name: &str, uid: Option<u32>, passwd: &str) -> Result
     append(
         guest,
         "/etc/passwd",
-        &format!("{name}:x:{id}:{id}::{home}:{shell}"),
+        &format!("{name}:x:{id}:{gid}::{home}:{shell}"),
         0o644,
     )?;
-    append(guest, "/etc/group", &format!("{name}:x:{id}:"), 0o644)?;
+    if own.is_none() {
+        append(guest, "/etc/group", &format!("{name}:x:{gid}:"), 0o644)?;
+    }
     // "*": no password fits, and unlike with "!", sshd lets in who has a key.
     append(
         guest,
@@ -115,14 +226,11 @@ fn make(guest: &mut Guest, name: &str, uid: Option<u32>, passwd: &str) -> Result
         &format!("{name}:*:19700:0:99999:7:::"),
         0o640,
     )?;
-    if guest.kind("/etc/gshadow")?.is_some() {
+    let shadowed = guest.text("/etc/gshadow")?;
+    if shadowed.is_some_and(|groups| !has_line(&groups, name)) {
         append(guest, "/etc/gshadow", &format!("{name}:!::"), 0o640)?;
     }
-    Ok(User {
-        uid: id,
-        gid: id,
-        home,
-    })
+    Ok(User { uid: id, gid, home })
 }
 
 /// Changes a field, counted from 0, of a user's line in a file such as passwd.
@@ -142,8 +250,20 @@ pub(crate) fn set_field(guest: &mut Guest, path: &str, name: &str, field: usize,
 
 /// Makes a user a member of a group that is there.
 pub(crate) fn add_to_group(guest: &mut Guest, user: &str, group: &str) -> Result<()> {
+    let groups = guest.text("/etc/group")?.unwrap_or_default();
+    if !has_line(&groups, group) {
+        let names = groups.lines().filter_map(|line| line.split(':').next());
+        let near = nearest(group, names);
+        let hint = match near.as_slice() {
+            [] => "the guest's /etc/group has those that there are; a package may have to be added that makes it".to_owned(),
+            near => format!("there is {}", near.join(", ")),
+        };
+        let message = format!("the system has no group \"{}\"", escape(group));
+        return Err(Error::invalid(message).with_hint(hint));
+    }
     for path in ["/etc/group", "/etc/gshadow"] {
-        if path == "/etc/gshadow" && guest.kind(path)?.is_none() {
+        // The second need not have what the first has.
+        if path == "/etc/gshadow" && !has_line(&guest.text(path)?.unwrap_or_default(), group) {
             continue;
         }
         change_line(guest, path, group, |fields| {
@@ -157,6 +277,15 @@ pub(crate) fn add_to_group(guest: &mut Guest, user: &str, group: &str) -> Result
         })?;
     }
     Ok(())
+}
+
+/// Whether a line starts with a name.
+fn has_line(text: &str, name: &str) -> bool {
+    text.lines().any(|line| is_line_of(line, name))
+}
+
+fn is_line_of(line: &str, name: &str) -> bool {
+    line.split(':').next() == Some(name)
 }
 
 /// Changes the fields of the line that starts with a name.

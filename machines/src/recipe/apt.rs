@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use block::{Error, Result, escape};
+use block::{Error, ErrorKind, Result, escape};
 use ops::Control;
 
 use super::command::output;
@@ -45,6 +45,7 @@ impl Debs {
         command.args(&packages).current_dir(directory);
         output(command, "apt", control).map_err(|error| match error.hint() {
             Some(_) => error,
+            None if error.kind() == ErrorKind::Interrupted => error,
             None => error.with_hint("where apt has no lists of packages yet, apt-get update fetches them"),
         })?;
         let failed = |error| Error::io("read the directory", error).with_path(directory);

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{Access, Backing, BlockDevice, DeviceStorage, Error, Result, Storage};
+use block::{Access, Backing, BlockDevice, DeviceStorage, Error, ErrorKind, Result, Storage};
 use disk_builder::{Arch, BootLoader};
 use ext4_builder::oci::Platform;
 use ext4_builder::source::{self, Copying, copy_archive};
@@ -14,6 +14,7 @@ use ext4_reader::FileKind;
 use ops::Control;
 
 use super::command::piped;
+use super::origins::Step::Key;
 use super::source::{Mmdebstrap, Source};
 use super::{Recipe, apt};
 use crate::personalise::Guest;
@@ -73,6 +74,7 @@ impl Store {
             machine: recipe.machine.clone().then(options.machine.clone()),
             read: AtomicU64::new(0),
         };
+        build.machine.check_values()?;
         // A template is the same as one before only where no UUID is drawn. Otherwise nobody is to wait for one that cannot be called so.
         let is_new = recipe.disk.uuid.is_none() && !matches!(recipe.source, Source::Image(_));
         if let (Some(alias), true, false) = (&options.alias, is_new, options.move_alias) {
@@ -100,7 +102,8 @@ impl Build<'_> {
         let is_image = match &self.recipe.source {
             Source::Image(path) => {
                 self.check_image()?;
-                crate::store::copy_image_file(path, image, self.control)?;
+                let copied = crate::store::copy_image_file(path, image, self.control);
+                copied.map_err(|error| self.tell_source(error))?;
                 true
             }
             _ => false,
@@ -108,10 +111,11 @@ impl Build<'_> {
         let disk = open_image(image, !is_image)?;
         let shared: Arc<dyn BlockDevice> = disk.clone();
         if !is_image {
-            self.make_disk(&shared, beside)?;
+            self.make_disk(&shared, beside)
+                .map_err(|error| self.tell_disk(error))?;
         }
         self.settle(&shared)?;
-        new.look_at(&shared)?;
+        new.look_at(&shared).map_err(|error| self.tell_kernel(error))?;
         drop(shared);
         match Arc::into_inner(disk) {
             Some(disk) => disk.close()?,
@@ -120,16 +124,64 @@ impl Build<'_> {
         Ok(new)
     }
 
+    /// An error, told of what the recipe has as its source.
+    fn tell_source(&self, error: Error) -> Error {
+        let way = [Key("source"), Key(self.recipe.source.key())];
+        self.recipe.origins.tell(error, &way)
+    }
+
+    /// An error, told of what the recipe asks of the disk, if that is the reason.
+    fn tell_disk(&self, error: Error) -> Error {
+        if error.path().is_some() || error.io_kind().is_some() {
+            return error;
+        }
+        let Recipe { disk, origins, .. } = self.recipe;
+        let is_uefi = self.recipe.machine.boot.kind == Some(BootKind::Uefi);
+        let told = match error.kind() {
+            // The tree has no room in the disk that is asked for, and not the disk on the host.
+            ErrorKind::NoSpace if disk.size.is_some() => origins.tell(error, &[Key("disk"), Key("size")]),
+            ErrorKind::InvalidInput if is_uefi && self.options.machine.boot.kind.is_none() => {
+                origins.tell(error, &[Key("machine"), Key("boot"), Key("kind")])
+            }
+            ErrorKind::NoSpace | ErrorKind::InvalidInput => error,
+            _ => return error,
+        };
+        told.with_path(&self.recipe.name)
+    }
+
+    /// An error of looking for what machines start with, told of what the recipe says of that.
+    fn tell_kernel(&self, error: Error) -> Error {
+        let Recipe { machine, origins, .. } = self.recipe;
+        let is_said = machine.boot.kind.is_some() && self.options.machine.boot.kind.is_none();
+        if error.kind() != ErrorKind::InvalidInput || !is_said || origins.is_empty() {
+            return error;
+        }
+        let error = error.with_hint("have the system have one, or leave out kind: the template can be exported, or be told to boot by UEFI");
+        let way = [Key("machine"), Key("boot"), Key("kind")];
+        origins.tell(error, &way)
+    }
+
     /// Fails for what can only be done while a filesystem is built.
     fn check_image(&self) -> Result<()> {
         let recipe = self.recipe;
-        if recipe.files.is_empty() && recipe.initrd.is_none() && recipe.exclude.is_empty() {
+        let refused = |message: String, hint| {
+            let error = Error::invalid(message).with_hint(hint);
+            Err(self.tell_source(error).with_path(&recipe.name))
+        };
+        if !(recipe.files.is_empty() && recipe.initrd.is_none() && recipe.exclude.is_empty()) {
+            let message = "files, exclude and an initrd are for systems that are made of a tree, and the source is an image";
+            let hint = "users and services can be said; put files into a clone: imgtool fs";
+            return refused(message.to_owned(), hint);
+        }
+        let disk = recipe.disk.of_new_filesystem();
+        if disk.is_empty() {
             return Ok(());
         }
-        let message = "files, exclude and an initrd are for systems that are made of a tree, and the source is an image";
-        Err(Error::invalid(message)
-            .with_path(&recipe.name)
-            .with_hint("users and services can be said; put files into a clone: imgtool fs"))
+        let message = format!(
+            "[disk] has {}, which only a disk that is made can have, and the source is an image, whose disk stays as it is",
+            disk.join(", ")
+        );
+        refused(message, "clones can have a longer one: imgtool clone --size")
     }
 
     fn make_disk(&self, disk: &Arc<dyn BlockDevice>, beside: &Path) -> Result<()> {
@@ -162,7 +214,13 @@ impl Build<'_> {
             }
             Size::Fit(_) | Size::Shrink => DeviceStorage::growing(&**disk),
         };
-        let mut builder = Builder::new(&storage, root)?;
+        let key = if self.recipe.disk.size.is_some() {
+            "size"
+        } else {
+            "free"
+        };
+        let mut builder = Builder::new(&storage, root)
+            .map_err(|error| self.recipe.origins.tell(error, &[Key("disk"), Key(key)]))?;
         fill(&mut builder)?;
         builder.finish()?;
         storage.trim()
@@ -177,38 +235,59 @@ impl Build<'_> {
         };
         let mut copying = Copying::default();
         copying.filter.exclude.clone_from(&self.recipe.exclude);
-        match &self.recipe.source {
-            Source::Mmdebstrap(debian) => {
-                let command = self.mmdebstrap(debian);
-                self.unpack(command, "mmdebstrap", builder, &copying, &control)?;
-            }
-            Source::Debootstrap(debian) => {
-                let tree = beside.join("debootstrap");
-                debian.make(&tree, &self.options.mirror, self.control)?;
-                self.copy(&tree, builder, &copying, &control)?;
-            }
-            Source::Debs(debs) => {
-                for path in debs.fetch(&beside.join("debs"), self.control)? {
-                    let mut command = Command::new("dpkg-deb");
-                    command.arg("--fsys-tarfile").arg(&path);
-                    self.unpack(command, "dpkg", builder, &copying, &control)?;
-                }
-            }
-            Source::Tar(path) | Source::Directory(path) => self.copy(path, builder, &copying, &control)?,
-            Source::Oci(name) => self.copy(Path::new(name), builder, &copying, &control)?,
-            Source::Image(_) => unreachable!("an image is no tree"),
-        }
+        let copied = self.copy_source(builder, beside, &copying, &control);
+        copied.map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput | ErrorKind::Corrupt | ErrorKind::Unsupported => self.tell_source(error),
+            _ => error,
+        })?;
         for (name, files) in &self.recipe.files {
             files
                 .apply(builder, &crate::filesystem_in, &control)
                 .map_err(|error| error.with_path(name))?;
         }
         match &self.recipe.initrd {
-            Some(initrd) => initrd
-                .make(builder)
-                .map_err(|error| error.with_path(&self.recipe.name)),
+            Some(initrd) => initrd.make(builder, &self.recipe.origins),
             None => Ok(()),
         }
+    }
+
+    fn copy_source(
+        &self,
+        builder: &mut Builder<'_>,
+        beside: &Path,
+        copying: &Copying,
+        control: &source::Control<'_>,
+    ) -> Result<()> {
+        match &self.recipe.source {
+            Source::Mmdebstrap(debian) => {
+                let command = self.mmdebstrap(debian);
+                self.unpack(command, "mmdebstrap", builder, copying, control)?;
+            }
+            Source::Debootstrap(debian) => {
+                let tree = beside.join("debootstrap");
+                debian.make(&tree, &self.options.mirror, self.control)?;
+                self.copy(&tree, builder, copying, control)?;
+            }
+            Source::Debs(debs) => {
+                for path in debs.fetch(&beside.join("debs"), self.control)? {
+                    let mut command = Command::new("dpkg-deb");
+                    command.arg("--fsys-tarfile").arg(&path);
+                    self.unpack(command, "dpkg", builder, copying, control)?;
+                }
+            }
+            Source::Tar(path) if path.is_dir() => {
+                let error = Error::invalid("the source is a directory, and no archive").with_path(path);
+                return Err(error.with_hint("say directory, and not tar"));
+            }
+            Source::Directory(path) if path.is_file() => {
+                let error = Error::invalid("the source is a file, and no directory").with_path(path);
+                return Err(error.with_hint("say tar of an archive, and image of a disk image"));
+            }
+            Source::Tar(path) | Source::Directory(path) => self.copy(path, builder, copying, control)?,
+            Source::Oci(name) => self.copy(Path::new(name), builder, copying, control)?,
+            Source::Image(_) => unreachable!("an image is no tree"),
+        }
+        Ok(())
     }
 
     fn copy(
@@ -223,7 +302,7 @@ impl Build<'_> {
             Architecture::Aarch64 => "linux/arm64",
         }
         .parse()?;
-        let source = source::Source::open(path, Some(&platform))?;
+        let source = source::Source::open(path, Some(&platform)).map_err(|error| self.tell_source(error))?;
         source.copy(builder, copying, control).map(drop)
     }
 
@@ -296,20 +375,20 @@ impl Build<'_> {
     fn settle(&self, disk: &Arc<dyn BlockDevice>) -> Result<()> {
         let recipe = self.recipe;
         let Some(root) = Root::find(disk)? else {
-            return Err(Error::invalid("the disk has no root filesystem of ext4").with_path(&recipe.name));
+            let error = Error::invalid("the disk has no root filesystem of ext4");
+            return Err(self.tell_source(error).with_path(&recipe.name));
         };
         let mut guest = Guest::open(&root, true)?;
+        if let Source::Mmdebstrap(_) | Source::Debootstrap(_) = &recipe.source {
+            seal::forget_maker(&mut guest)?;
+        }
         if let Some(name) = &recipe.hostname {
             guest.put("/etc/hostname", format!("{name}\n").as_bytes(), 0o644)?;
         }
         for user in &recipe.users {
-            user.set(&mut guest)
-                .map_err(|error| error.with_path(&recipe.name))?;
+            user.set(&mut guest, &recipe.origins)?;
         }
-        recipe
-            .services
-            .set(&mut guest)
-            .map_err(|error| error.with_path(&recipe.name))?;
+        recipe.services.set(&mut guest, &recipe.origins)?;
         forget_identity(&mut guest)?;
         guest.editor.commit()
     }

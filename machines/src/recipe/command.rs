@@ -2,7 +2,7 @@
 //! outlives the job.
 //!
 //! A program gets a process group of its own, and a job that is stopped ends the whole group: first as a terminal would, so that
-//! what it has mounted and put aside goes too, and a while later for good.
+//! what it has mounted and put aside goes too, and a while later for good. Where this process is killed, the kernel tells the program to end ([`bound`]).
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use block::{Error, ErrorKind, Result, escape};
 use ops::Control;
 use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::bound;
 
 /// Lines of complaints that are told, the last ones.
 const LINES: usize = 12;
@@ -43,12 +45,13 @@ pub(super) fn piped<T>(
 
 /// The same of a program that another, `command`, starts.
 fn piped_of<T>(
-    mut command: Command,
+    command: Command,
     name: &str,
     install: &str,
     control: &Control<'_>,
     read: impl FnOnce(ChildStdout) -> Result<T>,
 ) -> Result<T> {
+    let mut command = bound::to_us(command);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -23,7 +23,12 @@ const TO_STDERR: &str = "exec \"$0\" \"$@\" >&2";
 
 /// What `debootstrap` is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct Debootstrap {
     /// The release, such as `bookworm`.
     pub suite: Option<String>,

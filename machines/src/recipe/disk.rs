@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use block::{Error, Result, escape};
 use ext4_builder::{Compat, Free, Inodes, Journal, Options, Size, Time};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use uuid::Uuid;
 
 use crate::settings::size_text;
@@ -15,7 +15,12 @@ const FREE: u8 = 20;
 
 /// What disk is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct DiskOptions {
     /// Bytes of the disk.
     #[serde(with = "size_text")]
@@ -23,17 +28,20 @@ pub struct DiskOptions {
     /// What is free, where the disk is as large as the tree takes.
     pub free: Option<FreeRoom>,
     /// Name of the root filesystem.
+    #[serde(deserialize_with = "label")]
     pub label: Option<String>,
     /// UUID of the root filesystem, from which all others on the disk follow; drawn where nothing is said.
     pub uuid: Option<Uuid>,
     /// Bytes in a block.
-    #[serde(with = "size_text")]
+    #[serde(deserialize_with = "block_size")]
     pub block_size: Option<u64>,
     /// The journal.
+    #[serde(deserialize_with = "journal")]
     pub journal: Option<JournalSize>,
     /// Number of inodes.
     pub inodes: Option<NonZeroU32>,
     /// Hundredths of the blocks that only root may fill.
+    #[serde(deserialize_with = "reserved")]
     pub reserved: Option<u8>,
     /// Small files are in their inodes.
     pub inline_data: Option<bool>,
@@ -105,6 +113,50 @@ impl FromStr for JournalSize {
     }
 }
 
+/// A key alone, unless no filesystem can be made as it says, whatever other keys do.
+fn possible<E: de::Error>(alone: DiskOptions) -> Result<DiskOptions, E> {
+    alone.validate().map_err(E::custom)?;
+    Ok(alone)
+}
+
+fn label<'d, D: Deserializer<'d>>(from: D) -> Result<Option<String>, D::Error> {
+    let alone = DiskOptions {
+        label: Option::deserialize(from)?,
+        ..DiskOptions::default()
+    };
+    possible(alone).map(|alone| alone.label)
+}
+
+fn block_size<'d, D: Deserializer<'d>>(from: D) -> Result<Option<u64>, D::Error> {
+    let alone = DiskOptions {
+        block_size: size_text::deserialize(from)?,
+        ..DiskOptions::default()
+    };
+    possible(alone).map(|alone| alone.block_size)
+}
+
+fn reserved<'d, D: Deserializer<'d>>(from: D) -> Result<Option<u8>, D::Error> {
+    let alone = DiskOptions {
+        reserved: Option::deserialize(from)?,
+        ..DiskOptions::default()
+    };
+    possible(alone).map(|alone| alone.reserved)
+}
+
+fn journal<'d, D: Deserializer<'d>>(from: D) -> Result<Option<JournalSize>, D::Error> {
+    let journal = Option::deserialize(from)?;
+    // How long it may be follows from the size of blocks, which another recipe may say.
+    let with = |block_size| DiskOptions {
+        journal,
+        block_size: Some(block_size),
+        ..DiskOptions::default()
+    };
+    if with(1024).validate().is_err() && with(2048).validate().is_err() {
+        possible(with(4096))?;
+    }
+    Ok(journal)
+}
+
 impl TryFrom<String> for FreeRoom {
     type Error = String;
 
@@ -143,6 +195,31 @@ impl DiskOptions {
             esp_size: later.esp_size.or(self.esp_size),
             compress: later.compress.or(self.compress),
         }
+    }
+
+    /// The keys that say what a filesystem is to be like that is made.
+    pub(super) fn of_new_filesystem(&self) -> Vec<&'static str> {
+        let keys = [
+            (self.size.is_some(), "size"),
+            (self.free.is_some(), "free"),
+            (self.label.is_some(), "label"),
+            (self.uuid.is_some(), "uuid"),
+            (self.block_size.is_some(), "block-size"),
+            (self.journal.is_some(), "journal"),
+            (self.inodes.is_some(), "inodes"),
+            (self.reserved.is_some(), "reserved"),
+            (self.inline_data.is_some(), "inline-data"),
+            (self.compat.is_some(), "compat"),
+            (self.grow.is_some(), "grow"),
+            (self.esp_size.is_some(), "esp-size"),
+        ];
+        let said = keys.into_iter().filter(|(is_said, _)| *is_said);
+        said.map(|(_, key)| key).collect()
+    }
+
+    /// Fails for options of which no filesystem can be made.
+    pub(super) fn validate(&self) -> Result<()> {
+        self.root(None).validate()
     }
 
     /// The options of the root filesystem. No time in it is later than `epoch`, if that is given.

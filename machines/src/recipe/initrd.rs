@@ -12,6 +12,8 @@ use ext4_builder::source::single;
 use serde::Deserialize;
 
 use super::cpio::Archive;
+use super::origins::Origins;
+use super::origins::Step::{Key, Text};
 use super::source::joined;
 
 /// Runs in it.
@@ -28,7 +30,12 @@ const BUSYBOX: [&str; 3] = ["bin/busybox", "usr/bin/busybox", "bin/busybox.stati
 
 /// What an initrd is to have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct Initrd {
     /// Modules of the kernel that are loaded, by name; what they need follows. What the kernel has built in is no module, and not
     /// missed.
@@ -42,8 +49,13 @@ impl Initrd {
         }
     }
 
-    /// Makes one for the newest kernel of a tree, beside it.
-    pub(super) fn make(&self, builder: &mut Builder<'_>) -> Result<()> {
+    /// Makes one for the kernel of a tree, beside it.
+    pub(super) fn make(&self, builder: &mut Builder<'_>, origins: &Origins) -> Result<()> {
+        self.make_of(builder, origins)
+            .map_err(|error| origins.tell(error, &[Key("initrd")]))
+    }
+
+    fn make_of(&self, builder: &mut Builder<'_>, origins: &Origins) -> Result<()> {
         let names = single::names(builder, "boot")?.unwrap_or_default();
         let versions: Vec<&str> = names
             .iter()
@@ -64,7 +76,9 @@ impl Initrd {
         archive.file("init", INIT, 0o755)?;
         let mut modules = Modules::find(builder, version)?;
         for name in &self.modules {
-            modules.load(builder, name)?;
+            let way = [Key("initrd"), Key("modules"), Text(name)];
+            let loaded = modules.load(builder, name);
+            loaded.map_err(|error| origins.tell(error, &way))?;
         }
         let mut order = String::new();
         for (name, bytes) in &modules.loaded {
@@ -177,7 +191,8 @@ impl Modules {
                 .with_hint("name one that is in its lib/modules, and not left out by exclude")
         };
         let path = self.paths.get(name).ok_or_else(missing)?;
-        let bytes = single::read(builder, path, MAX_FILE)?.ok_or_else(missing)?;
+        // It is there: what is not read is a link that leads nowhere, or longer.
+        let bytes = single::read(builder, path, MAX_FILE)?.ok_or_else(|| too_long(path))?;
         unpacked(path, bytes)
     }
 }
@@ -230,10 +245,17 @@ fn unpacked(path: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
         .read_to_end(&mut plain)
         .map_err(failed)?;
     if plain.len() as u64 > MAX_FILE {
-        return Err(Error::invalid("it is too long for a module").with_path(path));
+        return Err(too_long(path));
     }
     drop(reader);
     Ok(plain)
+}
+
+fn too_long(path: &str) -> Error {
+    Error::invalid(format!(
+        "it is no file, or too long for a module ({MAX_FILE} bytes)"
+    ))
+    .with_path(path)
 }
 
 #[cfg(test)]

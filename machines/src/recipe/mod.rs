@@ -19,6 +19,7 @@ mod cpio;
 mod debootstrap;
 mod disk;
 mod initrd;
+mod origins;
 mod parse;
 mod services;
 mod shipped;
@@ -38,7 +39,8 @@ pub use build::BuildOptions;
 pub use debootstrap::Debootstrap;
 pub use disk::DiskOptions;
 pub use initrd::Initrd;
-pub use services::Services;
+use origins::Origins;
+pub use services::{Services, UnitName};
 pub use shipped::{Shipped, shipped, shipped_named};
 pub use source::{Debs, Mmdebstrap, Source};
 pub use users::User;
@@ -76,6 +78,7 @@ pub struct Recipe {
     pub machine: Settings,
     /// Of the recipe with all that it extends.
     pub fingerprint: Fingerprint,
+    origins: Origins,
 }
 
 impl Recipe {
@@ -94,6 +97,28 @@ impl Recipe {
     /// As [`load`](Self::load).
     pub fn load_shipped(one: &Shipped) -> Result<Self> {
         parse::load_shipped(*one)
+    }
+
+    /// One that says no more than what is made of which source.
+    pub(crate) fn of_source(name: &Path, source: Source, disk: DiskOptions, machine: Settings) -> Self {
+        Self {
+            name: name.to_owned(),
+            description: None,
+            os: None,
+            user: None,
+            notes: None,
+            hostname: None,
+            source,
+            exclude: Vec::new(),
+            files: Vec::new(),
+            users: Vec::new(),
+            services: Services::default(),
+            initrd: None,
+            disk,
+            machine,
+            fingerprint: Fingerprint::of_bytes(b""),
+            origins: Origins::default(),
+        }
     }
 
     /// Packages that are asked for.

@@ -14,12 +14,14 @@ use serde::de::IgnoredAny;
 use super::Recipe;
 use super::disk::DiskOptions;
 use super::initrd::Initrd;
+use super::origins::Step::{Key, Named, Text};
+use super::origins::{Origin, Origins};
 use super::services::Services;
 use super::shipped::{Shipped, meant, named, shipped};
 use super::source::{Source, SourceTable};
 use super::users::User;
 use crate::Settings;
-use crate::store::{Fingerprint, InstanceName, parse};
+use crate::store::{InstanceName, parse};
 
 /// Bytes of a recipe at most.
 const MAX_LEN: u64 = 1 << 20;
@@ -32,7 +34,12 @@ const MAX_COUNT: usize = 256;
 
 /// What one file says.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub(super) struct Document {
     description: Option<String>,
     /// Files, or names of shipped recipes; the later ones win.
@@ -53,8 +60,7 @@ pub(super) struct Document {
 
 /// A recipe that was found.
 struct Found {
-    name: PathBuf,
-    text: String,
+    origin: Origin,
     /// Where its relative paths start; none for a shipped one.
     directory: PathBuf,
 }
@@ -65,8 +71,7 @@ struct Merged {
     document: Document,
     exclude: Vec<Pattern>,
     files: Vec<(PathBuf, Manifest)>,
-    /// All texts, one after the other.
-    texts: Vec<u8>,
+    origins: Origins,
     /// Those that are being read, the outermost first.
     way: Vec<PathBuf>,
     /// Those that were read.
@@ -88,8 +93,10 @@ pub(super) fn load_shipped(one: Shipped) -> Result<Recipe> {
 impl Found {
     fn of(one: Shipped) -> Self {
         Self {
-            name: PathBuf::from(one.name),
-            text: one.text.to_owned(),
+            origin: Origin {
+                name: PathBuf::from(one.name),
+                text: one.text.to_owned(),
+            },
             directory: PathBuf::new(),
         }
     }
@@ -127,8 +134,7 @@ fn find(name: &Path, from: Option<&Path>) -> Result<Found> {
         .and_then(|path| path.parent().map(ToOwned::to_owned))
         .unwrap_or_default();
     Ok(Found {
-        name: path,
-        text,
+        origin: Origin { name: path, text },
         directory,
     })
 }
@@ -136,53 +142,64 @@ fn find(name: &Path, from: Option<&Path>) -> Result<Found> {
 impl Merged {
     /// Adds what a recipe says, behind what those say that it extends.
     fn add(&mut self, found: Found) -> Result<()> {
-        let Found {
-            name,
-            text,
-            directory,
-        } = found;
-        let document: Document = parse(&text).map_err(|error| error.with_path(&name))?;
-        let identity = name.canonicalize().unwrap_or_else(|_| name.clone());
-        if self.way.contains(&identity) || self.way.len() == MAX_DEPTH {
-            let names: Vec<_> = self.way.iter().map(|path| path.to_string_lossy()).collect();
-            let message = format!(
-                "recipes extend each other: {}, {}",
-                names.join(", "),
-                identity.display()
-            );
-            return Err(Error::invalid(escape(&message).into_owned()).with_path(name));
-        }
+        let Found { origin, directory } = found;
+        let name = &origin.name;
+        let document: Document = parse(&origin.text).map_err(|error| error.with_path(name))?;
         self.count += 1;
         if self.count > MAX_COUNT {
             let message = format!("it is one of more than {MAX_COUNT} recipes that are laid over each other");
             return Err(Error::invalid(message).with_path(name));
         }
-        self.way.push(identity);
+        self.way.push(identity(name));
         for other in &document.extends {
             let from = Some(&*directory).filter(|directory| *directory != Path::new(""));
-            let other = find(Path::new(other), from).map_err(|error| extended_by(&error, &name))?;
+            let told = |error: &Error| origin.tell(error, &[Key("extends")]);
+            let other = find(Path::new(other), from).map_err(|error| told(&extended(&error)))?;
+            if let Some(names) = self.leads_back(&other) {
+                let message = format!(
+                    "recipes extend each other, or one another more than {MAX_DEPTH} levels deep: {}",
+                    escape(&names)
+                );
+                return Err(told(&Error::invalid(message)));
+            }
             self.add(other)?;
         }
         self.way.pop();
-        for pattern in document.source.exclude() {
-            let pattern = Pattern::new(pattern.as_bytes()).map_err(|error| error.with_path(&name))?;
-            self.exclude.push(pattern);
-        }
-        let files =
-            Manifest::in_document(&text, "files", &directory).map_err(|error| error.with_path(&name))?;
+        self.exclude.extend_from_slice(document.source.exclude());
+        let files = Manifest::in_document(&origin.text, "files", &directory);
+        let files = files.map_err(|error| error.with_path(name))?;
         if !files.is_empty() {
-            self.files.push((name, files));
+            self.files.push((name.clone(), files));
         }
-        self.texts.extend(text.as_bytes());
-        self.texts.push(0);
         let before = std::mem::take(&mut self.document);
-        self.document = before.then(document.at(&directory)?);
+        self.document = before.then(document.at(&directory, &origin)?);
+        self.origins.push(origin);
         Ok(())
     }
 
+    /// The recipes that are being read, and one that may not be read then: it is one of them, or one too many.
+    fn leads_back(&self, other: &Found) -> Option<String> {
+        let other = identity(&other.origin.name);
+        if !self.way.contains(&other) && self.way.len() < MAX_DEPTH {
+            return None;
+        }
+        let way = self.way.iter().chain([&other]);
+        let names: Vec<_> = way.map(|path| path.to_string_lossy()).collect();
+        Some(names.join(", "))
+    }
+
     fn finish(self, name: &Path) -> Result<Recipe> {
-        let document = self.document;
-        let source: Source = document.source.chosen().map_err(|error| error.with_path(name))?;
+        let Self {
+            document, origins, ..
+        } = self;
+        let disk = document.disk.validate();
+        disk.map_err(|error| origins.tell(error, &[Key("disk")]))?;
+        let kind = document.source.kind();
+        let way: Vec<_> = ["source"].into_iter().chain(kind).map(Key).collect();
+        let source: Source = document
+            .source
+            .chosen()
+            .map_err(|error| origins.tell(error, &way))?;
         Ok(Recipe {
             name: name.to_owned(),
             description: document.description,
@@ -198,17 +215,23 @@ impl Merged {
             initrd: document.initrd,
             disk: document.disk,
             machine: document.machine,
-            fingerprint: Fingerprint::of_bytes(&self.texts),
+            fingerprint: origins.fingerprint(),
+            origins,
         })
     }
 }
 
 impl Document {
     /// The same with its relative paths from a directory.
-    fn at(mut self, directory: &Path) -> Result<Self> {
+    fn at(mut self, directory: &Path, origin: &Origin) -> Result<Self> {
         self.source.resolve(directory);
         for user in &mut self.users {
-            user.read_keys(directory)?;
+            for file in std::mem::take(&mut user.ssh_key_files) {
+                let added = user.add_keys_of(&directory.join(&file));
+                let (name, file) = (user.name.as_str(), file.to_string_lossy());
+                let way = [Key("users"), Named(name), Key("ssh-key-files"), Text(&file)];
+                added.map_err(|error| origin.tell(&error, &way))?;
+            }
         }
         Ok(self)
     }
@@ -236,9 +259,14 @@ impl Document {
     }
 }
 
-/// The error, told of the recipe that names what is not there.
-fn extended_by(error: &Error, name: &Path) -> Error {
-    let told = Error::new(error.kind(), format!("what it extends: {error}")).with_path(name);
+/// What a recipe is known by, however it is named.
+fn identity(name: &Path) -> PathBuf {
+    name.canonicalize().unwrap_or_else(|_| name.to_owned())
+}
+
+/// The error, told of what a recipe extends.
+fn extended(error: &Error) -> Error {
+    let told = Error::new(error.kind(), format!("what it extends: {error}"));
     match error.hint() {
         Some(hint) => told.with_hint(hint.to_owned()),
         None => told,

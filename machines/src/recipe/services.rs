@@ -8,7 +8,10 @@ use ext4_editor::Attributes;
 use ext4_reader::FileKind;
 use serde::Deserialize;
 
+use super::origins::Origins;
+use super::origins::Step::{Key, Text};
 use super::source::joined;
+use super::users::checked_text;
 use crate::personalise::Guest;
 
 /// Where units are, the first winning.
@@ -32,14 +35,38 @@ const MAX_ALSO: usize = 64;
 
 /// What starts, and what does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct Services {
     /// Start with the system.
-    pub enable: Vec<String>,
+    pub enable: Vec<UnitName>,
     /// Do not.
-    pub disable: Vec<String>,
+    pub disable: Vec<UnitName>,
     /// Cannot be started at all.
-    pub mask: Vec<String>,
+    pub mask: Vec<UnitName>,
+}
+
+checked_text!(
+    /// What a service can be called: the name of one file, in whichever directory.
+    UnitName,
+    |text| {
+        if is_file_name(text) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("\"{}\" cannot be the name of a service", escape(text)))
+            .with_hint("a unit is named without its directory: ssh, serial-getty@ttyS0, fstrim.timer"))
+    }
+);
+
+/// Whether a name leads nowhere but to a file of a directory.
+fn is_file_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && name.len() < 256
+        && !name.contains(|c: char| c == '/' || c.is_control())
 }
 
 /// `[Install]` of a unit.
@@ -55,7 +82,7 @@ struct Install {
 impl Services {
     pub(super) fn then(self, later: Self) -> Self {
         // What one recipe enables, a later one may disable, and the other way around.
-        let without = |before: Vec<String>, other: &[String]| -> Vec<String> {
+        let without = |before: Vec<UnitName>, other: &[UnitName]| -> Vec<UnitName> {
             before.into_iter().filter(|unit| !other.contains(unit)).collect()
         };
         Self {
@@ -65,45 +92,64 @@ impl Services {
         }
     }
 
-    pub(super) fn set(&self, guest: &mut Guest) -> Result<()> {
+    pub(super) fn set(&self, guest: &mut Guest, origins: &Origins) -> Result<()> {
+        let told = |error, list, unit: &UnitName| {
+            origins.tell(error, &[Key("services"), Key(list), Text(unit.as_str())])
+        };
         let has_units = UNITS[2..]
             .iter()
             .any(|path| matches!(guest.kind(path), Ok(Some(_))));
         if !has_units && guest.kind("/etc/runlevels/default")? == Some(FileKind::Directory) {
-            return self.set_runlevel(guest);
+            return self.set_runlevel(guest, &told);
         }
         for unit in &self.disable {
-            disable(guest, &full_name(unit))?;
+            disable(guest, &full_name(unit.as_str())).map_err(|error| told(error, "disable", unit))?;
         }
         for unit in &self.mask {
-            link(guest, &format!("{OWN}/{}", full_name(unit)), "/dev/null")?;
+            link(guest, &format!("{OWN}/{}", full_name(unit.as_str())), "/dev/null")
+                .map_err(|error| told(error, "mask", unit))?;
         }
-        let mut left: Vec<String> = self.enable.iter().map(|unit| full_name(unit)).collect();
+        // With the one of the recipe that each is enabled with.
+        let units = self.enable.iter();
+        let mut left: Vec<_> = units.map(|unit| (full_name(unit.as_str()), unit)).collect();
         let mut done: Vec<String> = Vec::new();
-        while let Some(unit) = left.pop() {
+        while let Some((unit, stated)) = left.pop() {
             if done.contains(&unit) || done.len() > MAX_ALSO {
                 continue;
             }
-            left.extend(enable(guest, &unit)?);
+            let also = enable(guest, &unit).map_err(|error| told(error, "enable", stated))?;
+            left.extend(also.into_iter().map(|other| (other, stated)));
             done.push(unit);
         }
         Ok(())
     }
 
     /// What `OpenRC` starts.
-    fn set_runlevel(&self, guest: &mut Guest) -> Result<()> {
-        for name in &self.enable {
-            let script = format!("/etc/init.d/{name}");
-            if guest.kind(&script)? != Some(FileKind::Regular) {
-                return Err(missing(name));
-            }
-            link(guest, &format!("/etc/runlevels/default/{name}"), &script)?;
+    fn set_runlevel(
+        &self,
+        guest: &mut Guest,
+        told: &dyn Fn(Error, &'static str, &UnitName) -> Error,
+    ) -> Result<()> {
+        for unit in &self.enable {
+            start(guest, unit.as_str()).map_err(|error| told(error, "enable", unit))?;
         }
-        for name in self.disable.iter().chain(&self.mask) {
-            remove(guest, &format!("/etc/runlevels/default/{name}"))?;
+        for (list, units) in [("disable", &self.disable), ("mask", &self.mask)] {
+            for unit in units {
+                remove(guest, &format!("/etc/runlevels/default/{}", unit.as_str()))
+                    .map_err(|error| told(error, list, unit))?;
+            }
         }
         Ok(())
     }
+}
+
+/// Has `OpenRC` start a service.
+fn start(guest: &mut Guest, name: &str) -> Result<()> {
+    let script = format!("/etc/init.d/{name}");
+    if guest.kind(&script)? != Some(FileKind::Regular) {
+        return Err(missing(name));
+    }
+    link(guest, &format!("/etc/runlevels/default/{name}"), &script)
 }
 
 fn missing(unit: &str) -> Error {
@@ -223,13 +269,17 @@ impl Install {
             let Some((key, value)) = line.split_once('=').filter(|_| is_ours) else {
                 continue;
             };
-            let words = value.split_whitespace().map(ToOwned::to_owned);
+            // As systemd does, what cannot be a unit's name is passed over.
+            let names = value.split_whitespace().filter(|word| is_file_name(word));
+            let words = names.map(ToOwned::to_owned);
             match key.trim_end() {
                 "WantedBy" => install.wanted_by.extend(words),
                 "RequiredBy" => install.required_by.extend(words),
                 "Alias" => install.alias.extend(words),
                 "Also" => install.also.extend(words),
-                "DefaultInstance" => install.default_instance = Some(value.trim().to_owned()),
+                "DefaultInstance" if is_file_name(value.trim()) => {
+                    install.default_instance = Some(value.trim().to_owned());
+                }
                 _ => {}
             }
         }
@@ -244,7 +294,7 @@ mod tests {
     #[test]
     fn units_say_what_they_start_with() {
         let text = "[Unit]\nAlias=no\n\n[Install]\nWantedBy=multi-user.target graphical.target\n\
-                    WantedBy = a.target\nAlias=sshd.service\nAlso=b.socket\n#Alias=c\nDefaultInstance=tty1\n[X-Other]\nWantedBy=d\n";
+                    WantedBy = a.target ../b.target\nAlias=sshd.service /x .. \nAlso=b.socket\n#Alias=c\nDefaultInstance=tty1\n[X-Other]\nWantedBy=d\n";
         let install = Install::parse(text);
         assert_eq!(
             install.wanted_by,
@@ -261,9 +311,10 @@ mod tests {
 
     #[test]
     fn a_later_recipe_can_disable_what_another_enables() {
+        let names = |names: &[&str]| names.iter().map(|&unit| UnitName(unit.to_owned())).collect();
         let services = |enable: &[&str], disable: &[&str]| Services {
-            enable: enable.iter().map(|&unit| unit.to_owned()).collect(),
-            disable: disable.iter().map(|&unit| unit.to_owned()).collect(),
+            enable: names(enable),
+            disable: names(disable),
             mask: vec![],
         };
         let merged = services(&["a", "b"], &["c"]).then(services(&["c"], &["b"]));

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result};
-use serde::Deserialize;
+use ext4_builder::source::Pattern;
+use serde::{Deserialize, Deserializer, de};
 
 use super::debootstrap::Debootstrap;
 
@@ -28,7 +29,12 @@ pub enum Source {
 
 /// What `mmdebstrap` is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct Mmdebstrap {
     /// The release, such as `bookworm`.
     pub suite: Option<String>,
@@ -56,7 +62,12 @@ pub struct Mmdebstrap {
 
 /// Debian packages that are unpacked, with nothing of them run and nothing that they depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 pub struct Debs {
     /// Packages, in the release that this host's apt prefers.
     pub packages: Vec<String>,
@@ -70,7 +81,12 @@ pub struct Debs {
 pub(super) struct SourceTable(Keys);
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(
+    default,
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    expecting = "a table"
+)]
 struct Keys {
     mmdebstrap: Option<Mmdebstrap>,
     debootstrap: Option<Debootstrap>,
@@ -79,7 +95,14 @@ struct Keys {
     directory: Option<PathBuf>,
     oci: Option<String>,
     image: Option<PathBuf>,
-    exclude: Vec<String>,
+    #[serde(deserialize_with = "patterns")]
+    exclude: Vec<Pattern>,
+}
+
+fn patterns<'d, D: Deserializer<'d>>(from: D) -> Result<Vec<Pattern>, D::Error> {
+    let texts: Vec<String> = Vec::deserialize(from)?;
+    let patterns = texts.iter().map(|text| Pattern::new(text.as_bytes()));
+    patterns.collect::<Result<_>>().map_err(de::Error::custom)
 }
 
 impl Keys {
@@ -116,7 +139,7 @@ impl TryFrom<Keys> for SourceTable {
 }
 
 impl SourceTable {
-    pub(super) fn exclude(&self) -> &[String] {
+    pub(super) fn exclude(&self) -> &[Pattern] {
         &self.0.exclude
     }
 
@@ -160,6 +183,11 @@ impl SourceTable {
         })
     }
 
+    /// Which of the kinds it is, if it is one.
+    pub(super) fn kind(&self) -> Option<&'static str> {
+        self.0.named().first().copied()
+    }
+
     /// The source.
     pub(super) fn chosen(self) -> Result<Source> {
         let keys = self.0;
@@ -192,6 +220,19 @@ impl SourceTable {
 }
 
 impl Source {
+    /// The key of `[source]` that says it.
+    pub(super) fn key(&self) -> &'static str {
+        match self {
+            Self::Mmdebstrap(_) => "mmdebstrap",
+            Self::Debootstrap(_) => "debootstrap",
+            Self::Debs(_) => "debs",
+            Self::Tar(_) => "tar",
+            Self::Directory(_) => "directory",
+            Self::Oci(_) => "oci",
+            Self::Image(_) => "image",
+        }
+    }
+
     /// Packages that are asked for.
     pub(super) fn packages(&self) -> Vec<String> {
         match self {

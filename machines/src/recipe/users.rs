@@ -4,14 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result, escape};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
+use super::origins::Origins;
+use super::origins::Step::{Key, Named, Text};
 use super::source::joined;
 use crate::personalise::{AuthorizedKeys, Guest, users};
 
 /// A user that the system has.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
 pub struct User {
     /// As in passwd.
     pub name: UserName,
@@ -19,7 +21,7 @@ pub struct User {
     #[serde(default)]
     pub uid: Option<u32>,
     /// What is run at login.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shell")]
     pub shell: Option<String>,
     /// Groups, which are there, besides the one of the same name.
     #[serde(default)]
@@ -36,6 +38,18 @@ pub struct User {
     /// May do everything as root, by sudo and without a password.
     #[serde(default)]
     pub sudo: Option<bool>,
+}
+
+/// A path that a line of passwd can end with.
+fn shell<'d, D: Deserializer<'d>>(from: D) -> Result<Option<String>, D::Error> {
+    let shell: Option<String> = Option::deserialize(from)?;
+    match &shell {
+        Some(path) if !path.starts_with('/') || path.contains(|c: char| c == ':' || c.is_control()) => {
+            let message = format!("\"{}\" is no shell: name its path, as \"/bin/sh\"", escape(path));
+            Err(de::Error::custom(message))
+        }
+        _ => Ok(shell),
+    }
 }
 
 macro_rules! checked_text {
@@ -63,6 +77,8 @@ macro_rules! checked_text {
         }
     };
 }
+
+pub(super) use checked_text;
 
 checked_text!(
     /// A name that a user or a group can have.
@@ -113,48 +129,49 @@ impl User {
         }
     }
 
-    /// Reads the keys that are in files, whose paths start at a directory.
-    pub(super) fn read_keys(&mut self, directory: &Path) -> Result<()> {
-        for path in std::mem::take(&mut self.ssh_key_files) {
-            let path = directory.join(path);
-            let text =
-                fs::read_to_string(&path).map_err(|error| Error::io("read", error).with_path(&path))?;
-            let keys = AuthorizedKeys::parse(&text).map_err(|error| error.with_path(&path))?;
-            self.ssh_keys
-                .extend(keys.lines().map(|line| PublicKey(line.to_owned())));
-        }
+    /// Adds the keys that are in a file.
+    pub(super) fn add_keys_of(&mut self, file: &Path) -> Result<()> {
+        let text = fs::read_to_string(file).map_err(|error| Error::io("read", error).with_path(file))?;
+        let keys = AuthorizedKeys::parse(&text).map_err(|error| error.with_path(file))?;
+        let keys = keys.lines().map(|line| PublicKey(line.to_owned()));
+        self.ssh_keys.extend(keys);
         Ok(())
     }
 
     /// Makes the user, or makes one that is there so.
-    pub(super) fn set(&self, guest: &mut Guest) -> Result<()> {
+    pub(super) fn set(&self, guest: &mut Guest, origins: &Origins) -> Result<()> {
         let name = self.name.as_str();
-        let user = users::find_or_make_as(guest, name, self.uid)?;
+        let told = |error, key| origins.tell(error, &[Key("users"), Named(name), Key(key)]);
+        let user = users::find_or_make_as(guest, name, self.uid).map_err(|error| told(error, "uid"))?;
         if let Some(shell) = &self.shell {
-            users::set_field(guest, "/etc/passwd", name, 6, shell)?;
+            users::set_field(guest, "/etc/passwd", name, 6, shell).map_err(|error| told(error, "shell"))?;
         }
         if let Some(password) = &self.password {
-            users::set_field(guest, "/etc/shadow", name, 1, password.as_str())?;
+            users::set_field(guest, "/etc/shadow", name, 1, password.as_str())
+                .map_err(|error| told(error, "password"))?;
         }
-        for group in &self.groups {
-            users::add_to_group(guest, name, group.as_str())?;
+        for group in self.groups.iter().map(UserName::as_str) {
+            let way = [Key("users"), Named(name), Key("groups"), Text(group)];
+            users::add_to_group(guest, name, group).map_err(|error| origins.tell(error, &way))?;
         }
         if !self.ssh_keys.is_empty() {
             let lines: Vec<&str> = self.ssh_keys.iter().map(PublicKey::as_str).collect();
-            AuthorizedKeys::parse(&lines.join("\n"))?.add(guest, &user)?;
+            let keys = AuthorizedKeys::parse(&lines.join("\n"));
+            keys.and_then(|keys| keys.add(guest, &user))
+                .map_err(|error| told(error, "ssh-keys"))?;
         }
         if self.sudo == Some(true) {
-            let directory = "/etc/sudoers.d";
-            if guest.kind(directory)?.is_none() {
-                let message = format!(
-                    "{} is to use sudo, and the system has no {directory}",
-                    escape(name)
-                );
-                return Err(Error::invalid(message).with_hint("add the package sudo"));
-            }
-            let rule = format!("{name} ALL=(ALL:ALL) NOPASSWD: ALL\n");
-            guest.put(&format!("{directory}/90-{name}"), rule.as_bytes(), 0o440)?;
+            self.allow_sudo(guest).map_err(|error| told(error, "sudo"))?;
         }
         Ok(())
+    }
+
+    fn allow_sudo(&self, guest: &mut Guest) -> Result<()> {
+        let name = self.name.as_str();
+        if users::allow_sudo(guest, name)? {
+            return Ok(());
+        }
+        let message = format!("{} is to use sudo, and the system has none", escape(name));
+        Err(Error::invalid(message).with_hint("add the package sudo"))
     }
 }

@@ -2,24 +2,42 @@
 
 use std::collections::BTreeSet;
 
-use block::Result;
+use block::{Error, Result};
 use ext4_reader::{FileKind, Inode};
+use regex::bytes::Regex;
 
 use super::operations::{OPERATIONS, Operation};
 use super::parts::holds_something;
-use super::plan::{Deed, Search};
+use super::plan::{Deed, Search, Step};
 use super::shown;
 use super::swap::{Swap, SwapFile};
 use crate::Root;
 
-/// Where private keys are looked for, besides users' homes.
-const KEY_PLACES: [&str; 3] = ["/etc/ssh", "/etc/ssl/private", "/etc/pki/tls/private"];
+/// Where private keys are looked for: where people and services put what is theirs.
+const KEY_PLACES: [&str; 7] = [
+    "/etc",
+    "/home",
+    "/opt",
+    "/root",
+    "/srv",
+    "/usr/local/etc",
+    "/var/lib",
+];
 
-/// Where programs that give rights are not to be, besides users' homes.
-const OPEN_PLACES: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/srv"];
+/// Where programs that give rights are not to be.
+const OPEN_PLACES: [&str; 6] = ["/dev/shm", "/home", "/root", "/srv", "/tmp", "/var/tmp"];
 
-/// Bytes at the start of a file in which a key announces itself.
-const KEY_START: u64 = 16 << 10;
+/// Bytes at the start of a file in which keys are looked for.
+const KEY_START: u64 = 256 << 10;
+
+/// How a private key announces itself: in a file of its own, among other text, and in JSON. A program that reads such has no
+/// line that ends there.
+const KEY: &str = concat!(
+    r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[\r\n\\]",
+    r"|-----BEGIN OpenVPN Static key V1-----\r?\n",
+    r"|PuTTY-User-Key-File-[0-9]",
+    r"|AGE-SECRET-KEY-1[0-9A-Z]",
+);
 
 const SETUID_OR_SETGID: u16 = 0o6000;
 
@@ -41,25 +59,19 @@ pub struct Finding {
 pub fn lint(root: &Root, but_for: &[&'static Operation]) -> Result<Vec<Finding>> {
     let filesystem = root.filesystem()?;
     let search = Search::new(&filesystem)?;
-    let mut findings = BTreeSet::new();
-    let wanted = |operation: &&Operation| !but_for.iter().any(|other| other.name == operation.name);
-    for operation in OPERATIONS.iter().filter(wanted) {
+    let (mut findings, mut named) = (BTreeSet::new(), BTreeSet::new());
+    for operation in OPERATIONS {
+        let is_wanted = !but_for.iter().any(|other| other.name == operation.name);
         for step in search.plan(operation)? {
-            let reason = match step.deed {
-                Deed::Replace(_) => format!("it has {}", operation.description),
-                Deed::Empty | Deed::Remove => operation.description.to_owned(),
-            };
-            findings.insert(Finding {
-                path: shown(&step.path),
-                reason,
-                operation: Some(operation.name),
-            });
+            named.insert(shown(&step.path));
+            if is_wanted {
+                findings.insert(found(operation, &step));
+            }
         }
     }
-    let named: BTreeSet<String> = findings.iter().map(|finding| finding.path.clone()).collect();
     let mut more = |path: &[u8], reason: &str| {
         let path = shown(path);
-        // What goes as a whole is not told of file by file.
+        // What goes as a whole is not told of file by file, nor what nobody is to look for.
         let goes = named.iter().any(|whole| {
             path.strip_prefix(whole.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -72,25 +84,17 @@ pub fn lint(root: &Root, but_for: &[&'static Operation]) -> Result<Vec<Finding>>
             });
         }
     };
-    let homes: Vec<Vec<u8>> = search.homes().map(<[u8]>::to_vec).collect();
-    let homes = homes
-        .iter()
-        .filter(|home| home.starts_with(b"/root") || home.starts_with(b"/home"));
-    let homes: Vec<&[u8]> = homes.map(Vec::as_slice).collect();
-    let with_homes = |places: &[&'static str]| -> Vec<Vec<u8>> {
-        let places = places.iter().map(|place| place.as_bytes());
-        places.chain(homes.iter().copied()).map(<[u8]>::to_vec).collect()
-    };
-    for place in with_homes(&KEY_PLACES) {
-        search.files(place, |path, file| {
-            if is_private_key(&search, file)? {
+    let key = Regex::new(KEY).map_err(|error| Error::invalid(error.to_string()))?;
+    for place in KEY_PLACES {
+        search.files(place.into(), |path, file| {
+            if is_private_key(&search, &key, file)? {
                 more(&path, "a private key");
             }
             Ok(())
         })?;
     }
-    for place in with_homes(&OPEN_PLACES) {
-        search.files(place, |path, file| {
+    for place in OPEN_PLACES {
+        search.files(place.into(), |path, file| {
             if file.kind() == FileKind::Regular && file.mode() & SETUID_OR_SETGID != 0 {
                 more(
                     &path,
@@ -108,6 +112,18 @@ pub fn lint(root: &Root, but_for: &[&'static Operation]) -> Result<Vec<Finding>>
     Ok(findings.into_iter().collect())
 }
 
+fn found(operation: &Operation, step: &Step) -> Finding {
+    let reason = match step.deed {
+        Deed::Replace(_) => format!("it has {}", operation.description),
+        Deed::Empty | Deed::Remove => operation.description.to_owned(),
+    };
+    Finding {
+        path: shown(&step.path),
+        reason,
+        operation: Some(operation.name),
+    }
+}
+
 /// What is wrong with a file that is swapped to.
 fn swapped(root: &Root, file: &SwapFile) -> Result<Option<&'static str>> {
     if file.swap == Swap::Hibernated {
@@ -121,11 +137,38 @@ fn swapped(root: &Root, file: &SwapFile) -> Result<Option<&'static str>> {
     Ok(None)
 }
 
-fn is_private_key(search: &Search<'_>, file: &Inode) -> Result<bool> {
+fn is_private_key(search: &Search<'_>, key: &Regex, file: &Inode) -> Result<bool> {
     if file.kind() != FileKind::Regular || file.is_encrypted() {
         return Ok(false);
     }
-    let start = search.start(file, KEY_START)?;
-    let has = |text: &[u8]| start.windows(text.len()).any(|window| window == text);
-    Ok(has(b"PRIVATE KEY-----") || has(b"PuTTY-User-Key-File-") || has(b"AGE-SECRET-KEY-1"))
+    Ok(key.is_match(&search.start(file, KEY_START)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_from_programs_that_read_them() {
+        let key = Regex::new(KEY).unwrap();
+        for text in [
+            "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl",
+            "note: -----BEGIN RSA PRIVATE KEY-----\r\nMIIE",
+            "-----BEGIN PRIVATE KEY-----\nMIIE",
+            "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n",
+            "{\"private_key\": \"-----BEGIN PRIVATE KEY-----\\nMIIE",
+            "PuTTY-User-Key-File-3: ssh-ed25519",
+            "# x\nAGE-SECRET-KEY-1QQ",
+        ] {
+            assert!(key.is_match(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "-----BEGIN PUBLIC KEY-----\nMIIB",
+            "-----BEGIN OPENSSH PRIVATE KEY-----\0",
+            "b'-----BEGIN OPENSSH PRIVATE KEY-----' in text",
+            "PRIVATE KEY-----",
+        ] {
+            assert!(!key.is_match(text.as_bytes()), "{text}");
+        }
+    }
 }

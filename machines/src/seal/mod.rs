@@ -4,15 +4,17 @@
 //! does it, so that what the one finds the other takes away.
 //!
 //! A file that is deleted leaves its content on the disk, for whoever reads that past the filesystem. So when the files are
-//! gone, what is free in every ext4 and FAT filesystem of the disk is made zeros too, and so is the log of an ext4 journal: files that the guest
-//! itself has deleted before are gone as well. So does what is in swap, be that a partition or a file, and in room that is no partition's. What else there is on
-//! a disk is not looked into, and said by name: [`not_looked_into`].
+//! gone, what is free in every ext4 and FAT filesystem of the disk is made zeros too, and so is the log of an ext4 journal:
+//! files that the guest itself has deleted before are gone as well. So does what is in swap, be that a partition or a file, and
+//! in room that is no partition's. What else there is on a disk is not looked into, and said by name: [`not_looked_into`].
 
+mod behind;
 mod lint;
 mod operations;
 mod parts;
 mod plan;
 mod swap;
+mod texts;
 mod wipe;
 
 use std::sync::Arc;
@@ -31,19 +33,24 @@ pub use parts::{NotLookedInto, instead_of_root, not_looked_into};
 
 use plan::{Deed, Search, Step};
 
+/// Things that are named where more are found.
+const NAMED: usize = 8;
+
 /// Which operations are done.
 #[derive(Clone, Debug)]
-pub struct Selection(Vec<&'static Operation>);
+pub struct Selection {
+    done: Vec<&'static Operation>,
+    left_out: Vec<&'static Operation>,
+}
 
 impl Default for Selection {
     /// Those that are done by default.
     fn default() -> Self {
-        Self(
-            OPERATIONS
-                .iter()
-                .filter(|operation| operation.by_default)
-                .collect(),
-        )
+        let by_default = OPERATIONS.iter().filter(|operation| operation.by_default);
+        Self {
+            done: by_default.collect(),
+            left_out: Vec::new(),
+        }
     }
 }
 
@@ -66,7 +73,48 @@ impl Selection {
         let chosen = OPERATIONS.iter().filter(|operation| {
             (operation.by_default || has(&enabled, operation)) && !has(&disabled, operation)
         });
-        Ok(Self(chosen.collect()))
+        Ok(Self {
+            done: chosen.collect(),
+            left_out: disabled,
+        })
+    }
+
+    /// Fails for what sealing has left on a disk that nobody asked to have left, as [`lint`] finds it. Passwords of the system's own users
+    /// may be what a template is made with.
+    ///
+    /// # Errors
+    /// `InvalidInput` with what was found; `Corrupt`, `Io`.
+    pub(crate) fn check_sealed(&self, disk: &Arc<dyn BlockDevice>) -> Result<()> {
+        let Some(root) = Root::find(disk)? else {
+            return Ok(());
+        };
+        let passwords = OPERATIONS
+            .iter()
+            .filter(|operation| operation.name == "passwords");
+        let but_for: Vec<_> = self.left_out.iter().copied().chain(passwords).collect();
+        let found = lint(&root, &but_for)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let named = found.iter().take(NAMED).map(|finding| {
+            let operation = finding.operation.map(|name| format!(", {name}"));
+            format!(
+                "{} ({}{})",
+                finding.path,
+                finding.reason,
+                operation.unwrap_or_default()
+            )
+        });
+        let named = named.collect::<Vec<_>>().join("; ");
+        let more = match found.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        Err(
+            Error::invalid(format!("after sealing, the disk still has {named}{more}")).with_hint(
+                "remove it from the machine, or have an operation take it away: --enable OPERATION; to publish it, --disable OPERATION, or --no-lint for all",
+            ),
+        )
     }
 }
 
@@ -103,14 +151,29 @@ pub struct Change {
 /// What two machines must not share and each makes anew, but for what [`personalise`](crate::personalise) gives them.
 const UNIQUE: [&str; 4] = ["ssh-hostkeys", "dhcp-leases", "random-seed", "machine-secrets"];
 
+/// What programs that make a system leave in it: what it was before their last change, and the name of the host that they ran on.
+const LEFT_BY_MAKERS: [&str; 2] = ["passwd-backups", "hostname"];
+
 /// Takes from a guest what would make another machine of it the same one, with the next commit.
 ///
 /// # Errors
 /// `Corrupt`, `NoSpace`, `Io`.
 pub(crate) fn forget_identity(guest: &mut Guest) -> Result<()> {
+    forget(guest, &UNIQUE)
+}
+
+/// Takes from a guest what the program that made it has left there, with the next commit.
+///
+/// # Errors
+/// `Corrupt`, `NoSpace`, `Io`.
+pub(crate) fn forget_maker(guest: &mut Guest) -> Result<()> {
+    forget(guest, &LEFT_BY_MAKERS)
+}
+
+fn forget(guest: &mut Guest, names: &[&str]) -> Result<()> {
     for operation in OPERATIONS
         .iter()
-        .filter(|operation| UNIQUE.contains(&operation.name))
+        .filter(|operation| names.contains(&operation.name))
     {
         for step in Search::new(guest.editor.filesystem())?.plan(operation)? {
             apply(guest, &step)?;
@@ -141,7 +204,7 @@ pub fn seal(
     parts::refuse_hibernated_parts(disk)?;
     let mut guest = Guest::open(&root, is_new)?;
     let mut changes = Vec::new();
-    for operation in &selection.0 {
+    for operation in &selection.done {
         control.check()?;
         for step in Search::new(guest.editor.filesystem())?.plan(operation)? {
             changes.push(Change {

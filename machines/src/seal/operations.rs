@@ -31,7 +31,8 @@ pub(super) enum Action {
     Remove,
     /// All that is in a directory goes, and the directory stays.
     Clear,
-    /// All files below a directory go, and directories stay, since services rely on those; but for records of logins.
+    /// All files below a directory go, and directories stay, since services rely on those; but for records of logins, and for what
+    /// says nothing: empty files, such as locks, and a README, which systems bring along.
     ClearFiles,
     /// A text is changed: `None` where it can stay.
     Edit(fn(&str) -> Option<String>),
@@ -52,6 +53,11 @@ impl Action {
 }
 
 use Action::{Clear, ClearFiles, Edit, Empty, Remove, RemoveIf};
+
+use super::texts::{
+    has_network_key, has_secret_lines, names_initiator, with_generated_initiator, without_hwaddr,
+    without_mac_address, without_network_secrets, without_own_name, without_passwords,
+};
 
 /// Who the machine is to servers of iSCSI.
 const INITIATOR: &str = "/etc/iscsi/initiatorname.iscsi";
@@ -107,15 +113,36 @@ pub const OPERATIONS: &[Operation] = &[
                 "~/.*_history",
                 "~/.history",
                 "~/.histfile",
-                "~/.local/share/fish/fish_history",
+                "~/.bash_history-*.tmp",
+                "~/.zsh_sessions",
+                "~/.bash_sessions",
+                "~/.local/share/fish/fish_history*",
                 "~/.local/state/*_history",
                 "~/.lesshst*",
                 "~/.local/state/lesshst",
-                "~/.viminfo",
+                "~/.viminfo*",
+                "~/.mc/history",
+                "~/.local/share/mc/history",
+                "~/.local/share/recently-used.xbel*",
                 "~/.local/share/nvim/shada",
                 "~/.local/state/nvim/shada",
                 "~/.wget-hsts",
                 "~/.cache",
+            ],
+        )],
+    },
+    Operation {
+        name: "sessions",
+        description: "what users' sessions have left: keys of displays, and what programs put aside",
+        by_default: true,
+        actions: &[(
+            Remove,
+            &[
+                "~/.Xauthority*",
+                "~/.ICEauthority*",
+                "~/.xsession-errors*",
+                "~/.*.swp",
+                "~/.ansible/tmp",
             ],
         )],
     },
@@ -138,17 +165,23 @@ pub const OPERATIONS: &[Operation] = &[
                     "/var/log/lastlog",
                     "/var/log/faillog",
                     "/var/log/tallylog",
+                    "/var/account/pacct",
+                    "/var/log/account/pacct",
                 ],
             ),
             (
                 Remove,
-                &["/var/lib/lastlog/lastlog2.db*", "/var/lib/wtmpdb/wtmp.db*"],
+                &[
+                    "/var/lib/lastlog/lastlog2.db*",
+                    "/var/lib/wtmpdb/wtmp.db*",
+                    "/var/account/pacct-*",
+                ],
             ),
         ],
     },
     Operation {
         name: "dhcp-leases",
-        description: "addresses that the machine was given, and who it said it was to get them",
+        description: "addresses that the machine was given or gave to others, and who it said it was to get them",
         by_default: true,
         actions: &[
             (
@@ -158,8 +191,11 @@ pub const OPERATIONS: &[Operation] = &[
                     "/var/lib/dhclient",
                     "/var/lib/dhcpcd",
                     "/var/lib/dhcpcd5",
+                    "/var/db/dhcpcd",
                 ],
             ),
+            // A server does not start without them.
+            (Empty, &["/var/lib/dhcpd/*"]),
             (
                 Remove,
                 &[
@@ -210,6 +246,12 @@ pub const OPERATIONS: &[Operation] = &[
         ],
     },
     Operation {
+        name: "disk-names",
+        description: "disks that the machine knows by their own numbers",
+        by_default: true,
+        actions: &[(Remove, &["/etc/lvm/devices/system.devices"])],
+    },
+    Operation {
         name: "random-seed",
         description: "random numbers that would be the same in all machines",
         by_default: true,
@@ -240,6 +282,67 @@ pub const OPERATIONS: &[Operation] = &[
             ),
             (Edit(with_generated_initiator), &[INITIATOR]),
             (RemoveIf(names_initiator), &[INITIATOR]),
+        ],
+    },
+    Operation {
+        name: "domain",
+        description: "who the machine is in a domain, and what it has kept of the domain's users",
+        by_default: true,
+        actions: &[
+            (
+                Clear,
+                &["/var/lib/sss/db", "/var/lib/sss/mc", "/var/lib/sss/keytabs"],
+            ),
+            (
+                Remove,
+                &[
+                    "/var/lib/sss/secrets/*",
+                    "/var/lib/samba/*.tdb",
+                    "/var/lib/samba/private/*.tdb",
+                    "/etc/ipa/ca.crt",
+                    "/etc/ipa/default.conf",
+                    "/etc/ipa/nssdb/*",
+                    "/var/lib/ipa-client/sysrestore/*",
+                    "/var/lib/ipa-client/pki/*",
+                ],
+            ),
+        ],
+    },
+    Operation {
+        name: "subscription",
+        description: "by what a distribution's maker knows the machine, and lets it have packages",
+        by_default: true,
+        actions: &[(
+            Remove,
+            &[
+                "/etc/pki/consumer/*",
+                "/etc/pki/entitlement/*",
+                "/etc/sysconfig/rhn/systemid",
+                "/etc/sysconfig/rhn/osad-auth.conf",
+                "/var/lib/yum/uuid",
+                "/var/lib/ubuntu-advantage/private",
+                "/var/lib/ubuntu-advantage/machine-token.json",
+                "/etc/apt/auth.conf.d/90ubuntu-advantage",
+                "/etc/zypp/credentials.d/SCCcredentials",
+            ],
+        )],
+    },
+    Operation {
+        name: "enrolments",
+        description: "keys by which services and devices elsewhere know the machine",
+        by_default: true,
+        actions: &[
+            (
+                Clear,
+                &[
+                    "/var/lib/puppet/ssl",
+                    "/etc/puppet/ssl",
+                    "/etc/puppetlabs/puppet/ssl",
+                    "/var/lib/tailscale",
+                    "/var/lib/bluetooth",
+                ],
+            ),
+            (Remove, &["/etc/docker/key.json"]),
         ],
     },
     Operation {
@@ -282,7 +385,7 @@ pub const OPERATIONS: &[Operation] = &[
         name: "tmp",
         description: "temporary files",
         by_default: true,
-        actions: &[(Clear, &["/tmp", "/var/tmp"])],
+        actions: &[(Clear, &["/tmp", "/var/tmp"]), (ClearFiles, &["/run"])],
     },
     Operation {
         name: "mail-spool",
@@ -315,6 +418,25 @@ pub const OPERATIONS: &[Operation] = &[
         )],
     },
     Operation {
+        name: "print-spool",
+        description: "what is to be printed",
+        by_default: true,
+        actions: &[(ClearFiles, &["/var/spool/cups", "/var/spool/lpd"])],
+    },
+    Operation {
+        name: "file-names",
+        description: "lists of the names of all files, for locate",
+        by_default: true,
+        actions: &[(
+            Remove,
+            &[
+                "/var/lib/plocate/plocate.db",
+                "/var/lib/mlocate/mlocate.db",
+                "/var/cache/locate/locatedb",
+            ],
+        )],
+    },
+    Operation {
         name: "crash-data",
         description: "memory of programs and kernels that have crashed",
         by_default: true,
@@ -342,8 +464,36 @@ pub const OPERATIONS: &[Operation] = &[
                 "/etc/gshadow-",
                 "/etc/subuid-",
                 "/etc/subgid-",
+                "/etc/passwd~",
+                "/etc/group~",
+                "/etc/shadow~",
+                "/etc/gshadow~",
+                "/etc/passwd.bak",
+                "/etc/group.bak",
+                "/etc/shadow.bak",
+                "/etc/gshadow.bak",
+                "/var/backups/passwd.bak",
+                "/var/backups/group.bak",
+                "/var/backups/shadow.bak",
+                "/var/backups/gshadow.bak",
             ],
         )],
+    },
+    Operation {
+        name: "installer",
+        description: "what the system's installer was told, passwords among it",
+        by_default: true,
+        actions: &[
+            (
+                Remove,
+                &[
+                    "/root/anaconda-ks.cfg",
+                    "/root/original-ks.cfg",
+                    "/root/initial-setup-ks.cfg",
+                ],
+            ),
+            (Empty, &["/var/cache/debconf/passwords.dat"]),
+        ],
     },
     Operation {
         name: "hostname",
@@ -371,14 +521,28 @@ pub const OPERATIONS: &[Operation] = &[
                 "~/.azure",
                 "~/.config/gcloud",
                 "~/.config/gh/hosts.yml",
+                "~/.cargo/credentials",
+                "~/.cargo/credentials.toml",
+                "~/.config/containers/auth.json",
                 "~/.docker/config.json",
                 "~/.git-credentials",
                 "~/.config/git/credentials",
                 "~/.kube/config",
                 "~/.netrc",
+                "~/.msmtprc",
+                "~/.mylogin.cnf",
                 "~/.npmrc",
+                "~/.password-store",
                 "~/.pgpass",
                 "~/.pypirc",
+                "~/.config/rclone",
+                "~/.gnupg/private-keys-v1.d",
+                "~/.gnupg/secring.gpg",
+                "~/.local/share/keyrings",
+                "~/.s3cfg",
+                "~/.subversion/auth",
+                "~/.terraform.d/credentials.tfrc.json",
+                "~/.vault-token",
             ],
         )],
     },
@@ -388,83 +552,64 @@ pub const OPERATIONS: &[Operation] = &[
         by_default: false,
         actions: &[(Clear, &["/etc/ssl/private"])],
     },
+    Operation {
+        name: "network-keys",
+        description: "keys and passwords of networks, without which the machine does not get into those",
+        by_default: false,
+        actions: &[
+            (ClearFiles, &["/etc/wireguard", "/etc/swanctl/private"]),
+            (
+                RemoveIf(has_network_key),
+                &[
+                    "/etc/systemd/network/*.netdev",
+                    "/etc/wpa_supplicant/*.conf",
+                    "/var/lib/connman/*.config",
+                    "/var/lib/connman/*/settings",
+                ],
+            ),
+            (
+                RemoveIf(has_secret_lines),
+                &[
+                    "/etc/ppp/chap-secrets",
+                    "/etc/ppp/pap-secrets",
+                    "/etc/ipsec.secrets",
+                ],
+            ),
+        ],
+    },
+    Operation {
+        name: "service-keys",
+        description: "keys and passwords of services, which machines that work together may have to share",
+        by_default: false,
+        actions: &[
+            (
+                Remove,
+                &[
+                    "/etc/munge/munge.key",
+                    "/etc/corosync/authkey",
+                    "/etc/pacemaker/authkey",
+                    "/etc/bind/rndc.key",
+                    "/etc/rndc.key",
+                    "/etc/apt/auth.conf",
+                    "/etc/apt/auth.conf.d/*",
+                    "/etc/postfix/sasl_passwd*",
+                    "/etc/samba/smbpasswd",
+                    "/var/kerberos/krb5kdc/principal*",
+                    "/var/kerberos/krb5kdc/.k5*",
+                    "/var/lib/krb5kdc/principal*",
+                    "/etc/krb5kdc/stash",
+                    "/etc/credstore/*",
+                    "/etc/credstore.encrypted/*",
+                    "/etc/gitlab-runner/config.toml",
+                    "/var/lib/snapd/device/private-keys-v1/*",
+                    "/var/lib/tor/*/hs_ed25519_secret_key",
+                    "/var/lib/waagent/*.prv",
+                ],
+            ),
+            (RemoveIf(has_secret_lines), &["/etc/exim4/passwd.client"]),
+        ],
+    },
 ];
-
-/// The text without the lines that are to go.
-fn without(text: &str, goes: impl Fn(&str) -> bool) -> Option<String> {
-    let lines = text.split_inclusive('\n');
-    let kept: String = lines.filter(|line| !goes(line.trim())).collect();
-    (kept != text).then_some(kept)
-}
-
-/// The key of a line `key=value`.
-fn key(line: &str) -> &str {
-    line.split('=').next().unwrap_or_default().trim()
-}
-
-fn without_hwaddr(text: &str) -> Option<String> {
-    without(text, |line| matches!(key(line), "HWADDR" | "MACADDR"))
-}
-
-fn without_mac_address(text: &str) -> Option<String> {
-    without(text, |line| {
-        line.contains('=')
-            && matches!(
-                key(line),
-                "mac-address" | "cloned-mac-address" | "permanent-mac-address"
-            )
-    })
-}
-
-fn without_network_secrets(text: &str) -> Option<String> {
-    let keys = ["psk", "password", "private-key-password", "pin", "leap-password"];
-    without(text, |line| {
-        line.contains('=') && (keys.contains(&key(line)) || key(line).starts_with("wep-key"))
-    })
-}
-
-/// Debian's open-iscsi makes another name where the file asks for that, and does not start without the file.
-fn with_generated_initiator(text: &str) -> Option<String> {
-    let is_debian = |line: &str| {
-        line.trim_start()
-            .starts_with("InitiatorName=iqn.1993-08.org.debian:")
-    };
-    text.lines()
-        .any(is_debian)
-        .then(|| "GenerateName=yes\n".to_owned())
-}
-
-/// Others make one where there is no file.
-fn names_initiator(text: &str) -> bool {
-    with_generated_initiator(text).is_none()
-        && text
-            .lines()
-            .any(|line| line.trim_start().starts_with("InitiatorName="))
-}
-
-/// The line of hosts(5) that Debian's installer makes for the machine's own name.
-fn without_own_name(text: &str) -> Option<String> {
-    without(text, |line| line.split_whitespace().next() == Some("127.0.1.1"))
-}
-
-/// shadow(5) with "*" for every password: none fits, and who has a key may still log in.
-fn without_passwords(text: &str) -> Option<String> {
-    let lines = text.split_inclusive('\n').map(|line| {
-        let mut fields: Vec<&str> = line.split(':').collect();
-        match fields.get_mut(1) {
-            Some(password) if is_password(password) => *password = "*",
-            _ => return line.to_owned(),
-        }
-        fields.join(":")
-    });
-    let locked: String = lines.collect();
-    (locked != text).then_some(locked)
-}
-
-/// Whether some password, or none at all, lets its user in.
-fn is_password(field: &str) -> bool {
-    !field.starts_with(['!', '*'])
-}
 
 #[cfg(test)]
 mod tests {
@@ -481,31 +626,5 @@ mod tests {
                 assert!(path.starts_with('/') || path.starts_with("~/"), "{path}");
             }
         }
-    }
-
-    #[test]
-    fn only_what_is_private_is_edited_out() {
-        let shadow = "root:$y$j9T$abc:19700:0:99999:7:::\nbin:*:1::::::\na:!$6$x:1::::::\nopen::1::::::\n";
-        let locked = "root:*:19700:0:99999:7:::\nbin:*:1::::::\na:!$6$x:1::::::\nopen:*:1::::::\n";
-        assert_eq!(without_passwords(shadow).as_deref(), Some(locked));
-        assert_eq!(without_passwords(locked), None);
-        let connection = "[wifi]\nssid=home\n[wifi-security]\nkey-mgmt=wpa-psk\npsk=secret\n[ethernet]\nmac-address=52:54:00:00:00:01\n";
-        let open = without_network_secrets(connection).unwrap();
-        assert!(!open.contains("secret") && open.contains("ssid=home") && open.contains("mac-address"));
-        assert!(!without_mac_address(&open).unwrap().contains("52:54"));
-        assert_eq!(
-            without_own_name("127.0.0.1 localhost\n127.0.1.1 old\n::1 localhost").as_deref(),
-            Some("127.0.0.1 localhost\n::1 localhost")
-        );
-        let debian = "## DO NOT EDIT\nInitiatorName=iqn.1993-08.org.debian:01:abc\n";
-        let made_anew = with_generated_initiator(debian).unwrap();
-        assert!(made_anew == "GenerateName=yes\n" && !names_initiator(debian));
-        assert!(with_generated_initiator(&made_anew).is_none() && !names_initiator(&made_anew));
-        let redhat = "InitiatorName=iqn.1994-05.com.redhat:abc\n";
-        assert!(with_generated_initiator(redhat).is_none() && names_initiator(redhat));
-        assert_eq!(
-            without_hwaddr("DEVICE=eth0\nHWADDR=\"x\"\n").as_deref(),
-            Some("DEVICE=eth0\n")
-        );
     }
 }

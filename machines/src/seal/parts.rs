@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use block::{BlockDevice, Error, ErrorKind, Result};
 use ext4_reader::Filesystem;
+use fat_builder::Leftovers;
 use raw::partition::{Partition, PartitionTable, Selector};
 
+use super::behind::{Behind, behind};
 use super::plan::Search;
 use super::shown;
 use super::swap::{Swap, hibernated};
@@ -20,13 +22,13 @@ use crate::Root;
 /// Bytes at the start of a partition by which filesystems are known.
 const START: usize = 128 << 10;
 
-/// Where on a disk something is that was not looked into, and what.
+/// What on a disk was not looked into, or stays as it was, in a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotLookedInto(String);
 
 impl fmt::Display for NotLookedInto {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not looked into", self.0)
+        self.0.fmt(f)
     }
 }
 
@@ -95,20 +97,72 @@ impl Part {
         }
     }
 
-    /// What is in no file of a FAT filesystem, and why that is not known of one that contradicts itself; none where it is none.
+    /// What is free on it, where it has a FAT filesystem or swap. Of ext4, its editor knows that.
     ///
     /// # Errors
     /// `Io`.
-    pub(super) fn fat_leftovers(&self) -> Result<std::result::Result<Vec<Range<u64>>, Error>> {
+    pub(super) fn free(&self) -> Result<Vec<Range<u64>>> {
+        let mut free = Vec::from_iter(self.swapped());
+        if let Some(Ok(fat)) = self.fat_leftovers()? {
+            free.extend(fat.free);
+            free.extend(room_behind(&*self.device, fat.end)?);
+        }
+        Ok(free)
+    }
+
+    /// What is in no file of a FAT filesystem, or why that is not known; none where it is none.
+    fn fat_leftovers(&self) -> Result<Option<Result<Leftovers>>> {
         if self.content != Content::Fat {
-            return Ok(Ok(Vec::new()));
+            return Ok(None);
         }
         match fat_builder::leftovers(&*self.device) {
             Err(error) if [ErrorKind::Corrupt, ErrorKind::Unsupported].contains(&error.kind()) => {
-                Ok(Err(error))
+                Ok(Some(Err(error)))
             }
-            left => left.map(Ok),
+            left => left.map(|left| Some(Ok(left))),
         }
+    }
+
+    /// What stays on it as it was when the disk has been sealed.
+    fn untouched(&self, is_root: bool) -> Result<Vec<NotLookedInto>> {
+        let name = self.described();
+        let mut told = Vec::new();
+        let end = match (self.content, self.fat_leftovers()?) {
+            (_, Some(Err(error))) => {
+                told.push(format!(
+                    "{name} is not looked into, and its free room stays as it is ({error})"
+                ));
+                None
+            }
+            (_, Some(Ok(fat))) => {
+                told.push(wiped(&name));
+                let mut loader = fat.loader.into_iter();
+                let is_there = loader.try_fold(false, |is_there, range| {
+                    Ok::<_, Error>(is_there || holds_something(&*self.device, range)?)
+                })?;
+                if is_there {
+                    told.push(format!(
+                        "reserved sectors of {name}, where its boot loader may go on, stay as they are"
+                    ));
+                }
+                Some(fat.end)
+            }
+            (Content::Ext4, None) => {
+                if !is_root {
+                    told.push(wiped(&name));
+                }
+                Some(end_of(&Filesystem::open(self.device.clone())?))
+            }
+            (Content::Swap(_), None) => None,
+            (Content::Fat | Content::Other(_) | Content::Unknown, None) => {
+                told.push(skipped(&name));
+                None
+            }
+        };
+        if let Some(end) = end {
+            told.extend(used_behind(&*self.device, end, &name)?);
+        }
+        Ok(told.into_iter().map(NotLookedInto).collect())
     }
 
     fn described(&self) -> String {
@@ -119,6 +173,41 @@ impl Part {
             self.content.name().unwrap_or(kind)
         )
     }
+}
+
+fn skipped(name: &str) -> String {
+    format!("{name} is not looked into")
+}
+
+/// What is somebody's behind the filesystem of a device that messages call `name`.
+fn used_behind(device: &dyn BlockDevice, end: u64, name: &str) -> Result<Option<String>> {
+    Ok(match behind(device, end)? {
+        Behind::Used(by) => Some(format!(
+            "room behind the filesystem of {name}, which is {by}'s, stays as it is"
+        )),
+        Behind::Free(_) => None,
+    })
+}
+
+fn wiped(name: &str) -> String {
+    format!("files of {name} are not looked into; what is free there is wiped")
+}
+
+/// The byte behind a filesystem's last one.
+pub(super) fn end_of(filesystem: &Filesystem) -> u64 {
+    let superblock = filesystem.superblock();
+    superblock.blocks().saturating_mul(superblock.block_size())
+}
+
+/// What is nobody's behind a filesystem.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn room_behind(device: &dyn BlockDevice, end: u64) -> Result<Option<Range<u64>>> {
+    Ok(match behind(device, end)? {
+        Behind::Free(range) => Some(range),
+        Behind::Used(_) => None,
+    })
 }
 
 /// The partitions of a disk that hold something themselves.
@@ -262,34 +351,36 @@ pub fn not_looked_into(disk: &Arc<dyn BlockDevice>, sealed: bool) -> Result<Vec<
     }
     let Ok(table) = PartitionTable::read(&**disk, None) else {
         // What contradicts itself is found out.
-        content(&**disk, THE_DISK)?;
-        return Ok(Vec::new());
+        let content = content(&**disk, THE_DISK)?;
+        if !sealed || content != Content::Ext4 {
+            return Ok(Vec::new());
+        }
+        let end = end_of(&Filesystem::open(disk.clone())?);
+        let told = used_behind(&**disk, end, THE_DISK)?;
+        return Ok(told.into_iter().map(NotLookedInto).collect());
     };
     let root = root.and_then(|root| root.partition);
     let mut found = Vec::new();
     for part in parts(disk, &table)? {
-        if Some(part.number) != root && !(sealed && part.swapped().is_some()) {
-            let mut what = part.described();
-            if let (true, Err(error)) = (sealed, part.fat_leftovers()?) {
-                what = format!("{what}, whose free room stays as it is ({error}),");
-            }
-            found.push(NotLookedInto(what));
+        let is_root = Some(part.number) == root;
+        if sealed {
+            found.extend(part.untouched(is_root)?);
+        } else if !is_root {
+            found.push(NotLookedInto(skipped(&part.described())));
         }
     }
     for partition in table.partitions().iter().filter(|part| part.is_container()) {
-        found.push(NotLookedInto(format!(
-            "room between the partitions in partition {}",
-            partition.number
-        )));
+        let what = format!("room between the partitions in partition {}", partition.number);
+        found.push(NotLookedInto(skipped(&what)));
     }
     if !table.findings().is_empty() {
         let what = "room that is no partition's, on a disk whose partition table contradicts itself,";
-        found.push(NotLookedInto(what.to_owned()));
+        found.push(NotLookedInto(skipped(what)));
     } else if let Some(range) = before_the_first(&table)
         && holds_something(&**disk, range)?
     {
         let what = "room before the first partition, where boot loaders are,";
-        found.push(NotLookedInto(what.to_owned()));
+        found.push(NotLookedInto(skipped(what)));
     }
     Ok(found)
 }

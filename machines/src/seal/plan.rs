@@ -61,11 +61,6 @@ impl<'f> Search<'f> {
         self.filesystem
     }
 
-    /// Where users live.
-    pub(super) fn homes(&self) -> impl Iterator<Item = &[u8]> {
-        self.homes.iter().map(Vec::as_slice)
-    }
-
     /// What an operation has to do.
     ///
     /// # Errors
@@ -120,9 +115,10 @@ impl<'f> Search<'f> {
                     steps.insert(step(below(&path, &name), Deed::Remove));
                 }
             }
-            Action::ClearFiles => self.files(path, |path, _| {
+            Action::ClearFiles => self.files(path, |path, file| {
                 let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-                if !LOGIN_RECORDS.contains(&name) {
+                let is_empty = file.kind() == FileKind::Regular && file.size() == 0;
+                if !is_empty && name != b"README" && !LOGIN_RECORDS.contains(&name) {
                     steps.insert(step(path, Deed::Remove));
                 }
                 Ok(())

@@ -7,7 +7,7 @@ use block::{BlockDevice, Result, ZeroMode};
 use ops::Control;
 use raw::partition::PartitionTable;
 
-use super::parts::{gaps, parts};
+use super::parts::{end_of, gaps, parts, room_behind};
 use super::plan::Search;
 use super::swap::Swap;
 use crate::Root;
@@ -31,12 +31,7 @@ pub(super) fn wipe(disk: &Arc<dyn BlockDevice>, is_new: bool, control: &Control<
         return disk.flush();
     };
     for part in parts(disk, &table)? {
-        if let Some(swapped) = part.swapped() {
-            wipe_ranges(&*part.device, vec![swapped], control)?;
-        }
-        if let Ok(left) = part.fat_leftovers()? {
-            wipe_ranges(&*part.device, left, control)?;
-        }
+        wipe_ranges(&*part.device, part.free()?, control)?;
         if let Some(filesystem) = part.filesystem() {
             wipe_filesystem(&filesystem, is_new, control).map_err(|error| part.about(error))?;
         }
@@ -49,7 +44,12 @@ fn wipe_filesystem(filesystem: &Root, is_new: bool, control: &Control<'_>) -> Re
     let mut guest = Guest::open(filesystem, is_new)?;
     // What its journal holds is done first.
     guest.editor.forget_names()?;
-    wipe_ranges(&*filesystem.device, guest.editor.leftovers()?, control)?;
+    let mut free = guest.editor.leftovers()?;
+    free.extend(room_behind(
+        &*filesystem.device,
+        end_of(guest.editor.filesystem()),
+    )?);
+    wipe_ranges(&*filesystem.device, free, control)?;
     for file in Search::new(guest.editor.filesystem())?.swap_files()? {
         if let Swap::Used(_) = file.swap {
             wipe_ranges(&*filesystem.device, file.swapped, control)?;

@@ -1,6 +1,6 @@
 //! Aliases: names that people give to templates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use block::{Error, Result};
@@ -12,11 +12,20 @@ use super::{Alias, Fingerprint, Held, Store};
 pub(super) type Aliases = BTreeMap<Alias, Fingerprint>;
 
 impl Store {
-    /// All aliases.
+    /// All aliases of templates that are there, or away.
     ///
     /// # Errors
     /// `InvalidInput` where they cannot be read, with line and column: they are people's, and not made anew.
     pub(super) fn aliases(&self) -> Result<Aliases> {
+        // Read first: their aliases are gone before this says nothing of them any more.
+        let gone = self.unfinished().templates;
+        let mut aliases = self.all_aliases()?;
+        aliases.retain(|_, fingerprint| !gone.contains(fingerprint));
+        Ok(aliases)
+    }
+
+    /// With those of templates that a killed job was removing.
+    fn all_aliases(&self) -> Result<Aliases> {
         let aliases = load(&self.directory.join("aliases.toml")).map_err(|error| {
             error.with_hint(
                 "mend that line, or move the file away and name templates anew: imgtool template tag",
@@ -48,6 +57,19 @@ impl Store {
             Some(before) if before == fingerprint => Ok(()),
             _ => self.write_aliases(held, &aliases),
         }
+    }
+
+    /// Takes all names away from templates. Those that cannot be read are left to who mends them.
+    pub(super) fn forget_aliases(&self, held: &Held, templates: &BTreeSet<Fingerprint>) -> Result<()> {
+        let Ok(mut aliases) = self.all_aliases() else {
+            return Ok(());
+        };
+        let before = aliases.len();
+        aliases.retain(|_, fingerprint| !templates.contains(fingerprint));
+        if aliases.len() == before {
+            return Ok(());
+        }
+        self.write_aliases(held, &aliases)
     }
 
     pub(super) fn write_aliases(&self, _held: &Held, aliases: &Aliases) -> Result<()> {

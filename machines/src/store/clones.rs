@@ -15,7 +15,9 @@ use std::thread;
 
 use block::chain::{Chain, ChainOptions};
 use block::gate::Deny;
-use block::{Access, Backing, BackingReference, BlockDevice, Error, MemStorage, Result, Storage, is_zero};
+use block::{
+    Access, Backing, BackingReference, BlockDevice, Error, ErrorKind, MemStorage, Result, Storage, is_zero,
+};
 use ops::{Control, ConvertOptions};
 use qcow2::{CreateOptions, OpenOptions};
 use raw::HostOpener;
@@ -25,6 +27,7 @@ use super::document::{self, text_of};
 use super::import::now;
 use super::instance::{BESIDE, Mac};
 use super::scratch::Scratch;
+use super::unfinished::Unfinished;
 use super::{Alias, Instance, InstanceDocument, InstanceName, Store, Template, publish};
 use crate::personalise::grow;
 use crate::{Seed, Settings};
@@ -66,8 +69,8 @@ impl Store {
     /// Makes machines of a template, all or none. Each has a UUID of its own, and what `personalise` does to its disk.
     ///
     /// # Errors
-    /// `InvalidInput` for a name that is taken, a profile that is not there, or a disk shorter than the template's; `Corrupt` for
-    /// a template that has changed; what `personalise` returns; `NoSpace`, `Io`.
+    /// `InvalidInput` for settings that make no machine, a name that is taken, a profile, kernel or initrd that is not there, or a disk shorter than the template's;
+    /// `Corrupt` for a template that has changed; what `personalise` returns; `NoSpace`, `Io`.
     pub fn clone_template(
         &self,
         template: &Template,
@@ -76,6 +79,7 @@ impl Store {
         control: &Control<'_>,
     ) -> Result<Vec<Instance>> {
         let instances = self.planned(template, new)?;
+        template.check_is_whole()?;
         template.check(control)?;
         self.check_trusted(template, control)?;
         let job = Job {
@@ -97,6 +101,11 @@ impl Store {
 
     /// The instances, after all that can be refused was.
     fn planned(&self, template: &Template, new: &NewInstances) -> Result<Vec<Instance>> {
+        let mut settings = template.document.machine.clone();
+        for profile in &new.profiles {
+            settings = settings.then(self.profile(profile)?);
+        }
+        settings.then(new.machine.clone()).check()?;
         if new.mac.is_some() && new.names.len() > 1 {
             return Err(Error::invalid(
                 "several machines cannot share an address of a network card",
@@ -104,9 +113,6 @@ impl Store {
         }
         if let Some(mac) = new.mac {
             self.refuse_mac(mac)?;
-        }
-        for profile in &new.profiles {
-            self.profile(profile)?;
         }
         let instance = |name: &InstanceName| Instance {
             name: name.clone(),
@@ -130,7 +136,7 @@ impl Store {
         if let Some(twice) = new.names.iter().find(|name| !seen.insert(*name)) {
             return Err(Error::invalid(format!("the name \"{twice}\" is given twice")));
         }
-        instances.iter().try_for_each(Instance::free)?;
+        new.names.iter().try_for_each(|name| self.refuse_taken(name))?;
         Ok(instances)
     }
 
@@ -146,24 +152,37 @@ impl Store {
         }
     }
 
-    /// Gives all files their names.
+    /// Puts all of them into the store.
     fn publish_all(&self, scratch: &Scratch, template: &Template, instances: &[Instance]) -> Result<()> {
         let directory = self.instances_directory();
         let failed = |error| Error::io("make a directory", error).with_path(&directory);
-        let _held = self.hold()?;
+        let held = self.hold()?;
         fs::create_dir_all(&directory).map_err(failed)?;
         // It may have been removed while nobody stood on it.
-        self.load_template(template.fingerprint)?;
-        if !template.image().exists() {
-            return Err(Error::invalid(format!(
-                "template {} was removed",
+        if !template.image().exists() || !template.description().exists() {
+            let message = format!(
+                "template {} was removed while machines were made of it",
                 template.name()
-            )));
+            );
+            return Err(
+                Error::invalid(message).with_hint("none was made; import or build the template again")
+            );
         }
-        instances.iter().try_for_each(Instance::free)?;
+        self.load_template(template.fingerprint)?;
+        instances
+            .iter()
+            .try_for_each(|instance| self.refuse_taken(&instance.name))?;
         if let Some(mac) = instances.first().and_then(|instance| instance.document.mac) {
             self.refuse_mac(mac)?;
         }
+        let names = Unfinished::machines(instances.iter().map(|instance| &instance.name));
+        self.finish(&held, names, || self.name_files(scratch, instances))?;
+        document::sync(&directory)
+    }
+
+    /// Gives all files their names, the disks last: all or none.
+    fn name_files(&self, scratch: &Scratch, instances: &[Instance]) -> Result<()> {
+        let directory = self.instances_directory();
         for instance in instances {
             for beside in BESIDE {
                 let to = Self::file(&directory, &instance.name, beside);
@@ -186,7 +205,7 @@ impl Store {
                 return Err(error);
             }
         }
-        document::sync(&directory)
+        Ok(())
     }
 }
 
@@ -209,7 +228,9 @@ impl Job<'_> {
     fn start(&self) -> Result<Arc<MemStorage>> {
         let storage = Arc::new(self.empty()?);
         if self.grow && !self.full {
-            self.change(storage.clone(), |disk| grow(disk, true))?;
+            let grown = self.change(storage.clone(), |disk| grow(disk, true));
+            grown
+                .map_err(|error| told_of(&format!("machines of template {}", self.template.name()), error))?;
         }
         Ok(storage)
     }
@@ -261,6 +282,13 @@ impl Job<'_> {
     }
 
     fn make(&self, instance: &Instance, start: &MemStorage) -> Result<()> {
+        self.make_files(instance, start).map_err(|error| {
+            let of = format!("machine {} of template {}", instance.name, self.template.name());
+            told_of(&of, error)
+        })
+    }
+
+    fn make_files(&self, instance: &Instance, start: &MemStorage) -> Result<()> {
         let path = self.scratch.path(&format!("{}.qcow2", instance.name));
         let file: Arc<dyn Storage> = Arc::new(create_private(&path)?);
         if self.full {
@@ -363,8 +391,23 @@ impl Job<'_> {
     }
 }
 
+/// An error that what is on a disk is the reason for, told of whose it is.
+fn told_of(whose: &str, error: Error) -> Error {
+    if !matches!(
+        error.kind(),
+        ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::Corrupt
+    ) {
+        return error;
+    }
+    let told = Error::new(error.kind(), format!("{whose}: {error}"));
+    match error.hint() {
+        Some(hint) => told.with_hint(hint.to_owned()),
+        None => told,
+    }
+}
+
 /// A new file that nobody else may read: it is going to have private keys.
-pub(super) fn create_private(path: &Path) -> Result<raw::File> {
+pub(crate) fn create_private(path: &Path) -> Result<raw::File> {
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -53,7 +53,7 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
 }
 
 /// Line and column, from 1 on, of the byte at `offset`.
-fn position(text: &str, offset: usize) -> (usize, usize) {
+pub(crate) fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = String::from_utf8_lossy(&text.as_bytes()[..offset.min(text.len())]);
     let line = before.split('\n').count();
     let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;

@@ -17,7 +17,8 @@ use raw::partition::PartitionTable;
 use super::document::{self, text_of};
 use super::scratch::Scratch;
 use super::template::{BESIDE, Stamp, modified};
-use super::{Alias, Fingerprint, Provenance, Store, Template, TemplateDocument, publish};
+use super::unfinished::Unfinished;
+use super::{Alias, Fingerprint, Held, Provenance, Store, Template, TemplateDocument, publish};
 use crate::{BootKind, Root, Settings};
 
 /// Bytes of a kernel or an initrd at most.
@@ -109,6 +110,15 @@ pub(crate) fn has_esp(disk: &dyn BlockDevice) -> bool {
     })
 }
 
+/// A template that has no name yet.
+struct Made<'m> {
+    scratch: &'m Scratch,
+    fingerprint: Fingerprint,
+    /// Its description.
+    text: &'m str,
+    alias: Option<&'m Alias>,
+}
+
 impl Store {
     /// Makes a template of the disk that a chain is. An image that stands alone is taken as it is, byte by byte; what else there
     /// may be is copied into one that does.
@@ -159,6 +169,7 @@ impl Store {
         new: &NewTemplate,
         control: &Control<'_>,
     ) -> Result<Template> {
+        new.machine.check_values()?;
         let image = scratch.path("qcow2");
         set_mode(&image, 0o444)?;
         let fingerprint = Fingerprint::of_file(&image, control)?;
@@ -192,7 +203,7 @@ impl Store {
             provenance: new.provenance.clone(),
         };
         let text = text_of(&document)?;
-        document::create(&scratch.path("toml"), text.as_bytes(), 0o644)?;
+        document::create(&scratch.path("toml"), text.as_bytes(), document.mode())?;
         control.check()?;
         let held = self.hold()?;
         if let (Some(alias), false) = (&new.alias, new.move_alias) {
@@ -201,30 +212,63 @@ impl Store {
         let directory = self.templates_directory();
         fs::create_dir_all(&directory)
             .map_err(|error| Error::io("make a directory", error).with_path(&directory))?;
+        let made = Made {
+            scratch,
+            fingerprint,
+            text: &text,
+            alias: new.alias.as_ref(),
+        };
         // The same content is the same template: what is known of it stays, and what it lacks is given to it.
-        let is_new = !Self::file(&directory, fingerprint, "qcow2").exists();
+        if Self::file(&directory, fingerprint, "qcow2").exists() {
+            self.name_beside(&made)?;
+            self.name_alias(&held, &made)?;
+        } else {
+            self.finish(&held, Unfinished::template(fingerprint), || {
+                self.name_new(&held, &made)
+            })?;
+        }
+        let template = self.load_template(fingerprint)?;
+        Ok(match &new.alias {
+            Some(alias) => template.called(alias),
+            None => template,
+        })
+    }
+
+    /// Gives a template that is not there yet its files and its name.
+    fn name_new(&self, held: &Held, made: &Made<'_>) -> Result<()> {
+        let directory = self.templates_directory();
         for name in BESIDE {
-            let to = Self::file(&directory, fingerprint, name);
-            if is_new {
-                document::remove(&to)?;
-            }
-            if scratch.path(name).exists() && !to.exists() {
-                publish(&scratch.path(name), &to)?;
+            document::remove(&Self::file(&directory, made.fingerprint, name))?;
+        }
+        self.name_beside(made)?;
+        document::sync(&directory)?;
+        let image = Self::file(&directory, made.fingerprint, "qcow2");
+        publish(&made.scratch.path("qcow2"), &image)?;
+        document::sync(&directory)?;
+        // Last, as another template may have it until then.
+        self.name_alias(held, made)
+    }
+
+    /// Names what goes with a template, where that is not there.
+    fn name_beside(&self, made: &Made<'_>) -> Result<()> {
+        for name in BESIDE {
+            let (from, to) = (
+                made.scratch.path(name),
+                Self::file(&self.templates_directory(), made.fingerprint, name),
+            );
+            if from.exists() && !to.exists() {
+                publish(&from, &to)?;
                 if name == "toml" {
-                    self.note_made(fingerprint, Fingerprint::of_bytes(text.as_bytes()))?;
+                    self.note_made(made.fingerprint, Fingerprint::of_bytes(made.text.as_bytes()))?;
                 }
             }
         }
-        if is_new {
-            document::sync(&directory)?;
-            publish(&image, &Self::file(&directory, fingerprint, "qcow2"))?;
-            document::sync(&directory)?;
-        }
-        let Some(alias) = &new.alias else {
-            return self.load_template(fingerprint);
-        };
-        self.add_alias(&held, alias, fingerprint)?;
-        Ok(self.load_template(fingerprint)?.called(alias))
+        Ok(())
+    }
+
+    fn name_alias(&self, held: &Held, made: &Made<'_>) -> Result<()> {
+        made.alias
+            .map_or(Ok(()), |alias| self.add_alias(held, alias, made.fingerprint))
     }
 }
 

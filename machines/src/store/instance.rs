@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,13 +11,15 @@ use block::chain::MAX_LAYERS;
 use block::{Error, ErrorKind, Format, Result, escape};
 use jiff::Timestamp;
 use ops::Control;
+use raw::lock::LockMode;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::document::{self, load};
 use super::name::nearest;
-use super::{Alias, Fingerprint, InstanceName, Listing, Store, publish, stems};
+use super::unfinished::Unfinished;
+use super::{Alias, Fingerprint, InstanceName, Listing, Store, Template, is_others, publish, stems};
 use crate::machine::{Boot, Disk, Layer, Limits, Machine, Network};
 use crate::settings::{BootKind, NetworkKind, Settings};
 
@@ -53,11 +56,7 @@ pub struct InstanceDocument {
 impl InstanceDocument {
     /// Who may read the file: with credentials in it, its owner.
     pub(super) fn mode(&self) -> u32 {
-        if self.machine.credentials.is_empty() {
-            0o644
-        } else {
-            0o600
-        }
+        self.machine.mode()
     }
 }
 
@@ -167,6 +166,26 @@ impl Instance {
         fs::metadata(self.image()).ok().map(|file| file.blocks() * 512)
     }
 
+    /// Who uses its disk, as who wants to write to it is told; `None` where nobody does.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn user(&self) -> Result<Option<Error>> {
+        let path = self.image();
+        let file = fs::File::open(&path).map_err(|error| Error::io("open", error).with_path(&path))?;
+        match raw::lock::look(file.as_fd(), LockMode::Write) {
+            Ok(()) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Locked => Ok(Some(error)),
+            Err(error) => Err(error.with_path(path)),
+        }
+    }
+
+    /// Bytes of its disk; `None` where that cannot be read.
+    pub fn disk_size(&self) -> Option<u64> {
+        let storage = raw::OpenOptions::new().lock(false).open(self.image()).ok()?;
+        Some(qcow2::Header::read(&storage).ok()?.size)
+    }
+
     fn file(&self, extension: &str) -> PathBuf {
         Store::file(&self.directory, &self.name, extension)
     }
@@ -205,10 +224,32 @@ impl Instance {
 /// Fails if somebody uses the disk of an instance; nobody can while the result is there.
 fn lock(image: &Path) -> Result<raw::File> {
     let open = raw::OpenOptions::new().write(true).open(image);
-    open.map_err(|error| match error.kind() {
-        ErrorKind::Locked => error.with_hint("the machine is running: stop it first"),
-        _ => error,
-    })
+    open.map_err(what_to_stop)
+}
+
+/// How the names start of programs that run machines, as the kernel cuts them.
+const EMULATORS: [&str; 6] = [
+    "qemu-system",
+    "qemu-kvm",
+    "lkvm",
+    "crosvm",
+    "cloud-hyperviso",
+    "firecracker",
+];
+
+/// Says of a disk that is locked what to do about that: a machine is not waited for, and a command need not be stopped.
+pub(super) fn what_to_stop(error: Error) -> Error {
+    if error.kind() != ErrorKind::Locked {
+        return error;
+    }
+    let is_held_by = |name: &str| error.message().contains(&format!(": {name}"));
+    if EMULATORS.iter().any(|name| is_held_by(name)) {
+        error.with_hint("the machine is running: stop it first")
+    } else if is_held_by("another process") {
+        error.with_hint("if that runs the machine, stop it first; wait for anything else")
+    } else {
+        error.with_hint("wait until that has ended, or stop it")
+    }
 }
 
 impl Store {
@@ -217,16 +258,10 @@ impl Store {
     /// # Errors
     /// `Io`.
     pub fn instances(&self) -> Result<Listing<Instance>> {
-        let mut listing = Listing {
-            found: Vec::new(),
-            broken: Vec::new(),
-        };
+        let mut listing = Listing::new();
         for stem in stems(&self.instances_directory(), "qcow2")? {
             let Ok(name) = stem.parse() else { continue };
-            match self.load_instance(name) {
-                Ok(instance) => listing.found.push(instance),
-                Err(error) => listing.broken.push(error),
-            }
+            listing.add(self.load_instance(name));
         }
         Ok(listing)
     }
@@ -237,10 +272,15 @@ impl Store {
     /// `InvalidInput` where there is none, with names that may have been meant.
     pub fn instance(&self, name: &str) -> Result<Instance> {
         let directory = self.instances_directory();
-        if let Ok(name) = name.parse::<InstanceName>()
-            && Self::file(&directory, &name, "qcow2").exists()
-        {
-            return self.load_instance(name);
+        if let Ok(name) = name.parse::<InstanceName>() {
+            let disk = Self::file(&directory, &name, "qcow2");
+            if disk.exists() {
+                return self.load_instance(name);
+            }
+            if self.is_taken(&name) {
+                let error = Error::invalid(format!("the disk of machine \"{name}\" is away")).with_path(disk);
+                return Err(error.with_hint(give_up(&name)));
+            }
         }
         let names = stems(&directory, "qcow2")?;
         let near = nearest(name, names.iter().map(String::as_str));
@@ -255,13 +295,16 @@ impl Store {
         Err(Error::invalid(format!("there is no machine \"{}\"", escape(name))).with_hint(hint))
     }
 
-    fn load_instance(&self, name: InstanceName) -> Result<Instance> {
+    pub(super) fn load_instance(&self, name: InstanceName) -> Result<Instance> {
         let directory = self.instances_directory();
         let path = Self::file(&directory, &name, "toml");
         let unreadable = |error: Error| {
-            error.with_hint(format!(
-                "mend it, or remove the machine with its disk: imgtool rm --force {name}"
-            ))
+            let hint = if is_others(&error) {
+                "the machine is another user's, who alone may read this".to_owned()
+            } else {
+                format!("mend it, or remove the machine with its disk: imgtool rm --force {name}")
+            };
+            error.with_hint(hint)
         };
         let Some(document) = load(&path).map_err(unreadable)? else {
             let error = Error::invalid("a disk without the description of its machine").with_path(path);
@@ -281,15 +324,35 @@ impl Store {
     /// # Errors
     /// `InvalidInput` for a template or a profile that is not there.
     pub fn settings(&self, instance: &Instance) -> Result<Settings> {
-        let mut settings = if instance.document.alone {
-            Settings::default()
-        } else {
-            self.load_template(instance.document.template)?.document.machine
-        };
-        for profile in &instance.document.profiles {
-            settings = settings.then(self.profile(profile)?);
+        let (settings, missing) = self.known_settings(instance);
+        missing.into_iter().next().map_or(Ok(settings), Err)
+    }
+
+    /// The same as far as they are known, and what is missing of them.
+    pub fn known_settings(&self, instance: &Instance) -> (Settings, Vec<Error>) {
+        let document = &instance.document;
+        let (mut settings, mut missing) = (Settings::default(), Vec::new());
+        let template = (!document.alone).then(|| self.load_template(document.template));
+        let template = template.map(|loaded| loaded.map(|template| template.document.machine));
+        let profiles = document.profiles.iter().map(|name| {
+            let settings = self.profile(name);
+            settings.map_err(|error| without_profile(&error, instance, name))
+        });
+        for layer in template.into_iter().chain(profiles) {
+            match layer {
+                Ok(layer) => settings = settings.then(layer),
+                Err(error) => missing.push(error),
+            }
         }
-        Ok(settings.then(instance.document.machine.clone()))
+        (settings.then(document.machine.clone()), missing)
+    }
+
+    /// The template that an instance is a clone of.
+    ///
+    /// # Errors
+    /// `InvalidInput` where it is not there.
+    pub fn base_of(&self, instance: &Instance) -> Result<Template> {
+        self.load_template(instance.document.template)
     }
 
     /// What a launcher is told of an instance, `with` settings that win over all others.
@@ -299,28 +362,19 @@ impl Store {
     /// template that has changed.
     pub fn machine(&self, instance: &Instance, with: Settings, control: &Control<'_>) -> Result<Machine> {
         let settings = self.settings(instance)?.then(with);
+        settings
+            .check()
+            .map_err(|error| error.with_path(instance.file("toml")))?;
         let chain = self.layers(instance, control)?;
         let boot = self.boot(instance, &settings)?;
         let cpus = settings.cpus.unwrap_or(1);
         let memory = settings.memory.unwrap_or(MEMORY);
-        let wrong = |message: String| Err(Error::invalid(message).with_path(instance.file("toml")));
-        if cpus == 0 {
-            return wrong("a machine needs a processor".to_owned());
-        }
-        if memory == 0 || memory % (1 << 20) != 0 {
-            return wrong(format!("memory comes in whole MiB, and not as {memory} bytes"));
-        }
-        settings
-            .network
-            .check()
-            .map_err(|error| error.with_path(instance.file("toml")))?;
         let network = match settings.network.kind.unwrap_or(NetworkKind::User) {
             NetworkKind::User => Network::User {
                 forwards: settings.network.forward.clone().unwrap_or_default(),
             },
-            NetworkKind::Bridge => match settings.network.bridge.clone() {
-                Some(name) => Network::Bridge { name },
-                None => return wrong("a network of kind bridge needs the bridge's name".to_owned()),
+            NetworkKind::Bridge => Network::Bridge {
+                name: settings.network.bridge.clone().unwrap_or_default(),
             },
             NetworkKind::None => Network::None,
         };
@@ -336,6 +390,25 @@ impl Store {
             mac: instance.mac().0,
             credentials: settings.credentials,
         })
+    }
+
+    /// Fails for a machine of which nothing is known that could start it, `with` settings that win over its own. One that is only
+    /// exported, or given to others, needs nothing.
+    ///
+    /// # Errors
+    /// `InvalidInput`, and as [`settings`](Self::settings).
+    pub fn check_starts(&self, instance: &Instance, with: Settings) -> Result<()> {
+        let boot = self.settings(instance)?.then(with).boot;
+        if boot.kind.is_some() || boot.firmware.is_some() || self.kernel(instance)?.0.is_some() {
+            return Ok(());
+        }
+        let message = format!(
+            "nothing starts machine {}: there is no kernel beside its disk, and was no EFI system partition on it",
+            instance.name
+        );
+        Err(Error::invalid(message).with_hint(
+            "import the image once more with --kernel; or, if UEFI firmware finds something on the disk, give --boot uefi",
+        ))
     }
 
     fn boot(&self, instance: &Instance, settings: &Settings) -> Result<Boot> {
@@ -434,19 +507,41 @@ impl Store {
                 users.push(stem);
             }
         }
+        for name in self.away()? {
+            let instance = self.load_instance(name.clone());
+            // As above: what cannot be read may stand on any.
+            let stands_on =
+                |instance: Instance| instance.document.template == template && !instance.document.alone;
+            if instance.map_or(true, stands_on) {
+                users.push(format!("{name} (whose disk is away)"));
+            }
+        }
         Ok(users)
     }
 
-    /// Changes what is known of an instance.
+    /// The machines that are described, and whose disks are elsewhere for now.
+    pub(super) fn away(&self) -> Result<Vec<InstanceName>> {
+        let directory = self.instances_directory();
+        let unfinished = self.unfinished().machines;
+        let names = stems(&directory, "toml")?.into_iter();
+        let names = names.filter_map(|stem| stem.parse::<InstanceName>().ok());
+        Ok(names
+            .filter(|name| !self.has_disk(name) && !unfinished.contains(name))
+            .collect())
+    }
+
+    /// Changes what is known of an instance. Profiles that it had before may be missing.
     ///
     /// # Errors
-    /// `InvalidInput` for a profile that is not there; `Io`.
+    /// `InvalidInput` for another profile that is not there; `Io`.
     pub fn redefine(&self, instance: &Instance, document: InstanceDocument) -> Result<Instance> {
+        document.machine.check_values()?;
         let _held = self.hold()?;
-        for profile in &document.profiles {
+        let before = self.load_instance(instance.name.clone())?.document.profiles;
+        let others = document.profiles.iter().filter(|name| !before.contains(name));
+        for profile in others {
             self.profile(profile)?;
         }
-        self.load_instance(instance.name.clone())?;
         let scratch = self.scratch()?;
         let (new, path) = (scratch.path("toml"), instance.file("toml"));
         document::create(&new, document::text_of(&document)?.as_bytes(), document.mode())?;
@@ -475,8 +570,14 @@ impl Store {
         Ok(())
     }
 
-    /// Whether there is an instance of a name, though its document may be one that cannot be read.
-    pub fn has_disk(&self, name: &InstanceName) -> bool {
+    /// Whether a name is that of an instance, though its document may be one that cannot be read, or its disk away.
+    pub fn is_taken(&self, name: &InstanceName) -> bool {
+        let is_away = || self.is_known(name.as_str()) && !self.unfinished().machines.contains(name);
+        self.has_disk(name) || is_away()
+    }
+
+    /// A link that leads nowhere is a disk that is elsewhere.
+    fn has_disk(&self, name: &InstanceName) -> bool {
         Self::file(&self.instances_directory(), name, "qcow2")
             .symlink_metadata()
             .is_ok()
@@ -490,25 +591,34 @@ impl Store {
         self.remove_disk(&instance.name)
     }
 
-    /// Removes the instance of a name, whatever its document is: it may be one that cannot be read.
+    /// Removes the instance of a name, whatever its document is: it may be one that cannot be read. Where its disk is away, that stays there.
     ///
     /// # Errors
     /// `InvalidInput` where there is none; `Locked` while it runs.
     pub fn remove_disk(&self, name: &InstanceName) -> Result<()> {
-        let _held = self.hold()?;
-        let directory = self.instances_directory();
-        let image = Self::file(&directory, name, "qcow2");
-        if !self.has_disk(name) {
+        let held = self.hold()?;
+        let image = Self::file(&self.instances_directory(), name, "qcow2");
+        if !self.is_taken(name) {
             return Err(Error::invalid(format!("there is no machine \"{name}\"")));
         }
-        let lock = lock(&image)?;
+        let _lock = image.exists().then(|| lock(&image)).transpose()?;
         self.refuse_overlays(name)?;
-        document::remove(&image)?;
-        document::sync(&directory)?;
-        drop(lock);
-        BESIDE
-            .iter()
-            .try_for_each(|beside| document::remove(&Self::file(&directory, name, beside)))
+        self.finish(&held, Unfinished::machines([name]), || document::remove(&image))
+    }
+
+    /// Fails for a name that an instance has, be its disk away for a while: what is known of it is replaced by nobody.
+    pub(super) fn refuse_taken(&self, name: &InstanceName) -> Result<()> {
+        if !self.is_taken(name) {
+            return Ok(());
+        }
+        let disk = Self::file(&self.instances_directory(), name, "qcow2");
+        if disk.exists() {
+            let message = format!("there is a machine \"{name}\" already");
+            return Err(Error::invalid(message).with_hint("choose another name, or remove it: imgtool rm"));
+        }
+        let message = format!("there is a machine \"{name}\" already, whose disk is away");
+        let hint = format!("choose another name, or {}", give_up(name));
+        Err(Error::invalid(message).with_path(disk).with_hint(hint))
     }
 
     /// Gives an instance another name. What the guest calls itself stays.
@@ -516,28 +626,35 @@ impl Store {
     /// # Errors
     /// `InvalidInput` for a name that another has; `Locked` while it runs.
     pub fn rename(&self, instance: &Instance, name: &InstanceName) -> Result<Instance> {
-        let _held = self.hold()?;
-        let lock = lock(&instance.image())?;
+        if instance.name == *name {
+            return Err(Error::invalid(format!("machine {name} is called so already")));
+        }
+        let held = self.hold()?;
+        let now = self.instance(instance.name.as_str());
+        if !now.is_ok_and(|now| now.document.uuid == instance.document.uuid) {
+            let message = format!("machine {} has been renamed or removed meanwhile", instance.name);
+            return Err(Error::invalid(message).with_hint("imgtool ls lists those that there are"));
+        }
+        let _lock = lock(&instance.image())?;
         self.refuse_overlays(&instance.name)?;
         let renamed = Instance {
             name: name.clone(),
             ..instance.clone()
         };
-        renamed.free()?;
-        for beside in BESIDE {
-            let (from, to) = (instance.file(beside), renamed.file(beside));
-            document::remove(&to)?;
-            if from.exists() {
-                fs::hard_link(&from, &to).map_err(|error| Error::io("name", error).with_path(&to))?;
+        self.refuse_taken(name)?;
+        // The files of the name that has no disk afterwards are removed, whichever that is.
+        let names = Unfinished::machines([&instance.name, name]);
+        self.finish(&held, names, || {
+            for beside in BESIDE {
+                let (from, to) = (instance.file(beside), renamed.file(beside));
+                document::remove(&to)?;
+                if from.exists() {
+                    fs::hard_link(&from, &to).map_err(|error| Error::io("name", error).with_path(&to))?;
+                }
             }
-        }
-        document::sync(&instance.directory)?;
-        publish(&instance.image(), &renamed.image())?;
-        document::sync(&instance.directory)?;
-        drop(lock);
-        for beside in BESIDE {
-            document::remove(&instance.file(beside))?;
-        }
+            document::sync(&instance.directory)?;
+            publish(&instance.image(), &renamed.image())
+        })?;
         Ok(renamed)
     }
 
@@ -563,15 +680,31 @@ impl Store {
     }
 }
 
-impl Instance {
-    /// Fails if its name is taken.
-    pub(super) fn free(&self) -> Result<()> {
-        if self.image().exists() {
-            let message = format!("there is a machine \"{}\" already", self.name);
-            return Err(Error::invalid(message).with_hint("choose another name, or remove it: imgtool rm"));
-        }
-        Ok(())
+/// The error for a profile of an instance that is missing or broken, with how to do without it.
+fn without_profile(error: &Error, instance: &Instance, profile: &Alias) -> Error {
+    let others = instance
+        .document
+        .profiles
+        .iter()
+        .filter(|other| *other != profile);
+    let mut options: Vec<String> = others.map(|other| format!("--profile {other}")).collect();
+    if options.is_empty() {
+        options.push("--profile ''".to_owned());
     }
+    let first = error.hint().unwrap_or("mend it");
+    let hint = format!(
+        "{first}; to have the machine without it: imgtool config set {} {}",
+        instance.name,
+        options.join(" ")
+    );
+    error.clone().with_hint(hint)
+}
+
+/// What to do about a machine whose disk is away.
+fn give_up(name: &InstanceName) -> String {
+    format!(
+        "bring the disk back; if it is gone for good, remove what is known of the machine: imgtool rm --force {name}"
+    )
 }
 
 /// The image at `path` and what it is based on, the nearest first, by their headers. Nothing is locked, since a machine may run.
@@ -579,13 +712,16 @@ fn chain(path: PathBuf) -> Result<Vec<Layer>> {
     let mut layers: Vec<Layer> = Vec::new();
     let mut next = Some((path, "qcow2".to_owned()));
     while let Some((path, format)) = next.take() {
-        let below = |error: Error| match layers.last() {
+        let below = |error: Error| {
+            match layers.last() {
             Some(above) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Error::invalid(format!(
                 "{} is missing, which {} is based on",
-                escape(&path.to_string_lossy()),
+                escape(&plain(&path).to_string_lossy()),
                 escape(&above.path.to_string_lossy())
-            )),
+            ))
+            .with_hint("bring it back from a copy: without it there is no more of the disk than what was written to it since"),
             _ => error,
+        }
         };
         if layers.len() == MAX_LAYERS {
             return Err(
@@ -615,6 +751,15 @@ fn chain(path: PathBuf) -> Result<Vec<Layer>> {
         layers.push(Layer { path, format });
     }
     Ok(layers)
+}
+
+/// The path of a file that is not there, without `..` where its directory is.
+fn plain(path: &Path) -> PathBuf {
+    let directory = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    match (directory, path.file_name()) {
+        (Some(directory), Some(name)) => directory.join(name),
+        _ => path.to_owned(),
+    }
 }
 
 #[cfg(test)]

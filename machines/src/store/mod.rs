@@ -18,14 +18,15 @@
 //! keys/NAME.pub                  whom the store trusts; with none, everybody
 //! aliases.toml                   names of templates
 //! .lock                          held while any of these are changed
+//! .unfinished                    what is about to be named or removed: Unfinished
 //! .work/                         what is not finished
 //! ```
 //!
 //! # How it stays whole
 //!
-//! All files of a template or an instance are made, and durable, in `.work` before they get their names, and the disk gets its name last:
-//! what has no disk is not there, and its other files are rubbish of a killed process, which the next one may replace. In the same
-//! way the disk is what is removed first. Names are given and taken under one lock, so a template cannot go while a clone of
+//! All files of a template or an instance are made, and durable, in `.work` before they get their names, and the disk gets its name last.
+//! In the same way the disk is what is removed first. What has no disk is therefore not there, or away for a while: `unfinished` tells
+//! these apart. Names are given and taken under one lock, so a template cannot go while a clone of
 //! it comes; and what is removed is looked for in the headers of all instances' disks, not only in what is written about them.
 //!
 //! The lock is for who may change the store: `.lock` can be opened by those who can write to the store's directory, and by nobody
@@ -35,6 +36,7 @@ mod aliases;
 mod clones;
 mod document;
 mod fingerprint;
+mod guard;
 mod import;
 mod instance;
 mod name;
@@ -43,6 +45,7 @@ mod scratch;
 mod signature;
 mod template;
 mod trusted;
+mod unfinished;
 mod upkeep;
 
 use std::fs::{self, File, OpenOptions};
@@ -53,17 +56,19 @@ use std::path::{Path, PathBuf};
 use block::{Error, ErrorKind, Result, escape};
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 
+pub(crate) use clones::create_private;
 pub use clones::{NewInstances, Personalise};
 pub use document::parse;
+pub(crate) use document::position;
 pub use fingerprint::Fingerprint;
 pub use import::NewTemplate;
 pub(crate) use import::{MAX_KERNEL, copy_file, copy_image, copy_image_file, has_esp, stands_alone};
 pub use instance::{Instance, InstanceDocument, Mac};
 pub use name::{Alias, Hostname, InstanceName, nearest};
-pub use publish::Published;
+pub use publish::{Leftovers, Published};
 pub(crate) use signature::SUFFIX as SIGNATURE;
 pub use template::{Provenance, Stamp, Template, TemplateDocument};
-pub use upkeep::Verified;
+pub use upkeep::{Collected, Collecting, Verified};
 
 use scratch::Scratch;
 
@@ -78,8 +83,34 @@ pub struct Store {
 pub struct Listing<T> {
     /// In the order of names.
     pub found: Vec<T>,
+    /// What only another user may read, as errors that name the file.
+    pub others: Vec<Error>,
     /// What cannot be read.
     pub broken: Vec<Error>,
+}
+
+impl<T> Listing<T> {
+    fn new() -> Self {
+        Self {
+            found: Vec::new(),
+            others: Vec::new(),
+            broken: Vec::new(),
+        }
+    }
+
+    /// Adds what was found, or why not.
+    fn add(&mut self, loaded: Result<T>) {
+        match loaded {
+            Ok(one) => self.found.push(one),
+            Err(error) if is_others(&error) => self.others.push(error),
+            Err(error) => self.broken.push(error),
+        }
+    }
+}
+
+/// Whether an error is that a file is another user's.
+fn is_others(error: &Error) -> bool {
+    error.io_kind() == Some(io::ErrorKind::PermissionDenied)
 }
 
 /// The lock of a store, let go when dropped.
@@ -107,24 +138,21 @@ impl Store {
         self.directory.join("instances")
     }
 
-    /// Whether a file is the image of a template, of this store or another.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn is_template(path: &Path) -> Result<bool> {
-        let path = fs::canonicalize(path).map_err(|error| Error::io("look up", error).with_path(path))?;
-        let stem = path.file_stem().and_then(|stem| stem.to_str());
-        let is_fingerprint = stem.is_some_and(|stem| stem.parse::<Fingerprint>().is_ok());
-        Ok(is_fingerprint && path.with_extension("toml").exists())
-    }
-
     /// A file of a template or an instance.
     fn file(directory: &Path, name: impl std::fmt::Display, extension: &str) -> PathBuf {
         directory.join(format!("{name}.{extension}"))
     }
 
-    /// Waits until nobody else changes the store, and keeps others from it.
+    /// Waits until nobody else changes the store, and keeps others from it. What a killed job has left half-made is removed.
     fn hold(&self) -> Result<Held> {
+        let held = self.lock()?;
+        // What cannot be removed now, another user's for example, stays written down, and its names taken.
+        let _ = self.settle(&held);
+        Ok(held)
+    }
+
+    /// As [`hold`](Self::hold), for who changes nothing yet.
+    fn lock(&self) -> Result<Held> {
         let path = self.directory.join(".lock");
         let failed = |error| self.explain(Error::io("lock the store", error).with_path(&path));
         self.make_directory().map_err(failed)?;

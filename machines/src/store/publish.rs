@@ -10,16 +10,26 @@ use std::sync::Arc;
 
 use block::chain::Chain;
 use block::gate::Permissive;
-use block::{Access, BackingReference, BlockDevice, Error, ErrorKind, Result};
+use block::{Access, BackingReference, BlockDevice, Error, Result};
 use disk_builder::System;
 use ops::Control;
 use qcow2::CreateOptions;
 use raw::HostOpener;
 
 use super::clones::create_private;
+use super::instance::what_to_stop;
 use super::{Instance, NewTemplate, Provenance, Store, Template};
 use crate::seal::{self, Change, NotLookedInto, Selection};
 use crate::{BootKind, Root};
+
+/// What is to become of what is private and that sealing leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// No template has it.
+    Refused,
+    /// It is copied.
+    Kept,
+}
 
 /// A template that was made of a machine.
 #[derive(Clone, Debug)]
@@ -37,12 +47,13 @@ impl Store {
     /// machine and its template have it; the kernel that launchers load is that on the disk.
     ///
     /// # Errors
-    /// `Locked` while the machine runs; `InvalidInput` for an alias that another template has; as [`seal::seal`].
+    /// `Locked` while the machine runs; `InvalidInput` for an alias that another template has, and with [`Leftovers::Refused`] for what
+    /// [`seal::lint`] finds after sealing, but for what the selection leaves out and passwords of users; as [`seal::seal`].
     pub fn publish(
         &self,
         instance: &Instance,
         mut new: NewTemplate,
-        sealed: Option<&Selection>,
+        sealed: Option<(&Selection, Leftovers)>,
         control: &Control<'_>,
     ) -> Result<Published> {
         if let (Some(alias), false) = (&new.alias, new.move_alias)
@@ -61,7 +72,13 @@ impl Store {
         let chain = overlay(instance, &scratch.path("overlay"))?;
         let disk = chain.device();
         let changes = match sealed {
-            Some(selection) => seal::seal(&disk, selection, true, control)?,
+            Some((selection, leftovers)) => {
+                let changes = seal::seal(&disk, selection, true, control)?;
+                if leftovers == Leftovers::Refused {
+                    selection.check_sealed(&disk)?;
+                }
+                changes
+            }
             None => Vec::new(),
         };
         let not_looked_into = seal::not_looked_into(&disk, sealed.is_some())?;
@@ -121,14 +138,10 @@ fn has_kernel(disk: &Arc<dyn BlockDevice>) -> Result<bool> {
 fn overlay(instance: &Instance, path: &Path) -> Result<Chain> {
     let image = instance.image();
     let image = fs::canonicalize(&image).map_err(|error| Error::io("look up", error).with_path(&image))?;
-    let running = |error: Error| match error.kind() {
-        ErrorKind::Locked => error.with_hint("the machine is running: stop it first"),
-        _ => error,
-    };
     let open = |path: &Path, access| {
         let formats: [&dyn block::Format; 2] = [&qcow2::Qcow2, &raw::Raw];
         let gate = Permissive::default();
-        Chain::open(&HostOpener::new(), &formats, &gate, path, Some("qcow2"), access).map_err(running)
+        Chain::open(&HostOpener::new(), &formats, &gate, path, Some("qcow2"), access).map_err(what_to_stop)
     };
     let Some(name) = image.to_str() else {
         return Err(Error::invalid("an image can name only a file whose name is UTF-8").with_path(image));

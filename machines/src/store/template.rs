@@ -1,6 +1,7 @@
 //! Templates: disks that do not change, and what is known of them.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::aliases::Aliases;
 use super::document::{self, parse, text_of};
 use super::name::nearest;
-use super::{Alias, Fingerprint, Listing, Store, stems};
+use super::unfinished::Unfinished;
+use super::{Alias, Fingerprint, Listing, Store, is_others, stems};
 use crate::Settings;
 
 /// Digits of a fingerprint that are enough to name a template by, at least.
@@ -78,6 +80,32 @@ impl TemplateDocument {
     /// `InvalidInput` for what TOML does not have: numbers from 2^63 on.
     pub fn to_toml(&self) -> Result<String> {
         text_of(self)
+    }
+
+    /// What of it leaves the store: all but the credentials, which are for the machines here.
+    pub(crate) fn without_credentials(&self) -> Self {
+        let mut document = self.clone();
+        document.machine.credentials.clear();
+        document
+    }
+
+    /// Who may read the file: with credentials in it, its owner.
+    pub(super) fn mode(&self) -> u32 {
+        self.machine.mode()
+    }
+
+    /// Fails where it says that it is that of a file with another SHA-256.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn check_describes(&self, file: Fingerprint) -> Result<()> {
+        let Some(wanted) = self.describes.filter(|wanted| *wanted != file) else {
+            return Ok(());
+        };
+        let message = format!("it describes a file with the SHA-256 {wanted}, and this one's is {file}");
+        Err(Error::new(ErrorKind::Corrupt, message).with_hint(
+            "fetch or export both again; where the file was changed on purpose, take that line out",
+        ))
     }
 
     /// Fails unless it says itself that it is that of the file with a SHA-256: a signature of it says nothing of that.
@@ -195,7 +223,7 @@ impl Template {
     /// have changed. A kernel or an initrd that is not there is for who loads one to miss.
     ///
     /// # Errors
-    /// `Corrupt` for another content; `Io` for no image.
+    /// `InvalidInput` for no image; `Corrupt` for another content; `Io`.
     pub fn check(&self, control: &Control<'_>) -> Result<()> {
         let document = &self.document;
         let was = Stamp {
@@ -203,10 +231,26 @@ impl Template {
             modified: document.image_modified,
         };
         let image = self.image();
+        self.check_is_there()?;
         if !is_as_it_was(&image, Some(was))? {
             is_that_of(&image, self.fingerprint, control)?;
         }
         self.check_boot_files(control)
+    }
+
+    /// Fails where its image is not there, or is a link that leads nowhere.
+    fn check_is_there(&self) -> Result<()> {
+        let image = self.image();
+        match fs::metadata(&image) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let message = format!("the image of template {} is missing", self.name());
+                let hint = "bring it back from a copy, or import the same image once more; if it is gone for good, give up the template: imgtool template rm";
+                Err(Error::invalid(message)
+                    .with_path(image)
+                    .with_hint(format!("{hint} {}", self.name())))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// [`check`](Self::check) without the image.
@@ -227,18 +271,39 @@ impl Template {
         Ok(())
     }
 
+    /// Fails where the kernel or the initrd is not there that machines of it are started with.
+    pub(super) fn check_is_whole(&self) -> Result<()> {
+        for (what, path) in [("kernel", self.kernel()), ("initrd", self.initrd())] {
+            let Some(path) = path.filter(|path| !path.exists()) else {
+                continue;
+            };
+            let message = format!("the {what} of template {} is missing", self.name());
+            return Err(Error::invalid(message)
+                .with_path(path)
+                .with_hint("bring it back from a copy, or import or build the template once more"));
+        }
+        Ok(())
+    }
+
     /// Fails if the image is not what it was, or its kernel or initrd, reading all of them.
     ///
     /// # Errors
-    /// `Corrupt` for other contents; `Io`.
+    /// `InvalidInput` for a kernel or an initrd that is not there; `Corrupt` for other contents; `Io`.
     pub fn verify(&self, control: &Control<'_>) -> Result<()> {
+        self.check_is_there()?;
+        self.check_is_whole()?;
+        self.verify_contents(control)
+    }
+
+    /// [`verify`](Self::verify), of what is there of a kernel and an initrd.
+    pub(crate) fn verify_contents(&self, control: &Control<'_>) -> Result<()> {
+        is_that_of(&self.image(), self.fingerprint, control)?;
         let files = [
-            (Some(self.image()), Some(self.fingerprint)),
             (self.kernel(), self.document.kernel),
             (self.initrd(), self.document.initrd),
         ];
         for (path, wanted) in files {
-            if let (Some(path), Some(wanted)) = (path, wanted) {
+            if let (Some(path), Some(wanted)) = (path.filter(|path| path.exists()), wanted) {
                 is_that_of(&path, wanted, control)?;
             }
         }
@@ -270,18 +335,14 @@ impl Store {
     /// # Errors
     /// `Io`.
     pub fn templates(&self) -> Result<Listing<Template>> {
-        let mut listing = Listing {
-            found: Vec::new(),
-            broken: self.aliases().err().into_iter().collect(),
-        };
+        let mut listing = Listing::new();
+        listing.broken.extend(self.aliases().err());
         for stem in stems(&self.templates_directory(), "qcow2")? {
             let Ok(fingerprint) = stem.parse() else {
                 continue;
             };
-            match self.load_template(fingerprint) {
-                Ok(template) => listing.found.push(template),
-                Err(error) => listing.broken.push(error),
-            }
+            let template = self.load_template(fingerprint);
+            listing.add(template.and_then(|template| template.check_is_there().map(|()| template)));
         }
         listing
             .found
@@ -289,11 +350,30 @@ impl Store {
         Ok(listing)
     }
 
-    /// The template of an alias, or of a fingerprint, of which the first digits are enough.
+    /// The template of an alias, or of a fingerprint, of which the first four digits are enough, or more where several start with them.
     ///
     /// # Errors
     /// `InvalidInput` where there is none, with names that may have been meant, or where there are several.
     pub fn template(&self, name: &str) -> Result<Template> {
+        let (fingerprint, alias) = self.find_template(name)?;
+        let template = self.load_template(fingerprint)?;
+        Ok(match &alias {
+            Some(alias) => template.called(alias),
+            None => template,
+        })
+    }
+
+    /// The fingerprint of the template of a name, as [`template`](Self::template) has it, whatever its description is: it may be one
+    /// that cannot be read.
+    ///
+    /// # Errors
+    /// As [`template`](Self::template), but for what is wrong with the description.
+    pub fn template_fingerprint(&self, name: &str) -> Result<Fingerprint> {
+        Ok(self.find_template(name)?.0)
+    }
+
+    /// The template of a name, and the name if it is an alias.
+    fn find_template(&self, name: &str) -> Result<(Fingerprint, Option<Alias>)> {
         let (aliases, broken) = match self.aliases() {
             Ok(aliases) => (aliases, None),
             Err(error) => (Aliases::new(), Some(error)),
@@ -303,24 +383,17 @@ impl Store {
         if let Ok(alias) = name.parse::<Alias>()
             && let Some(fingerprint) = aliases.get(&alias)
         {
-            return Ok(self.load_template(*fingerprint)?.called(&alias));
+            return Ok((*fingerprint, Some(alias)));
         }
         let stems = stems(&self.templates_directory(), "qcow2")?;
-        let begins = |stem: &&String| name.len() >= least && stem.starts_with(name);
-        let found: Vec<&String> = stems.iter().filter(begins).collect();
+        let begin = stems.iter().filter(|stem| stem.starts_with(name));
+        let (found, too_short): (Vec<_>, Vec<_>) = begin.partition(|_| name.len() >= least);
         match found.as_slice() {
-            [one] => self.load_template(one.parse()?),
-            [] => {
-                if let Some(error) = broken {
-                    return Err(error);
-                }
-                let error = Error::invalid(format!("there is no template \"{}\"", escape(name)));
+            [one] => Ok((one.parse()?, None)),
+            [] => Err(broken.unwrap_or_else(|| {
                 let near = nearest(name, aliases.keys().map(Alias::as_str));
-                Err(error.with_hint(match near.as_slice() {
-                    [] => "imgtool template ls lists those that there are".to_owned(),
-                    near => format!("there is {}", near.join(", ")),
-                }))
-            }
+                no_template(name, &near, !name.is_empty() && !too_short.is_empty())
+            })),
             _ => Err(Error::invalid(format!(
                 "{} templates have fingerprints that start with {name}",
                 found.len()
@@ -332,12 +405,29 @@ impl Store {
     pub(super) fn load_template(&self, fingerprint: Fingerprint) -> Result<Template> {
         let directory = self.templates_directory();
         let path = Self::file(&directory, fingerprint, "toml");
-        let Some(text) = document::read(&path)? else {
-            return Err(Error::invalid("a template without its description")
-                .with_path(path)
-                .with_hint("bring it back from a copy, or import the image once more"));
+        let remove = format!("imgtool template rm --force {}", fingerprint.short());
+        let unreadable = |error: Error| {
+            let hint = if is_others(&error) {
+                "the template is another user's, who alone may read this".to_owned()
+            } else {
+                format!("mend it, or remove the template with its image: {remove}")
+            };
+            error.with_path(&path).with_hint(hint)
         };
-        let document = parse(&text).map_err(|error| error.with_path(&path))?;
+        let Some(text) = document::read(&path).map_err(unreadable)? else {
+            if Self::file(&directory, fingerprint, "qcow2").exists() {
+                return Err(Error::invalid("a template without its description")
+                    .with_path(path)
+                    .with_hint(format!(
+                        "bring it back from a copy, or import the image once more; or remove that: {remove}"
+                    )));
+            }
+            let message = format!("the template {} is missing", fingerprint.short());
+            return Err(Error::invalid(message).with_path(path).with_hint(
+                "bring both it and its image back from a copy, or import the same image once more",
+            ));
+        };
+        let document = parse(&text).map_err(unreadable)?;
         let aliases = self.readable_aliases();
         let own = aliases.iter().filter(|(_, other)| **other == fingerprint);
         Ok(Template {
@@ -380,33 +470,47 @@ impl Store {
     /// # Errors
     /// `InvalidInput` while instances stand on it, which are named.
     pub fn remove_template(&self, template: &Template) -> Result<()> {
+        self.remove_image(template.fingerprint, &template.name())
+    }
+
+    /// Removes the template of a fingerprint, whatever its description is: it may be one that cannot be read.
+    ///
+    /// # Errors
+    /// As [`remove_template`](Self::remove_template).
+    pub fn remove_unread(&self, fingerprint: Fingerprint) -> Result<()> {
+        self.remove_image(fingerprint, &fingerprint.short())
+    }
+
+    fn remove_image(&self, fingerprint: Fingerprint, name: &str) -> Result<()> {
         let held = self.hold()?;
-        let users = self.instances_on(template.fingerprint)?;
+        let users = self.instances_on(fingerprint)?;
         if !users.is_empty() {
-            let message = format!(
-                "template {} is what {} based on",
-                template.name(),
-                several(&users)
-            );
+            let message = format!("template {name} is what {} based on", several(&users));
             return Err(Error::invalid(message)
                 .with_hint("remove those first; clones made with --full need no template"));
         }
-        let directory = self.templates_directory();
-        document::remove(&Self::file(&directory, template.fingerprint, "qcow2"))?;
-        document::sync(&directory)?;
-        for name in BESIDE {
-            document::remove(&Self::file(&directory, template.fingerprint, name))?;
-        }
-        document::remove(&self.trusted_path(template.fingerprint))?;
-        // Those that cannot be read are left to who mends them.
-        let mut aliases = self.readable_aliases();
-        let before = aliases.len();
-        aliases.retain(|_, other| *other != template.fingerprint);
-        if aliases.len() == before {
-            return Ok(());
-        }
-        self.write_aliases(&held, &aliases)
+        let image = Self::file(&self.templates_directory(), fingerprint, "qcow2");
+        self.finish(&held, Unfinished::template(fingerprint), || {
+            document::remove(&image)
+        })
     }
+}
+
+/// The error for a name of no template, which may be the start of a fingerprint, and too short for one.
+fn no_template(name: &str, near: &[&str], is_start: bool) -> Error {
+    let mut message = format!("there is no template \"{}\"", escape(name));
+    let mut hints = Vec::new();
+    if is_start {
+        message.push_str(": as a fingerprint it is too short");
+        hints.push(format!("give at least {MIN_PREFIX} digits of a fingerprint"));
+    }
+    if !near.is_empty() {
+        hints.push(format!("there is {}", near.join(", ")));
+    }
+    if hints.is_empty() {
+        hints.push("imgtool template ls lists those that there are".to_owned());
+    }
+    Error::invalid(message).with_hint(hints.join("; "))
 }
 
 /// `a is`, `a and b are`, `a, b, c and 4 more are`.

@@ -7,7 +7,7 @@ use block::{Error, Result};
 use ops::Control;
 
 use super::scratch::Scratch;
-use super::{Fingerprint, Store, Template, document, stems};
+use super::{Fingerprint, Store, Template, document, is_others, stems};
 
 /// What a look at a store has found.
 #[derive(Debug, Default)]
@@ -16,8 +16,28 @@ pub struct Verified {
     pub templates: usize,
     /// Instances whose disks are based on what they should be.
     pub instances: usize,
+    /// Templates and instances that only another user may read.
+    pub others: usize,
     /// What is wrong.
     pub faults: Vec<Error>,
+}
+
+/// What of a store is to be collected.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Collecting {
+    /// It is only looked for.
+    pub tried: bool,
+    /// What is known of disks that are not there goes too, unless an instance names them.
+    pub missing: bool,
+}
+
+/// What a collection has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// What was removed, or would be.
+    pub removed: Vec<PathBuf>,
+    /// Descriptions of templates and instances whose disks are not there, and variables of such instances.
+    pub left: Vec<PathBuf>,
 }
 
 impl Store {
@@ -29,6 +49,7 @@ impl Store {
         let mut verified = Verified::default();
         let templates = self.templates()?;
         verified.faults.extend(templates.broken);
+        verified.others = templates.others.len();
         for template in &templates.found {
             match self.verify_template(template, control) {
                 Ok(()) => verified.templates += 1,
@@ -44,6 +65,7 @@ impl Store {
         }
         let instances = self.instances()?;
         verified.faults.extend(instances.broken);
+        verified.others += instances.others.len();
         for instance in &instances.found {
             match self.machine(instance, crate::Settings::default(), control) {
                 Ok(_) => verified.instances += 1,
@@ -55,6 +77,7 @@ impl Store {
                     verified.faults.push(Error::invalid(message));
                 }
                 Err(error) if error.kind() == block::ErrorKind::Interrupted => return Err(error),
+                Err(error) if is_others(&error) => verified.others += 1,
                 Err(error) => verified.faults.push(error),
             }
         }
@@ -79,40 +102,40 @@ impl Store {
     }
 
     /// Removes what killed processes have left: files that go with no disk, and aliases of no template. Disks are never
-    /// removed, nor is what goes with a template that an instance names, though its disk is not there: it may come back. Gives
-    /// what was removed, or would be where it is only `tried`.
+    /// removed, nor is what goes with a template that an instance names, or with a disk that is known and not there: it may
+    /// come back.
     ///
     /// # Errors
     /// `Io`.
-    pub fn collect(&self, tried: bool) -> Result<Vec<PathBuf>> {
-        let held = self.hold()?;
-        let named = self.named()?;
-        let wanted = |stem: &str| named.as_ref().is_none_or(|named| named.contains(stem));
-        let mut rubbish = Vec::new();
-        for (directory, is_wanted) in [
-            (self.templates_directory(), &wanted as &dyn Fn(&str) -> bool),
-            (self.instances_directory(), &|_| false),
-        ] {
-            for extension in [
-                "toml",
-                "kernel",
-                "initrd",
-                "qcow2.minisig",
-                "toml.minisig",
-                "vars",
-                "seed",
-            ] {
-                for stem in stems(&directory, extension)? {
-                    // A link that leads nowhere is a disk that is elsewhere, for now.
-                    let disk = Self::file(&directory, &stem, "qcow2");
-                    if disk.symlink_metadata().is_err() && !is_wanted(&stem) {
-                        rubbish.push(Self::file(&directory, &stem, extension));
-                    }
-                }
-            }
-        }
+    pub fn collect(&self, collecting: Collecting) -> Result<Collected> {
+        let held = self.lock()?;
+        let (named, by_away) = (self.named()?, self.named_by_away()?);
+        let unfinished = self.unfinished();
+        let gone = |stem: &str| {
+            let is = |name: &dyn std::fmt::Display| name.to_string() == stem;
+            unfinished.templates.iter().any(|name| is(name))
+                || unfinished.machines.iter().any(|name| is(name))
+        };
+        let is_named = |stem: &str| !gone(stem) && named.as_ref().is_none_or(|named| named.contains(stem));
+        let may_come =
+            |stem: &str| by_away.as_ref().is_none_or(|named| named.contains(stem)) || self.is_described(stem);
+        let is_left = |stem: &str| !gone(stem) && !collecting.missing && may_come(stem);
+        let wanted = |stem: &str| is_named(stem) || is_left(stem);
+        let is_known = |stem: &str| !gone(stem) && !collecting.missing && self.is_known(stem);
+        let (templates, instances) = (self.templates_directory(), self.instances_directory());
+        let mut collected = Collected::default();
+        let mut rubbish = without_disk(&templates, &wanted)?;
+        rubbish.extend(without_disk(&instances, &is_known)?);
         rubbish.extend(self.notes_of_nothing(&wanted)?);
-        if !tried {
+        collected.left = without_disk(&templates, &|stem| is_named(stem) || !is_left(stem))?;
+        collected
+            .left
+            .extend(without_disk(&instances, &|stem| !is_known(stem))?);
+        collected.left.retain(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml" || extension == "vars")
+        });
+        if !collecting.tried {
             rubbish.iter().try_for_each(|path| document::remove(path))?;
             let mut aliases = self.readable_aliases();
             let dangling = self.dangling();
@@ -123,23 +146,47 @@ impl Store {
             if aliases.len() < before {
                 self.write_aliases(&held, &aliases)?;
             }
+            self.settle(&held)?;
         }
         let work = self.directory.join(".work");
         if work.exists() {
             rubbish.extend(Scratch::stale(&work)?);
-            if !tried {
+            if !collecting.tried {
                 // To begin is to tidy up.
                 drop(Scratch::new(&work)?);
             }
         }
-        Ok(rubbish)
+        collected.removed = rubbish;
+        Ok(collected)
+    }
+
+    /// Whether somebody has named a template, or it was noted when it was whole, and its description is there.
+    fn is_described(&self, stem: &str) -> bool {
+        let is_noted = |fingerprint| self.trusted_path(fingerprint).exists();
+        // With aliases that cannot be read, it may have any.
+        let has_alias = |fingerprint: &Fingerprint| {
+            self.aliases()
+                .map_or(true, |aliases| aliases.values().any(|other| other == fingerprint))
+        };
+        Self::file(&self.templates_directory(), stem, "toml").exists()
+            && stem
+                .parse()
+                .is_ok_and(|fingerprint| is_noted(fingerprint) || has_alias(&fingerprint))
+    }
+
+    /// Whether there is something of an instance that its disk would need and that nothing else could give back. A description
+    /// need not be one that can be read: it may be mended.
+    pub(super) fn is_known(&self, stem: &str) -> bool {
+        let directory = self.instances_directory();
+        let is_there = |extension| Self::file(&directory, stem, extension).symlink_metadata().is_ok();
+        is_there("toml") || is_there("vars")
     }
 
     /// The fingerprints that instances name, in their documents and in the headers of their disks; `None` where one of these
     /// cannot be read, and could name any.
     fn named(&self) -> Result<Option<BTreeSet<String>>> {
         let instances = self.instances()?;
-        if !instances.broken.is_empty() {
+        if !instances.broken.is_empty() || !instances.others.is_empty() {
             return Ok(None);
         }
         let mut named = BTreeSet::new();
@@ -156,4 +203,36 @@ impl Store {
         }
         Ok(Some(named))
     }
+
+    /// The fingerprints that instances name whose disks are away; `None` where one of these cannot be read, and could name any.
+    fn named_by_away(&self) -> Result<Option<BTreeSet<String>>> {
+        let template = |name| {
+            let instance = self.load_instance(name).ok()?;
+            Some(instance.document.template.to_string())
+        };
+        Ok(self.away()?.into_iter().map(template).collect())
+    }
+}
+
+/// The files that go with disks which are not in a directory, but for those that are `wanted`.
+fn without_disk(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for extension in [
+        "toml",
+        "kernel",
+        "initrd",
+        "qcow2.minisig",
+        "toml.minisig",
+        "vars",
+        "seed",
+    ] {
+        for stem in stems(directory, extension)? {
+            // A link that leads nowhere is a disk that is elsewhere, for now.
+            let disk = Store::file(directory, &stem, "qcow2");
+            if disk.symlink_metadata().is_err() && !wanted(&stem) {
+                found.push(Store::file(directory, &stem, extension));
+            }
+        }
+    }
+    Ok(found)
 }

@@ -129,7 +129,7 @@ pub(crate) fn make_chain(directory: &Path) -> [(&'static str, &'static str); 3] 
 }
 
 /// Makes a machine of another architecture, whose kernel is a few dozen instructions: it writes the start of each file of the
-/// firmware and `guest: up` to its console, and turns itself off.
+/// firmware and `guest: up` to its console, and some seconds later turns itself off.
 pub(crate) fn arm_machine(directory: &Path, images: &[(&str, &str)]) -> Machine {
     // movz x1, #0x0900, lsl #16: where the `virt` machine has its console
     let mut words = vec![0xd2a1_2001_u32];
@@ -156,6 +156,8 @@ pub(crate) fn arm_machine(directory: &Path, images: &[(&str, &str)]) -> Machine 
         // movz w2, #byte; str w2, [x1]
         words.extend([0x5280_0002 | u32::from(*byte) << 5, 0xb900_0022]);
     }
+    // movz w7, #0x4000, lsl #16; subs w7, w7, #1; b.ne: seconds in which whoever looks at it finds it running
+    words.extend([0x52a8_0007, 0x7100_04e7, back(-1)]);
     // movz w0, #8; movk w0, #0x8400, lsl #16; hvc #0: SYSTEM_OFF of PSCI
     words.extend([0x5280_0100, 0x72b0_8000, 0xd400_0002]);
     let kernel = directory.join("arm-kernel");

@@ -8,14 +8,14 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use block::{Error, Result, Storage};
+use block::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use block::{Error, ErrorKind, Result, Scratch, Storage};
 
 use super::table::{self, TableEntry};
 use super::{Bitmap, MAX_DATA};
 use crate::geometry::Geometry;
-use crate::scratch::Scratch;
+use crate::limit::Limit;
 
 /// Bits in a word.
 const WORD: u64 = u64::BITS as u64;
@@ -61,12 +61,12 @@ impl DirtyBits {
             return Err(Error::invalid("a disk of 0 bytes cannot have bitmaps"));
         }
         if bits > MAX_DATA * 8 {
-            let granularity = 1u64 << granularity_bits;
-            let message = format!(
-                "a bitmap of {bits} bits is too large: {} are the most, and each stands for {granularity} bytes",
-                MAX_DATA * 8
-            );
-            return Err(Error::invalid(message).with_hint("use a larger granularity"));
+            let limit = Limit::BitmapSize {
+                bits,
+                most: MAX_DATA * 8,
+                granularity: 1 << granularity_bits,
+            };
+            return Err(limit.error(ErrorKind::InvalidInput, "use a larger granularity"));
         }
         let chunk_bits = geometry.cluster_bits + 3;
         let chunks = bits.div_ceil(1 << chunk_bits);

@@ -158,6 +158,7 @@ impl Checker<'_> {
             }
         }
         self.count_regions(&tables)?;
+        self.count_cut(&tables);
         self.count_bitmap_data(&tables)
     }
 

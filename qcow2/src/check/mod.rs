@@ -34,7 +34,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
 
 use block::{Error, ErrorKind, Result, Storage};
@@ -129,7 +129,7 @@ pub fn check(
 /// Whether anything in the image names a cluster that lies past the end of the file.
 pub(crate) fn reaches_past_end(storage: &dyn Storage) -> Result<bool> {
     let checker = Checker::run(storage, 0, Box::new(|_| ControlFlow::Continue(())))?;
-    Ok(checker.for_repair.beyond_end)
+    Ok(checker.for_repair.first_missing.is_some())
 }
 
 fn report_progress(
@@ -174,10 +174,10 @@ struct ForRepair {
     incomplete: bool,
     /// So could the active L1 table not: the file ends before it does, or it lies nowhere.
     l1_is_cut: bool,
-    /// The clusters soon behind the end of the file that something references although they are not there.
-    dangling: BTreeSet<u64>,
-    /// Something reaches past the end of the file by a cluster or more.
-    beyond_end: bool,
+    /// How often the clusters soon behind the end of the file are referenced, which are not there.
+    dangling: BTreeMap<u64, u64>,
+    /// The first cluster behind the file that something lies in which is lost.
+    first_missing: Option<u64>,
     /// Refcount blocks lie where none can be, or where something else lies.
     distrusted: bool,
     /// A cluster that something references is counted as free.
@@ -245,6 +245,10 @@ impl<'a> Checker<'a> {
         let table = self.refcount_table_clusters();
         if self.count_region(header.refcount_table_offset, refcount_table_len(&header), 1)? {
             self.for_repair.refcount_structure.extend(table);
+        } else {
+            // It can be made anew.
+            self.for_repair.dangling.clear();
+            self.for_repair.first_missing = None;
         }
         if let Some(encryption) = &header.extensions.encryption_header {
             self.count_region(encryption.offset, encryption.len, 1)?;
@@ -254,6 +258,9 @@ impl<'a> Checker<'a> {
         // Without the L1 table everything seems to leak.
         let l1_is_cut = !active.is_empty() && (active.start == 0 || active.end > self.file_len);
         self.for_repair.l1_is_cut = l1_is_cut;
+        if l1_is_cut && active.start != 0 {
+            self.cut(HostOffset(active.start), active.end - active.start);
+        }
         self.count_tables(active, &snapshot_tables)?;
         if let Some(bitmaps) = &header.extensions.bitmaps
             && header.autoclear.contains(AutoclearFeatures::BITMAPS)
@@ -305,13 +312,17 @@ impl<'a> Checker<'a> {
         let bits = self.geometry.cluster_bits;
         match start.0.checked_add(len) {
             Some(end) if end < self.file_len.saturating_add(self.geometry.cluster_size()) => {
-                for cluster in start.0 >> bits..=(end - 1) >> bits {
-                    self.references.add(ClusterIndex(cluster), times)?;
+                let clusters = start.0 >> bits..((end - 1) >> bits) + 1;
+                if clusters.end - clusters.start == 1 {
+                    self.references.add(ClusterIndex(clusters.start), times)?;
+                } else {
+                    self.references.add_run(clusters, times)?;
                 }
                 Ok(true)
             }
             _ => {
                 self.beyond_end(start, len, times);
+                self.dangle(self.clusters_of(start, len), times);
                 Ok(false)
             }
         }
@@ -320,26 +331,38 @@ impl<'a> Checker<'a> {
     #[cold]
     fn beyond_end(&mut self, start: HostOffset, len: u64, times: u64) {
         self.recorder.record(times, Finding::BeyondEnd { start, len });
-        self.for_repair.beyond_end = true;
-        let bits = self.geometry.cluster_bits;
+        self.missing(start);
+    }
+
+    /// Remembers references to clusters behind the end of the file.
+    fn dangle(&mut self, clusters: Range<u64>, times: u64) {
         let end = self.geometry.clusters(self.file_len);
-        let last = start.0.saturating_add(len - 1) >> bits;
-        let soon = (start.0 >> bits).max(end)..(last + 1).min(end + DANGLING);
-        self.for_repair.dangling.extend(soon);
+        for cluster in clusters.start.max(end)..clusters.end.min(end + DANGLING) {
+            let references = self.for_repair.dangling.entry(cluster).or_default();
+            *references = references.saturating_add(times);
+        }
+    }
+
+    fn clusters_of(&self, start: HostOffset, len: u64) -> Range<u64> {
+        let bits = self.geometry.cluster_bits;
+        start.0 >> bits..(start.0.saturating_add(len - 1) >> bits) + 1
     }
 
     /// Counts regions that may overlap, each once.
     fn count_regions(&mut self, regions: &[Range<u64>]) -> Result<()> {
         let limit = self.file_len.saturating_add(self.geometry.cluster_size());
-        let mut clusters = Vec::new();
+        let (mut clusters, mut dangling) = (Vec::new(), Vec::new());
         for region in regions.iter().filter(|region| !region.is_empty()) {
+            let (start, len) = (HostOffset(region.start), region.end - region.start);
             if region.end < limit {
-                let bits = self.geometry.cluster_bits;
-                clusters.push(region.start >> bits..((region.end - 1) >> bits) + 1);
+                clusters.push(self.clusters_of(start, len));
             } else {
-                let (start, len) = (HostOffset(region.start), region.end - region.start);
                 self.beyond_end(start, len, 1);
+                dangling.push(self.clusters_of(start, len));
             }
+        }
+        for segment in sweep::sweep(&dangling) {
+            self.dangle(segment.range, segment.times);
         }
         for segment in sweep::sweep(&clusters) {
             for cluster in segment.range {
@@ -347,6 +370,33 @@ impl<'a> Checker<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Counts tables of which the file does not have all, so that what they named seems to leak.
+    fn count_cut(&mut self, tables: &[Range<u64>]) {
+        let file_len = self.file_len;
+        let cut = |table: &&Range<u64>| !table.is_empty() && table.end > file_len;
+        for table in tables.iter().filter(cut) {
+            self.for_repair.lost_tables += 1;
+            self.cut(HostOffset(table.start), table.end - table.start);
+        }
+    }
+
+    /// Records what reaches past the end of the file by less than a cluster, and is [counted](Self::count_region).
+    #[cold]
+    fn cut(&mut self, start: HostOffset, len: u64) {
+        if start.0.saturating_add(len) < self.file_len.saturating_add(self.geometry.cluster_size()) {
+            self.recorder.record(1, Finding::Cut { start, len });
+            self.missing(start);
+        }
+    }
+
+    /// Notes that what starts here is not all there.
+    fn missing(&mut self, start: HostOffset) {
+        let end = self.geometry.clusters(self.file_len);
+        let cluster = (start.0 >> self.geometry.cluster_bits).max(end);
+        let first = &mut self.for_repair.first_missing;
+        *first = Some(first.map_or(cluster, |first| first.min(cluster)));
     }
 
     /// Clusters that the file has, the last one perhaps incomplete; one more if something touches it.

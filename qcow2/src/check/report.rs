@@ -142,6 +142,14 @@ pub enum Finding {
         /// Its length in bytes.
         len: u64,
     },
+    /// An L1 or bitmap table, or compressed data, reaches past the end of the file, by less than a cluster: what is missing is
+    /// lost.
+    Cut {
+        /// Where it starts.
+        start: HostOffset,
+        /// Its length in bytes.
+        len: u64,
+    },
     /// A refcount block lies where the file has no cluster.
     RefcountBlockOutside {
         /// Its number in the refcount table.
@@ -312,6 +320,12 @@ impl fmt::Display for Finding {
                 f,
                 "ERROR {len} bytes at {start} exceed the end of the file by one cluster or more"
             ),
+            Self::Cut { start, len } => {
+                write!(
+                    f,
+                    "ERROR {len} bytes at {start} are cut off by the end of the file"
+                )
+            }
             Self::RefcountBlockOutside { index, block } => {
                 write!(f, "ERROR refcount block {index} at {block} is outside image")
             }

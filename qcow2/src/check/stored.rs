@@ -4,6 +4,8 @@
 //! A refcount block that says nothing (a hole, all zeros) takes no memory, and a block that several entries of the
 //! refcount table name is kept once.
 
+use std::ops::Range;
+
 use block::{Result, Storage};
 
 use super::loose;
@@ -134,6 +136,26 @@ impl StoredRefcounts {
         }
     }
 
+    /// Whether the refcounts of all these clusters can be read and are exactly 1, or none of them is, as `ones` says.
+    pub(super) fn are_alike(&self, clusters: Range<u64>, ones: bool) -> bool {
+        let bits = self.geometry.refcount_block_bits();
+        let mut start = clusters.start;
+        while start < clusters.end {
+            let index = start >> bits;
+            let end = clusters.end.min((index + 1) << bits);
+            let alike = match self.source(index) {
+                Source::Absent => !ones,
+                Source::Unreadable(_) => false,
+                Source::Block(block) => block.are_alike(start - (index << bits)..end - (index << bits), ones),
+            };
+            if !alike {
+                return false;
+            }
+            start = end;
+        }
+        true
+    }
+
     /// The refcount of a cluster, from the file; 0 if it can't be read. Slow: for messages.
     pub(super) fn read_one(&self, storage: &dyn Storage, cluster: ClusterIndex) -> Result<u64> {
         let bits = self.geometry.refcount_block_bits();
@@ -152,6 +174,18 @@ impl StoredRefcounts {
 }
 
 impl Block {
+    /// Whether all of these refcounts are exactly 1, or none is.
+    fn are_alike(&self, refcounts: Range<u64>, ones: bool) -> bool {
+        let group = GROUP as u64;
+        (refcounts.start / group..refcounts.end.div_ceil(group)).all(|number| {
+            // The bits of this word that are asked for.
+            let from = u64::MAX << refcounts.start.saturating_sub(number * group);
+            let to = u64::MAX >> ((number + 1) * group).saturating_sub(refcounts.end);
+            let word = self.ones[number as usize];
+            (if ones { !word } else { word }) & from & to == 0
+        })
+    }
+
     fn read(reader: &mut TableReader<'_>, geometry: Geometry, offset: HostOffset) -> Result<Self> {
         let order = geometry.refcount_order;
         let (mut used, mut last_used, mut ones) = (0, 0, Vec::new());

@@ -13,8 +13,10 @@ use super::report::{Finding, TableKind};
 use super::sweep::sweep;
 use super::{CheckPhase, Checker};
 use crate::address::HostOffset;
-use crate::entry::L2Entry;
+use crate::entry::{L2Entry, OFFSET};
 
+/// Compressed data ends somewhere in its last sector.
+const SECTOR: u64 = 512;
 /// Tables that start inside a cluster may overlap, so that reading each takes longer than the file is long. So
 /// many are looked into; a sound image has none.
 const MAX_UNALIGNED: u32 = 1024;
@@ -82,6 +84,7 @@ impl Checker<'_> {
             self.walk_l1(at, piece, active.start, 1, 0, &mut uses)
         })?;
         self.count_regions(snapshots)?;
+        self.count_cut(snapshots);
         for segment in sweep(snapshots) {
             reader.read(segment.range.start, segment.range.end, |at, piece| {
                 self.walk_l1(at, piece, 0, 0, segment.times, &mut uses)
@@ -252,12 +255,70 @@ impl<'c, 'a> L2Walk<'c, 'a> {
             }
             return Ok(());
         }
-        for (at, entry) in (at..).step_by(8).zip(loose::words(piece)) {
-            if entry != 0 {
-                self.entry(at, entry, 0)?;
+        let mut entries = piece.as_chunks::<8>().0;
+        let mut at = at;
+        while let Some(first) = entries.first() {
+            let first = u64::from_be_bytes(*first);
+            let (run, rest) = entries.split_at(self.run_len(first, entries));
+            if first != 0 && !self.run(first, run.len() as u64)? {
+                for (at, entry) in (at..).step_by(8).zip(loose::words(run.as_flattened())) {
+                    self.entry(at, entry, 0)?;
+                }
             }
+            at += run.len() as u64 * 8;
+            entries = rest;
         }
         Ok(())
+    }
+
+    /// How many entries are 0, or name clusters one after the other and have the same flags, from the first on.
+    #[inline]
+    fn run_len(&self, first: u64, entries: &[[u8; 8]]) -> usize {
+        let step = if first == 0 {
+            0
+        } else {
+            self.checker.geometry.cluster_size()
+        };
+        let mut next = first;
+        let alike = entries.iter().take_while(|entry| {
+            let goes_on = u64::from_be_bytes(**entry) == next;
+            next = next.wrapping_add(step);
+            goes_on
+        });
+        alike.count()
+    }
+
+    /// Takes a run of entries as one where there is nothing to find in any of them: each names a whole cluster of data
+    /// that lies in the file, and says of its refcount what is so. `false`, and nothing done, for any other.
+    #[inline]
+    fn run(&mut self, first: u64, count: u64) -> Result<bool> {
+        let geometry = self.checker.geometry;
+        let LooseL2::Cluster { host, zero: false } = LooseL2::new(first, geometry) else {
+            return Ok(false);
+        };
+        let len = count << geometry.cluster_bits;
+        let clusters = geometry.cluster_of(host).0..geometry.cluster_of(host).0 + count;
+        let sound = count > 1
+            && !self.checker.data_file
+            && !loose::l2_reserved(first)
+            && geometry.is_aligned(host.0)
+            // No sum of the run's gets out of the bits of an offset, then.
+            && host.0 + len <= self.checker.file_len.min(OFFSET)
+            && (self.flags == 0 || self.checker.stored.are_alike(clusters, loose::is_copied(first)));
+        if !sound {
+            return Ok(false);
+        }
+        self.used += count;
+        if self.active > 0 {
+            let report = &mut self.checker.recorder.report;
+            let allocated = self.active.saturating_mul(count);
+            report.allocated_clusters = report.allocated_clusters.saturating_add(allocated);
+            if self.next.is_some_and(|next| next != host) {
+                report.fragmented_clusters = report.fragmented_clusters.saturating_add(self.active);
+            }
+            self.next = Some(host + len);
+        }
+        self.checker.count_region(host, len, self.times)
     }
 
     #[inline]
@@ -394,6 +455,11 @@ impl<'c, 'a> L2Walk<'c, 'a> {
             &mut report.fragmented_clusters,
         ] {
             *figure = figure.saturating_add(self.active);
+        }
+        // Nobody needs all of the last sector.
+        let last_sector = (host.0.saturating_add(len) - 1) / SECTOR * SECTOR;
+        if last_sector.max(host.0) >= self.checker.file_len {
+            self.checker.cut(host, len);
         }
         self.checker.count_region(host, len, self.times)?;
         Ok(())

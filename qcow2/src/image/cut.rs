@@ -14,7 +14,7 @@
 
 use std::sync::atomic::Ordering;
 
-use block::{Error, ErrorKind, Result};
+use block::{Error, ErrorKind, Result, Storage};
 
 use super::Image;
 use crate::address::{ClusterIndex, GuestOffset, HostOffset};
@@ -90,7 +90,7 @@ impl Image {
         let end = refcounts.end_from(ClusterIndex(self.geometry.clusters(file_len)))?;
         let counted = self.geometry.offset_of(end).0;
         if counted <= file_len.next_multiple_of(self.geometry.cluster_size())
-            || !check::reaches_past_end(&*self.storage)?
+            || !check::reaches_past_end(&self.storage)?
         {
             return Ok(());
         }

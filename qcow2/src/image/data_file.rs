@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use block::{BlockDevice, Error, ErrorKind, Preallocation, Result, Storage, ZeroMode};
 
+use super::file::ImageFile;
 use super::{Image, Writer};
 use crate::address::{GuestOffset, HostOffset};
 use crate::corruption::Corruption;
@@ -23,14 +24,16 @@ use crate::header::Header;
 
 /// Where the guest's data lies, given the data file that the caller opened for the image in `storage`.
 pub(super) fn open(
-    storage: &Arc<dyn Storage>,
+    storage: &ImageFile,
     header: &Header,
     data_file: Option<Arc<dyn Storage>>,
-) -> Result<Arc<dyn Storage>> {
+) -> Result<ImageFile> {
     let Some(reference) = header.data_file() else {
         return match data_file {
-            None => Ok(Arc::clone(storage)),
-            Some(same) if same.file_id().is_some() && same.file_id() == storage.file_id() => Ok(same),
+            None => Ok(storage.clone()),
+            Some(same) if same.file_id().is_some() && same.file_id() == storage.file_id() => {
+                Ok(storage.by(same))
+            }
             Some(_) => Err(Error::invalid("a data file was given, and the image has none")),
         };
     };
@@ -52,7 +55,8 @@ pub(super) fn open(
             .with_path_of(data_file.path())
             .with_hint("find the right file; if this is the one, what it lacks is lost"));
     }
-    Ok(data_file)
+    // Whoever has made it for a new image may have left it to us to make it durable.
+    Ok(ImageFile::new(data_file, true))
 }
 
 impl Image {

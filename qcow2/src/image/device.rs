@@ -219,7 +219,7 @@ impl Overlay for Image {
     }
 
     fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
+        self.storage.inner()
     }
 }
 

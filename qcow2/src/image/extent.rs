@@ -3,8 +3,8 @@
 use block::{Extent, ExtentState, Result};
 
 use super::Image;
-use crate::address::GuestOffset;
-use crate::entry::{L1Entry, L2Entry, L2Mapping};
+use crate::address::{GuestOffset, HostOffset};
+use crate::entry::{L1Entry, L2Entry, L2Mapping, OFFSET};
 
 /// L1 entries without a table that are looked at for one run at most.
 const EMPTY_TABLES: u64 = 4096;
@@ -27,15 +27,38 @@ impl Image {
             });
         }
         let end = end.min(self.slice_end(guest));
-        let mut run = self.extent_in_cluster(guest)?;
+        let words = self.words(guest)?;
+        let mut run = self.extent_in_cluster(words, guest)?;
+        run.len += self.goes_on_evenly(words[0], guest, &run, end)?;
         while run.end() < end.0 {
-            let next = self.extent_in_cluster(GuestOffset(run.end()))?;
+            let next = GuestOffset(run.end());
+            let next = self.extent_in_cluster(self.words(next)?, next)?;
             if !run.continued_by(&next) {
                 break;
             }
             run.len += next.len;
         }
         Ok(run.clip(guest.0, end - guest))
+    }
+
+    /// How many bytes after `run`, which reaches from `guest` to the end of its cluster, are seen to go on with it by a
+    /// look at the entries as numbers: from `entry` on each names the next cluster of the file, or all are the same. It is
+    /// the common case, and takes a tenth of the time; what it does not see may go on all the same. Looks no further than
+    /// the cluster that ends at `end` or after it.
+    fn goes_on_evenly(&self, entry: u64, guest: GuestOffset, run: &Extent, end: GuestOffset) -> Result<u64> {
+        let cluster_size = self.geometry.cluster_size();
+        let more = end.0.saturating_sub(run.end()).div_ceil(cluster_size);
+        if self.geometry.extended_l2 || more == 0 {
+            return Ok(0);
+        }
+        let (slice, index) = self.slice_of(guest);
+        let entries = index..index + 1 + more as usize;
+        let step = if run.host.is_some() { cluster_size } else { 0 };
+        let len = self.cache.even_run(slice, entries, entry, step) as u64 * cluster_size;
+        let Some(host) = run.host else { return Ok(len) };
+        let last = HostOffset(host - self.geometry.in_cluster(guest) + len);
+        let valid = last.0 & !OFFSET == 0 && self.is_present(last)?;
+        Ok(if valid { len } else { 0 })
     }
 
     /// What no table maps: nothing of this layer's, but in a raw data file.
@@ -61,9 +84,9 @@ impl Image {
         Ok(at)
     }
 
-    /// The run that starts at `guest`, to the end of its cluster at most.
-    fn extent_in_cluster(&self, guest: GuestOffset) -> Result<Extent> {
-        let entry = self.entry(guest)?;
+    /// The run that starts at `guest`, to the end of its cluster at most, by the words of that one's entry.
+    fn extent_in_cluster(&self, words: [u64; 2], guest: GuestOffset) -> Result<Extent> {
+        let entry = self.decode_l2(words, guest)?;
         let (mapping, count) = entry.run(self.geometry.subcluster_of(guest), self.geometry);
         let place = match entry {
             L2Entry::Standard { host, .. } => {

@@ -8,8 +8,9 @@
 //! 4. in memory only: what step 3 has stopped naming can be reused.
 //!
 //! Wherever a cut falls, clusters may be counted that nothing names (leaks), and never the other way round. Steps
-//! with nothing to do cost nothing: a flush with no metadata to write is one sync, one after allocating writes two.
-//! Between flushes nothing syncs; the cache is written back early only when half of it waits.
+//! with nothing to do cost nothing: a flush with no metadata to write is one sync, one after allocating writes two, and
+//! one before anything was written, or after settling, is none (see [`file`](super::file)). Between flushes nothing syncs;
+//! the cache is written back early only when half of it waits.
 //!
 //! # Lazy refcounts
 //!
@@ -38,7 +39,7 @@
 
 use std::ops::Range;
 
-use block::Result;
+use block::{Result, Storage};
 
 use super::{Image, Meta, Writer};
 use crate::address::HostOffset;
@@ -109,10 +110,10 @@ impl Image {
         }
         self.write_each(&batch.refcounts.blocks)?;
         if self.geometry.data_file {
-            self.data.sync_data()?;
+            self.data.sync_what_waits(writer)?;
         }
         if batch.ordered || batch.mappings.is_empty() {
-            self.storage.sync_data()?;
+            self.storage.sync_what_waits(writer)?;
         }
         if !batch.refcounts.table.is_empty() {
             self.write_each(&batch.refcounts.table)?;

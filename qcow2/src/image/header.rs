@@ -1,6 +1,6 @@
 //! Changing the header of an open image.
 
-use block::{BackingReference, Error, Result};
+use block::{BackingReference, Error, Result, Storage};
 
 use super::Image;
 use crate::header::{self, Header, SectorWrite};

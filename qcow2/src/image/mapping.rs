@@ -8,7 +8,7 @@
 //! its subclusters are counted, not looked at one by one.
 
 use block::slice_cache::{Inserted, MAX_SLICE_ENTRIES};
-use block::{Error, Result};
+use block::{Error, Result, Storage};
 use byteorder::{BigEndian, ByteOrder};
 
 use super::Image;
@@ -62,12 +62,16 @@ impl Image {
 
     /// The whole entry of the cluster that `guest` lies in.
     pub(super) fn entry(&self, guest: GuestOffset) -> Result<L2Entry> {
+        self.decode_l2(self.words(guest)?, guest)
+    }
+
+    /// The same as it is stored.
+    pub(super) fn words(&self, guest: GuestOffset) -> Result<[u64; 2]> {
         let (slice, index) = self.slice_of(guest);
-        let words = match self.cached_words(slice, index) {
-            Some(words) => words,
-            None => self.load(guest)?,
-        };
-        self.decode_l2(words, guest)
+        match self.cached_words(slice, index) {
+            Some(words) => Ok(words),
+            None => self.load(guest),
+        }
     }
 
     pub(super) fn decode_l2(&self, words: [u64; 2], guest: GuestOffset) -> Result<L2Entry> {
@@ -163,8 +167,17 @@ impl Image {
         table + slice % slices_per_table * (self.geometry.slice_words() as u64 * 8)
     }
 
-    #[cold]
+    /// The words of the entry of `guest`, which is not in the cache.
     fn load(&self, guest: GuestOffset) -> Result<[u64; 2]> {
+        // Every look-up in a new overlay comes here: where there is no table, nothing is made ready for one.
+        match self.l1_entry(guest)? {
+            L1Entry::Unallocated => Ok([0; 2]),
+            L1Entry::Table { .. } => self.load_slice(guest),
+        }
+    }
+
+    #[cold]
+    fn load_slice(&self, guest: GuestOffset) -> Result<[u64; 2]> {
         let (slice, index) = self.slice_of(guest);
         loop {
             let mut entries = [0; MAX_SLICE_ENTRIES];

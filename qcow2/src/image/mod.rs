@@ -29,6 +29,7 @@ mod data_file;
 mod device;
 mod encryption;
 mod extent;
+mod file;
 mod flush;
 mod header;
 mod keys;
@@ -46,10 +47,11 @@ pub use snapshot::{SnapshotPart, SnapshotProgress};
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use block::slice_cache::SliceCache;
+use block::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use block::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use block::{Access, Backing, BlockDevice, Error, Keys, Result, SnapshotSelector, Storage};
 
 use crate::address::HostOffset;
@@ -72,6 +74,7 @@ pub use bitmap::BitmapEdit;
 use bitmap::Bitmaps;
 use encryption::Encryption;
 pub use encryption::read_luks;
+use file::ImageFile;
 pub use plan::{Mapped, Place, PlannedRun, WritePlan};
 
 /// Bytes of L2 entries cached where none is asked for: the whole map of 32 GiB in clusters of 64 KiB.
@@ -114,9 +117,9 @@ impl Default for OpenOptions {
 /// failure: call [`close`](Self::close) or [`settle`](BlockDevice::settle), or [`flush`](BlockDevice::flush) at least.
 #[derive(Debug)]
 pub struct Image {
-    storage: Arc<dyn Storage>,
+    storage: ImageFile,
     /// Where guest data lies: `storage`, or a [data file](data_file).
-    data: Arc<dyn Storage>,
+    data: ImageFile,
     /// How long `data` is at least.
     data_len: AtomicU64,
     /// The data file is a raw image of the whole disk.
@@ -147,7 +150,8 @@ struct Writer {
     meta: Mutex<Meta>,
     metadata: Arc<RwLock<MetadataMap>>,
     epoch: Epoch,
-    /// The file says that somebody is writing: autoclear bits are gone, and enabled bitmaps in use.
+    /// The file says that somebody is writing: autoclear bits are gone, and enabled bitmaps in use. Until then, nothing that the
+    /// guest has written waits for a sync.
     begun: AtomicBool,
     /// The failure after which no write is taken any more.
     failed: OnceLock<Error>,
@@ -196,11 +200,12 @@ impl Image {
         }
         let encryption = Encryption::open(&*storage, &header, &options.keys)?;
         let backing = Self::backing_for(&header, options.backing)?;
-        let data = data_file::open(&storage, &header, options.data_file)?;
+        let file = ImageFile::new(storage, false);
+        let data = data_file::open(&file, &header, options.data_file)?;
         if options.access.write && header.incompatible.contains(IncompatibleFeatures::DIRTY) {
             // Whoever postponed the refcounts did not come to write them.
-            crate::check::recover(&*storage)?;
-            header = Header::read(&*storage)?;
+            crate::check::recover(&file)?;
+            header = Header::read(&file)?;
         }
         let geometry = header.geometry;
         let slices = header
@@ -222,7 +227,7 @@ impl Image {
             backing,
             writer: None,
             header: Mutex::new(header),
-            storage,
+            storage: file,
         };
         image.read_l1()?;
         if options.access.write {
@@ -274,19 +279,20 @@ impl Image {
     fn open_writer(&self) -> Result<Writer> {
         let header = self.locked_header();
         let mut refcounts = RefcountTable::open(
-            Arc::clone(&self.storage),
+            Arc::clone(self.storage.inner()),
             self.geometry,
             header.refcount_table_offset,
             header.refcount_table_clusters,
         )?;
         self.refuse_cut(&mut refcounts)?;
-        let snapshots = SnapshotTable::read(&*self.storage, &header)?;
-        let bitmaps = Bitmaps::read(&*self.storage, &header)?;
+        let snapshots = SnapshotTable::read(&self.storage, &header)?;
+        let bitmaps = Bitmaps::read(&self.storage, &header)?;
         let metadata = self.map_metadata(&header, &snapshots, &bitmaps, &refcounts)?;
         let metadata = Arc::new(RwLock::new(metadata));
         let allocator = Allocator::new(
             refcounts,
-            Arc::clone(&self.storage),
+            // It gives room back to the host and does nothing else, which need not be durable.
+            Arc::clone(self.storage.inner()),
             self.geometry,
             Arc::clone(&metadata),
         )?;
@@ -353,7 +359,7 @@ impl Image {
         }
         insert("the bitmap directory", bitmaps.directory())?;
         for bitmap in bitmaps.list() {
-            for clusters in table::clusters(&*self.storage, bitmap, self.geometry)? {
+            for clusters in table::clusters(&self.storage, bitmap, self.geometry)? {
                 insert("a bitmap's table or its data", clusters)?;
             }
         }
@@ -377,16 +383,20 @@ impl Image {
         self.settle()
     }
 
-    /// Flushes, saves the bitmaps, and flushes until nothing waits: what a flush frees is counted as free by the next.
+    /// Flushes, saves the bitmaps, and flushes until nothing waits: what a flush frees is counted as free by the next. Once
+    /// all of it is done, doing it again costs nothing until something changes.
     fn settle(&self) -> Result<()> {
         let Some(writer) = self.current_writer() else {
             return Ok(());
         };
+        let mut bitmaps = writer.bitmaps_mut();
         self.write_back()?;
-        self.save_bitmaps(writer, &mut writer.bitmaps_mut())?;
+        self.save_bitmaps(writer, &mut bitmaps)?;
         while writer.meta().allocator.is_dirty() {
             self.write_back()?;
         }
+        // Nobody has changed anything since. Whoever does says so in the file again.
+        writer.begun.store(false, Ordering::Release);
         Ok(())
     }
 

@@ -26,8 +26,9 @@
 //! written through other descriptors of the file too. After a power cut in between, clusters of a plan are leaks
 //! at worst.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{PoisonError, TryLockError};
 
+use block::sync::{Condvar, Mutex, MutexGuard};
 use block::{Error, Result, Storage};
 
 use super::cow::{Edges, Run, Target};
@@ -141,7 +142,7 @@ impl Image {
     /// What the host offsets of [`map`](Self::map) and [`plan_write`](Self::plan_write) are offsets in: the image's
     /// file, or its data file.
     pub fn data_storage(&self) -> &dyn Storage {
-        &*self.data
+        &self.data
     }
 
     /// Where the run of the disk that starts at `guest` is, `len` bytes at most.

@@ -1,12 +1,11 @@
 //! Reading: runs of clusters that lie next to each other in the file are read as one, and those that lie apart are asked
 //! of the storage all at once.
 
-use block::{Error, Result};
+use block::{Error, Result, Scratch, Storage};
 
 use super::Image;
 use crate::address::GuestOffset;
 use crate::entry::{CompressedCluster, L2Mapping};
-use crate::scratch::Scratch;
 
 impl Image {
     /// Fills `buf` from `guest` on. The range lies on the disk.

@@ -1,7 +1,7 @@
 //! Changing the size of the disk. Each step leaves an image that is whole: a cut in the middle finds the old size or
 //! the new one, and leaks at worst.
 
-use block::{BlockDevice, Error, Preallocation, Resize, Result, ZeroMode};
+use block::{BlockDevice, Error, ErrorKind, Preallocation, Resize, Result, Scratch, Storage, ZeroMode};
 
 use super::bitmap::Bitmaps;
 use super::zero::Becomes;
@@ -11,7 +11,7 @@ use crate::allocator::Use;
 use crate::entry::{L1Entry, L2Entry};
 use crate::geometry::MAX_L1_BYTES;
 use crate::header::Version;
-use crate::scratch::Scratch;
+use crate::limit::Limit;
 
 impl Image {
     /// Changes the size. Nobody else is writing.
@@ -97,11 +97,15 @@ impl Image {
             return Ok(());
         }
         let most = MAX_L1_BYTES / 8 * self.geometry.l2_coverage();
-        Err(Error::invalid(format!(
-            "{size} bytes are more than clusters of {} bytes can map ({most})",
-            self.geometry.cluster_size()
+        let limit = Limit::DiskSize {
+            size,
+            cluster_size: self.geometry.cluster_size(),
+            most,
+        };
+        Err(limit.error(
+            ErrorKind::InvalidInput,
+            "convert to an image with larger clusters",
         ))
-        .with_hint("convert to an image with larger clusters"))
     }
 
     /// Refuses to lay out clusters that would not read as zeros.
@@ -175,10 +179,9 @@ impl Image {
         })
         .inspect_err(|error| writer.latch(error))?;
         self.l1.set_entries(entries);
-        if old_len > 0 {
-            writer.meta().allocator.free(old_start..old_start + old_len);
-        }
-        Ok(())
+        // No request reads it, and the file does not name it any more.
+        let released = writer.meta().allocator.release(old_start..old_start + old_len, 1);
+        released.inspect_err(|error| writer.latch(error))
     }
 
     fn shrink(&self, writer: &Writer, bitmaps: &mut Bitmaps, size: u64) -> Result<()> {

@@ -9,7 +9,7 @@
 
 use std::io::IoSlice;
 
-use block::{Error, Result};
+use block::{Error, Result, Scratch, Storage};
 
 use super::cow::{Edges, Run, Target};
 use super::{Image, Writer, amend};
@@ -17,7 +17,6 @@ use crate::address::{ClusterIndex, GuestOffset, HostOffset};
 use crate::allocator::Use;
 use crate::corruption::Corruption;
 use crate::entry::{L1Entry, L2Entry, L2Mapping};
-use crate::scratch::Scratch;
 
 impl Image {
     /// Writes `data` from `guest` on. The range lies on the disk.

@@ -4,12 +4,11 @@
 
 use std::ops::Range;
 
-use block::{BlockDevice, Error, Result, ZeroMode};
+use block::{BlockDevice, Error, Result, Scratch, ZeroMode};
 
 use super::{Image, Writer};
 use crate::address::GuestOffset;
 use crate::entry::{L1Entry, L2Entry, L2Mapping, Subclusters};
-use crate::scratch::Scratch;
 
 /// What whole subclusters become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

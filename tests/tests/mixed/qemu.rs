@@ -123,8 +123,13 @@ impl Run {
             .current_dir(self.lab.path(""))
             .spawn()
             .expect("qemu-nbd is needed (Debian: qemu-utils)");
+        // The socket has a name before anybody listens there (SO_ACCEPTCON).
+        let listens = |line: &str| {
+            line.contains(" 00010000 ") && line.ends_with(socket.to_str().expect("a plain name"))
+        };
         for _ in 0..500 {
-            if socket.exists() {
+            let sockets = std::fs::read_to_string("/proc/net/unix").expect("the kernel's list");
+            if sockets.lines().any(listens) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));

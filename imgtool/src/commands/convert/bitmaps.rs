@@ -1,7 +1,5 @@
 //! `--bitmaps`: the dirty bitmaps that go with a disk into its copy.
 
-use std::io::{self, Write};
-
 use block::chain::Chain;
 use block::{Error, ErrorKind, Result, escape};
 use qcow2::{Bitmap, DirtyBits, Image, Version};
@@ -14,21 +12,14 @@ use crate::images::qcow2_with;
 pub(crate) struct CopiedBitmaps(Vec<(Bitmap, DirtyBits)>);
 
 impl CopiedBitmaps {
-    /// Those of the chain's active image. What cannot be used of them fails, or is passed over with a warning.
-    pub(crate) fn of(chain: &Chain, skip_broken: bool) -> Result<Self> {
+    /// Those of the chain's active image. Of one that cannot be used `broken` is told, and it is left out unless that fails.
+    pub(crate) fn of(chain: &Chain, broken: &mut dyn FnMut(&Bitmap, Error) -> Result<()>) -> Result<Self> {
         let image = qcow2_with(chain, "bitmaps")?;
         let mut copied = Vec::new();
         for bitmap in image.bitmaps()? {
             match image.dirty_bits(&bitmap.name) {
                 Ok(bits) => copied.push((bitmap, bits)),
-                Err(error) if skip_broken && error.kind() == ErrorKind::Unsupported => {
-                    // With nobody left to read it there is nothing to be done about that.
-                    let _ = writeln!(io::stderr(), "imgtool: warning: {error}: it is not copied");
-                }
-                Err(error) if error.kind() == ErrorKind::Unsupported => {
-                    let hint = "leave it out with --skip-broken-bitmaps, or remove it with `imgtool bitmap --remove`";
-                    return Err(error.with_hint(hint));
-                }
+                Err(error) if error.kind() == ErrorKind::Unsupported => broken(&bitmap, error)?,
                 Err(error) => return Err(error),
             }
         }
@@ -50,7 +41,7 @@ impl CopiedBitmaps {
     pub(crate) fn add_to_new(&self, new: &NewDevice) -> Result<()> {
         match new {
             NewDevice::Qcow2(image) => self.add_to(image),
-            NewDevice::Raw(_) => Ok(()),
+            NewDevice::Raw(_) | NewDevice::Luks(_) => Ok(()),
         }
     }
 
@@ -63,18 +54,23 @@ impl CopiedBitmaps {
         if image.header().version < Version::V3 {
             return Err(of_version_2());
         }
-        let there = image.bitmaps()?;
-        match self
-            .0
-            .iter()
-            .find(|(bitmap, _)| there.iter().any(|other| other.name == bitmap.name))
-        {
-            Some((bitmap, _)) => {
-                let message = format!("there is a bitmap '{}' already", escape(&bitmap.name));
+        match self.known_to(target)? {
+            Some(name) => {
+                let message = format!("there is a bitmap '{}' already", escape(name));
                 Err(Error::invalid(message).with_hint("remove it with `imgtool bitmap --remove`"))
             }
             None => Ok(()),
         }
+    }
+
+    /// The first name of them that a bitmap of an image has already.
+    pub(crate) fn known_to(&self, target: &Chain) -> Result<Option<&str>> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let there = qcow2_with(target, "bitmaps")?.bitmaps()?;
+        let mut names = self.0.iter().map(|(bitmap, _)| &*bitmap.name);
+        Ok(names.find(|name| there.iter().any(|other| other.name == *name)))
     }
 
     /// Adds them to an image that exists and has been filled.

@@ -19,6 +19,7 @@ use qcow2::Streamed;
 use super::{ConvertArgs, Source, interrupted};
 use crate::commands::Outcome;
 use crate::formats::NewImage;
+use crate::images::FORMATS;
 use crate::sandbox::Names;
 use crate::target::is_standard_output;
 use crate::watch::Watch;
@@ -133,8 +134,14 @@ impl ConvertArgs {
 
     /// Refuses to take an image in another format for a raw one, unless the user says so.
     fn check_head(&self, head: &[u8]) -> Result<()> {
-        if self.format.is_none() && qcow2::Header::probe(head) {
-            let message = "standard input holds a qcow2 image, which has to be sought in";
+        if self.format.is_some() {
+            return Ok(());
+        }
+        block::chain::refuse_foreign(head).map_err(|error| error.with_path("-"))?;
+        let sought = FORMATS.into_iter().find(|format| format.probe(head));
+        if let Some(format) = sought {
+            let name = format.name();
+            let message = format!("standard input holds a {name} image, which has to be sought in");
             return Err(Error::invalid(message)
                 .with_path("-")
                 .with_hint("name the file, or give -f raw to copy the image file itself"));

@@ -40,7 +40,7 @@ impl CatArgs {
                     error: source.at(&path, error),
                     code,
                 },
-                Failure::NobodyReads => Failure::NobodyReads,
+                nobody @ Failure::NobodyReads { .. } => nobody,
             };
             if inode.kind() == FileKind::Directory {
                 let error =

@@ -30,6 +30,7 @@ use crate::arguments::{ProgressMode, WatchArgs};
 use crate::images::directory_of;
 use crate::interrupt;
 use crate::output::{self, OutputFormat};
+use crate::stores::refuse_template;
 use crate::watch::Watch;
 
 /// Copy files and directories out of a filesystem
@@ -211,7 +212,7 @@ impl CopyArgs {
         if !self.force {
             return refuse("it exists already", "--force replaces it");
         }
-        Ok(())
+        refuse_template(place)
     }
 
     fn copy(

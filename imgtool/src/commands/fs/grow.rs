@@ -23,9 +23,6 @@ pub(super) struct GrowArgs {
     /// Its new size, at most [default: all there is]
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// How to print what was done
-    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    output: OutputFormat,
     /// Print errors and nothing else
     #[arg(short, long)]
     quiet: bool,
@@ -42,7 +39,7 @@ impl GrowArgs {
         let grown: Result<()> = target.editor.grow(wanted);
         let after = target.size();
         target.finish(grown)?;
-        match self.output {
+        match self.target.output {
             OutputFormat::Human if self.quiet => {}
             OutputFormat::Human if after == before => writeln!(out, "{} as before", human_size(after))?,
             OutputFormat::Human => writeln!(out, "{} after {}", human_size(after), human_size(before))?,

@@ -17,6 +17,8 @@ use ext4_reader::{FileKind, Inode, Time, Xattr};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
+use crate::output::counted;
+
 /// How often another name is tried for the staging directory.
 const ATTEMPTS: u32 = 100;
 /// Directories that are kept open on the way down. Those above are found again through `..`.
@@ -143,14 +145,13 @@ impl Lost {
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [
-            (self.owners, "owner"),
-            (self.xattrs, "extended attribute"),
-            (self.devices, "device"),
+            (self.owners, "owner", "owners"),
+            (self.xattrs, "extended attribute", "extended attributes"),
+            (self.devices, "device", "devices"),
         ];
         let mut between = "";
-        for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
-            let plural = if count == 1 { "" } else { "s" };
-            write!(f, "{between}{count} {what}{plural}")?;
+        for (count, one, more) in counts.into_iter().filter(|(count, ..)| *count > 0) {
+            write!(f, "{between}{}", counted(count, one, more))?;
             between = ", ";
         }
         Ok(())

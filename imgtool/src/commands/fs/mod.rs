@@ -8,8 +8,10 @@ mod edit;
 mod grow;
 mod host;
 mod list;
+mod mode;
 mod names;
 mod put;
+mod putting;
 mod read;
 mod stat;
 mod tree;
@@ -84,14 +86,14 @@ impl FsArgs {
             Command::Stat(arguments) => arguments.run(out),
             Command::Cp(arguments) => arguments.run(out),
             Command::Tree(arguments) => arguments.run(out),
-            Command::Put(arguments) => arguments.run(),
-            Command::Edit(arguments) => arguments.run(),
-            Command::Mkdir(arguments) => arguments.run(),
-            Command::Rm(arguments) => arguments.run(),
-            Command::Mv(arguments) => arguments.run(),
-            Command::Ln(arguments) => arguments.run(),
-            Command::Chmod(arguments) => arguments.run(),
-            Command::Chown(arguments) => arguments.run(),
+            Command::Put(arguments) => arguments.run(out),
+            Command::Edit(arguments) => arguments.run(out),
+            Command::Mkdir(arguments) => arguments.run(out),
+            Command::Rm(arguments) => arguments.run(out),
+            Command::Mv(arguments) => arguments.run(out),
+            Command::Ln(arguments) => arguments.run(out),
+            Command::Chmod(arguments) => arguments.run(out),
+            Command::Chown(arguments) => arguments.run(out),
             Command::Grow(arguments) => arguments.run(out),
         }
     }
@@ -145,7 +147,7 @@ impl SourceArgs {
             Some(snapshot) => opening.snapshot(&name.path, format, &snapshot)?,
             None => opening.chain(&name.path, format)?,
         };
-        let disk = name.on(chain.device())?;
+        let disk = name.filesystem_on(chain.device())?;
         let filesystem =
             Filesystem::open(disk).map_err(|error| explain_none(error, &name, &self.image, &chain))?;
         Ok(Source {

@@ -1,14 +1,16 @@
 //! `imgtool fs mkdir`, `rm`, `mv` and `ln`: names in a filesystem.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
 use block::{Error, Result};
 use clap::Args;
 use ext4_editor::{Attributes, Editor, LastLink};
 use ext4_reader::FileKind;
+use serde_json::Value;
 
-use super::write::{AttributeArgs, TargetArgs};
+use super::write::{AttributeArgs, TargetArgs, file_json};
 use super::{Outcome, absolute, below};
 
 /// Make directories in a filesystem
@@ -30,9 +32,9 @@ pub(super) struct MkdirArgs {
 }
 
 impl MkdirArgs {
-    pub(super) fn run(&self) -> Outcome {
+    pub(super) fn run(&self, out: &mut dyn Write) -> Outcome {
         let attributes = self.attributes.attributes();
-        self.target.change(|editor| {
+        self.target.change(out, |editor| {
             for path in &self.paths {
                 let path = absolute(path);
                 if self.parents {
@@ -41,9 +43,11 @@ impl MkdirArgs {
                     editor.make_directory(&path, &attributes)?;
                 }
             }
-            Ok(())
-        })?;
-        Ok(0)
+            let paths = self.paths.iter().map(|path| absolute(path));
+            paths
+                .map(|path| file_json(editor, &path, LastLink::Follow))
+                .collect()
+        })
     }
 }
 
@@ -69,19 +73,20 @@ pub(super) struct RmArgs {
 }
 
 impl RmArgs {
-    pub(super) fn run(&self) -> Outcome {
-        self.target.change(|editor| {
+    pub(super) fn run(&self, out: &mut dyn Write) -> Outcome {
+        self.target.change(out, |editor| {
+            let mut removed = Vec::new();
             for path in &self.paths {
-                self.remove(editor, &absolute(path))?;
+                removed.extend(self.remove(editor, &absolute(path))?);
             }
-            Ok(())
-        })?;
-        Ok(0)
+            Ok(Value::Array(removed))
+        })
     }
 
-    fn remove(&self, editor: &mut Editor, path: &[u8]) -> Result<()> {
+    /// Removes a file. Says what it was.
+    fn remove(&self, editor: &mut Editor, path: &[u8]) -> Result<Option<Value>> {
         match editor.filesystem().resolve(path, LastLink::Keep) {
-            Err(error) if self.force && error.kind() == block::ErrorKind::InvalidInput => return Ok(()),
+            Err(error) if self.force && error.kind() == block::ErrorKind::InvalidInput => return Ok(None),
             Ok(inode) if inode.kind() == FileKind::Directory && !self.recursive => {
                 let path = String::from_utf8_lossy(path);
                 let message = format!("{} is a directory", block::escape(&path));
@@ -89,7 +94,9 @@ impl RmArgs {
             }
             _ => {}
         }
-        editor.remove_tree(path)
+        let was = file_json(editor, path, LastLink::Keep)?;
+        editor.remove_tree(path)?;
+        Ok(Some(was))
     }
 }
 
@@ -109,13 +116,13 @@ pub(super) struct MvArgs {
 }
 
 impl MvArgs {
-    pub(super) fn run(&self) -> Outcome {
-        self.target.change(|editor| {
+    pub(super) fn run(&self, out: &mut dyn Write) -> Outcome {
+        self.target.change(out, |editor| {
             let from = absolute(&self.from);
             let to = in_directory(editor, &absolute(&self.to), &from);
-            editor.rename(&from, &to)
-        })?;
-        Ok(0)
+            editor.rename(&from, &to)?;
+            file_json(editor, &to, LastLink::Keep)
+        })
     }
 }
 
@@ -140,8 +147,8 @@ pub(super) struct LnArgs {
 }
 
 impl LnArgs {
-    pub(super) fn run(&self) -> Outcome {
-        self.target.change(|editor| {
+    pub(super) fn run(&self, out: &mut dyn Write) -> Outcome {
+        self.target.change(out, |editor| {
             let from = absolute(&self.leads_to);
             let path = in_directory(editor, &absolute(&self.path), &from);
             let there = editor.filesystem().resolve(&path, LastLink::Keep);
@@ -149,12 +156,12 @@ impl LnArgs {
                 editor.remove(&path)?;
             }
             if self.symbolic {
-                editor.symlink(&path, self.leads_to.as_bytes(), &Attributes::default())
+                editor.symlink(&path, self.leads_to.as_bytes(), &Attributes::default())?;
             } else {
-                editor.link(&from, &path)
+                editor.link(&from, &path)?;
             }
-        })?;
-        Ok(0)
+            file_json(editor, &path, LastLink::Keep)
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use super::walk::{Step, Walk};
 use super::{Outcome, Source, SourceArgs, absolute, below, describe, or_root};
 use crate::failure::Failure;
 use crate::interrupt;
-use crate::output::OutputFormat;
+use crate::output::{OutputFormat, counted};
 
 /// Draw directories, with what is in them and in those below
 #[derive(Debug, Args)]
@@ -209,7 +209,6 @@ impl Drawing<'_> {
     fn finish(mut self) -> io::Result<()> {
         match self.format {
             OutputFormat::Human => {
-                let counted = |count, one, more| format!("{count} {}", if count == 1 { one } else { more });
                 let directories = counted(self.directories, "directory", "directories");
                 writeln!(
                     self.out,

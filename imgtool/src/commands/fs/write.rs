@@ -1,20 +1,25 @@
 //! Changing a filesystem in an image: what all commands that do have in common.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use block::chain::Chain;
-use block::{Access, BlockDevice, Error, Result};
+use block::{Access, BlockDevice, Error, FileId, Result};
 use clap::Args;
 use ext4_builder::Time;
-use ext4_editor::{Attributes, Editor, Options};
+use ext4_editor::{Attributes, Editor, LastLink, Options};
+use ext4_reader::FileKind;
+use serde_json::Value;
 
-use super::explain_none;
+use super::mode::octal;
+use super::{Outcome, describe, explain_none};
 use crate::arguments::OpenArgs;
 use crate::commands::mkfs::epoch;
 use crate::image_name::ImageName;
 use crate::images::Opening;
+use crate::output::{self, OutputFormat};
 
 /// The filesystem that is changed.
 #[derive(Debug, Args)]
@@ -22,6 +27,9 @@ pub(super) struct TargetArgs {
     /// Format of the image [default: found out]
     #[arg(short, long, value_name = "FORMAT")]
     format: Option<String>,
+    /// How to print what was done; for people, only what is not what was asked for
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(super) output: OutputFormat,
     #[command(flatten)]
     open: OpenArgs,
     /// The image, or a partition of the disk in one
@@ -46,8 +54,8 @@ impl TargetArgs {
             direct: false,
         };
         let name = ImageName::parse(&self.image)?;
-        let chain = opening.chain(&name.path, self.format.as_deref())?;
-        let disk = name.on(chain.device())?;
+        let chain = opening.chain_to_change(&name.path, self.format.as_deref())?;
+        let disk = name.filesystem_on(chain.device())?;
         let editor = Editor::open(disk.clone(), Options::new(now()?))
             .map_err(|error| explain_none(error, &name, &self.image, &chain))?;
         Ok(Target {
@@ -58,11 +66,19 @@ impl TargetArgs {
         })
     }
 
-    /// Makes a change, all of it or nothing.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Editor) -> Result<()>) -> Result<()> {
+    /// Makes a change, all of it or nothing, and tells programs what it says of it.
+    pub(super) fn change(
+        &self,
+        out: &mut dyn Write,
+        change: impl FnOnce(&mut Editor) -> Result<Value>,
+    ) -> Outcome {
         let mut target = self.open()?;
         let changed = change(&mut target.editor);
-        target.finish(changed)
+        let told = target.finish(changed)?;
+        if self.output == OutputFormat::Json {
+            output::json(out, &told)?;
+        }
+        Ok(0)
     }
 }
 
@@ -78,13 +94,33 @@ impl Target {
         self.disk.size()
     }
 
-    /// Makes a change durable, where there was no error.
-    pub(super) fn finish(mut self, changed: Result<()>) -> Result<()> {
-        changed
-            .and_then(|()| self.editor.commit())
-            .and_then(|()| self.chain.settle())
-            .map_err(|error| error.with_path(&self.image))
+    /// The files that are written to and read from.
+    pub(super) fn files(&self) -> Vec<FileId> {
+        let layers = self.chain.layers().iter();
+        let files = layers.flat_map(|layer| std::iter::once(&layer.storage).chain(&layer.data_file));
+        files.filter_map(|file| file.file_id()).collect()
     }
+
+    /// Makes a change durable, where there was no error.
+    pub(super) fn finish<T>(mut self, changed: Result<T>) -> Result<T> {
+        let finished = changed.and_then(|told| {
+            self.editor.commit()?;
+            self.chain.settle()?;
+            Ok(told)
+        });
+        finished.map_err(|error| error.with_path(&self.image))
+    }
+}
+
+/// What a file is, for programs, as other commands have it.
+pub(super) fn file_json(editor: &Editor, path: &[u8], last: LastLink) -> Result<Value> {
+    let filesystem = editor.filesystem();
+    let inode = filesystem.resolve(path, last)?;
+    let target = match inode.kind() {
+        FileKind::Symlink => Some(filesystem.read_link(&inode)?),
+        _ => None,
+    };
+    Ok(describe::json(path, &inode, target.as_deref()))
 }
 
 /// The time of changes: what the environment states, or that of the clock.
@@ -105,7 +141,7 @@ fn now() -> Result<Time> {
 #[derive(Debug, Args)]
 pub(super) struct AttributeArgs {
     /// Permissions, in octal digits
-    #[arg(long, value_name = "MODE", value_parser = mode)]
+    #[arg(long, value_name = "MODE", value_parser = octal)]
     mode: Option<u16>,
     /// Owner, as numbers
     #[arg(long, value_name = "UID[:GID]", value_parser = owner)]
@@ -130,15 +166,6 @@ pub(super) struct Owner {
     pub(super) gid: Option<u32>,
 }
 
-/// A mode in octal digits.
-pub(super) fn mode(text: &str) -> Result<u16, String> {
-    let digits = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
-    match u16::from_str_radix(text, 8) {
-        Ok(mode) if mode <= 0o7777 && digits => Ok(mode),
-        _ => Err("a mode has up to four octal digits, such as 0644".to_owned()),
-    }
-}
-
 /// `1000`, `1000:1000` or `:1000`.
 pub(super) fn owner(text: &str) -> Result<Owner, String> {
     let id = |text: &str| match text {
@@ -158,11 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modes_are_octal_and_owners_are_numbers() {
-        assert_eq!(mode("4755"), Ok(0o4755));
-        for text in ["", "8", "10000", "+644", "u+x"] {
-            assert!(mode(text).is_err(), "{text}");
-        }
+    fn owners_are_numbers() {
         let both = Owner {
             uid: Some(1),
             gid: Some(4_000_000_000),

@@ -192,6 +192,7 @@ impl MkdiskArgs {
                     Size::Fit(_) | Size::Shrink => None,
                 };
                 image.check()?;
+                targets.refuse_old_data(&image)?;
                 targets.create(&image)?;
             }
             let new = targets.open(&image, Backing::None, None)?;

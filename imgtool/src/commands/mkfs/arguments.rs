@@ -105,6 +105,10 @@ impl MakeArgs {
                 "a new filesystem needs no backing file",
                 "make it first, and clones of it then: imgtool create -f qcow2 -b",
             )),
+            () if image.format() == "luks" => Some((
+                "a filesystem is not made in a luks image, which reads as noise at first",
+                "convert it afterwards: imgtool convert -O luks --key FILE",
+            )),
             () if image.is_preallocated() => Some((
                 "an image whose size is found out cannot be preallocated",
                 "convert it afterwards: imgtool convert -o preallocation=...",

@@ -69,7 +69,7 @@ impl Building<'_> {
 }
 
 /// Says what is not in the filesystem. With nobody left to read that there is nothing to be done about it.
-fn tell_left_out(left_out: &LeftOut) {
+pub(crate) fn tell_left_out(left_out: &LeftOut) {
     if left_out.count() == 0 {
         return;
     }

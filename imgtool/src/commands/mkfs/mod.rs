@@ -29,6 +29,8 @@ use crate::target::Making;
 use crate::targets::Targets;
 use run_config::ContainerArgs;
 
+pub(crate) use build::tell_left_out;
+
 pub(super) use arguments::MakeArgs;
 pub(super) use build::Building;
 pub(super) use options::{epoch, show_uuid};
@@ -103,24 +105,6 @@ fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.file_type().is_block_device())
 }
 
-/// Sees to it that a device is not in use, and does not get so while the result is held.
-fn claim(device: &Path) -> Result<Option<raw::File>> {
-    if !is_block_device(device) {
-        return Ok(None);
-    }
-    // Whoever writes to it takes the lock.
-    let options = raw::OpenOptions::new().write(true).exclusive(true).lock(false);
-    options
-        .open(device)
-        .map(Some)
-        .map_err(|error| match error.kind() {
-            ErrorKind::Locked => {
-                error.with_hint("end that first, such as by umount, or name the partition's own device")
-            }
-            _ => error,
-        })
-}
-
 /// One run of the command.
 struct Job<'j> {
     arguments: &'j MakeArgs,
@@ -136,14 +120,13 @@ impl Job<'_> {
             let message = format!("the option {} is for new images", escape(option));
             return Err(Error::invalid(message).with_path(self.target));
         }
-        let _claim = claim(&name.path)?;
         let opening = Opening {
             nested: self.arguments.open.nested,
             io: self.arguments.open.io.into(),
             access: Access::WRITE,
             direct: false,
         };
-        let chain = opening.chain(&name.path, self.arguments.target_format.as_deref())?;
+        let chain = opening.chain_to_change(&name.path, self.arguments.target_format.as_deref())?;
         let disk = name.on(chain.device())?;
         let options = self.options(Some(disk.size()))?;
         self.check_block_size(&options, name.sector_size_on(&*chain.device())?)?;
@@ -189,6 +172,7 @@ impl Job<'_> {
                     Size::Fit(_) | Size::Shrink => None,
                 };
                 image.check()?;
+                targets.refuse_old_data(&image)?;
                 targets.create(&image)?;
                 let new = targets.open(&image, Backing::None, None)?;
                 let storage = match image.size {

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::Outcome;
 use crate::arguments::OpenArgs;
 use crate::images::Opening;
-use crate::output::{self, OutputFormat, human_size};
+use crate::output::{self, OutputFormat, counted, human_size};
 
 pub(crate) use show::{partition_json, print_partition};
 
@@ -93,7 +93,7 @@ impl DiskArgs {
             access,
             direct: false,
         };
-        opening.chain(&self.file, self.format.as_deref())
+        opening.chain_to_change(&self.file, self.format.as_deref())
     }
 
     fn sector(&self) -> Result<Option<SectorSize>> {
@@ -139,11 +139,7 @@ impl ListArgs {
         let faults = table.findings().len();
         if faults > 0 {
             let file = block::escape(&self.disk.file.to_string_lossy()).into_owned();
-            let faults = if faults == 1 {
-                "1 fault".to_owned()
-            } else {
-                format!("{faults} faults")
-            };
+            let faults = counted(faults as u64, "fault", "faults");
             let mut err = std::io::stderr();
             writeln!(
                 err,
@@ -264,7 +260,9 @@ impl VerifyArgs {
                 } else if !self.quiet {
                     writeln!(
                         out,
-                        "{errors} errors and {warnings} warnings: the table was read from the {}.",
+                        "{} and {}: the table was read from the {}.",
+                        counted(errors as u64, "error", "errors"),
+                        counted(warnings as u64, "warning", "warnings"),
                         show::origin(&table)
                     )?;
                 }
@@ -360,8 +358,8 @@ impl RepairArgs {
                 if !left.is_empty() {
                     writeln!(
                         out,
-                        "{} errors are left, which no other copy can mend.",
-                        left.len()
+                        "{} left, which no other copy can mend.",
+                        counted(left.len() as u64, "error is", "errors are")
                     )?;
                 }
             }

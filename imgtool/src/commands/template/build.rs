@@ -76,7 +76,7 @@ impl BuildArgs {
                 None => named(),
             },
             move_alias: self.moved,
-            machine: self.machine.settings()?,
+            machine: self.machine.template_settings()?,
             mirror: self.mirror.clone(),
             epoch: epoch()?.map(|time| time.secs),
         };

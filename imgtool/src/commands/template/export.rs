@@ -13,7 +13,8 @@ use super::FormArg;
 use crate::arguments::WatchArgs;
 use crate::commands::Outcome;
 use crate::interrupt;
-use crate::stores::StoreArgs;
+use crate::output::counted;
+use crate::stores::{StoreArgs, refuse_template};
 use crate::target::{Making, TargetFile};
 use crate::watch::Watch;
 
@@ -46,7 +47,7 @@ pub(super) struct ExportArgs {
     store: StoreArgs,
     #[command(flatten)]
     watch: WatchArgs,
-    /// Its alias, or the first digits of its fingerprint
+    /// Its alias, or the first digits of its fingerprint, four at least
     template: String,
 }
 
@@ -62,7 +63,8 @@ impl ExportArgs {
             // With nobody left to read it there is nothing to be done about that.
             let _ = writeln!(
                 std::io::stderr(),
-                "imgtool: left out {sockets} sockets, which archives cannot have"
+                "imgtool: left out {}, which archives cannot have",
+                counted(sockets, "socket", "sockets")
             );
         }
         Ok(0)
@@ -76,6 +78,7 @@ impl ExportArgs {
             ..Making::default()
         };
         check_notes(&beside(&self.output, ".toml"))?;
+        self.store.refuse_store_file(&self.output)?;
         let target = TargetFile::new(&self.output, making)?;
         let is_device = target.is_device();
         let exported = template.export(self.format.into(), &target.storage(), control)?;
@@ -105,7 +108,7 @@ fn check_notes(path: &Path) -> Result<()> {
         return Ok(());
     };
     if machines::store::parse::<TemplateDocument>(&text).is_ok() {
-        return Ok(());
+        return refuse_template(path);
     }
     let error = Error::invalid("what is known of the template would replace this file");
     Err(error

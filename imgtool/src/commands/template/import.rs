@@ -8,7 +8,7 @@ use block::{Access, Error, Result};
 use clap::Args;
 use machines::import::Importing;
 use machines::personalise::has_system;
-use machines::store::{NewTemplate, Provenance, Template};
+use machines::store::{Fingerprint, NewTemplate, Provenance, Template};
 use machines::{Root, seal};
 use ops::Control;
 
@@ -96,8 +96,9 @@ impl ImportArgs {
     pub(super) fn run(self, out: &mut dyn Write) -> Outcome {
         self.open.check()?;
         let template = self.import()?;
+        // Who is not told would take the options for what holds.
+        self.tell_kept(&template);
         if !self.watch.quiet {
-            self.tell_kept(&template);
             tell_findings(&template);
             super::show::print(out, &template, self.output)?;
         }
@@ -112,7 +113,7 @@ impl ImportArgs {
             os: self.os.clone(),
             user: self.user.clone(),
             notes: self.notes.clone(),
-            machine: self.machine.settings()?,
+            machine: self.machine.template_settings()?,
             provenance: Some(Provenance {
                 source: Some(base_name(&self.file)),
                 ..Provenance::default()
@@ -155,10 +156,18 @@ impl ImportArgs {
     fn tell_kept(&self, template: &Template) {
         let document = &template.document;
         let differs = |wanted: &Option<String>, is: &Option<String>| wanted.is_some() && wanted != is;
+        let is_other = |file: &Option<PathBuf>, is: Option<Fingerprint>| {
+            let wanted = file
+                .as_ref()
+                .and_then(|file| Fingerprint::of_file(file, &Control::unwatched()).ok());
+            wanted.is_some() && wanted != is
+        };
         let kept: Vec<&str> = [
             ("system", differs(&self.os, &document.os)),
             ("user", differs(&self.user, &document.user)),
             ("notes", differs(&self.notes, &document.notes)),
+            ("kernel", is_other(&self.kernel, document.kernel)),
+            ("initrd", is_other(&self.initrd, document.initrd)),
             (
                 "settings of machines",
                 self.machine

@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::show::{as_json, short_time};
 use crate::commands::Outcome;
+use crate::commands::instances::name_of;
 use crate::output::{self, OutputFormat, human_size};
 use crate::stores::StoreArgs;
 use crate::table::{self, Table};
@@ -28,7 +29,12 @@ impl ListArgs {
     pub(super) fn run(self, out: &mut dyn Write) -> Outcome {
         let templates = self.store.open()?.templates()?;
         if self.output == OutputFormat::Json {
-            output::json(out, &templates.found.iter().map(as_json).collect::<Value>())?;
+            let found = templates.found.iter().map(as_json);
+            let others = templates
+                .others
+                .iter()
+                .map(|error| json!({ "fingerprint": name_of(error), "others": true }));
+            output::json(out, &found.chain(others).collect::<Value>())?;
         } else {
             let mut table = Table::new(&["ALIAS", "FINGERPRINT", "SYSTEM", "DISK", "IMAGE", "CREATED"]);
             for template in &templates.found {
@@ -46,6 +52,12 @@ impl ListArgs {
                     human_size(document.image_size),
                     short_time(document.created),
                 ]);
+            }
+            for error in &templates.others {
+                let (empty, mut fingerprint) = (String::new, name_of(error));
+                fingerprint.truncate(12);
+                let what = "(another user's)".to_owned();
+                table.row([empty(), fingerprint, what, empty(), empty(), empty()]);
             }
             table.print(out)?;
         }

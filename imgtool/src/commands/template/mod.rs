@@ -18,7 +18,7 @@ use machines::export::Form;
 
 use super::Outcome;
 
-pub(super) use show::short_time;
+pub(super) use show::{hidden, print_settings, short_time};
 
 /// What templates come as and become.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -52,7 +52,7 @@ impl From<FormArg> for Form {
 ///
 /// A template is an image that does not change any more, and what is known of it: the system, how it boots, and what machines of
 /// it are like. Its fingerprint is the SHA-256 of the image; aliases are names that people give it. Where a template is to be
-/// named, an alias will do, or the first digits of the fingerprint.
+/// named, an alias will do, or the first digits of the fingerprint, four at least.
 #[derive(Debug, Args)]
 #[command(
     subcommand_required = true,

@@ -1,5 +1,6 @@
 //! `imgtool template tag`, `untag` and `rm`.
 
+use block::Result;
 use clap::Args;
 
 use crate::commands::Outcome;
@@ -16,7 +17,7 @@ pub(super) struct TagArgs {
     moved: bool,
     #[command(flatten)]
     store: StoreArgs,
-    /// Its alias, or the first digits of its fingerprint
+    /// Its alias, or the first digits of its fingerprint, four at least
     template: String,
     /// The new name
     alias: String,
@@ -53,11 +54,15 @@ impl UntagArgs {
 /// A template that the disk of a machine is based on stays.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  imgtool template rm debian-11")]
+  imgtool template rm debian-11
+  imgtool template rm --force 3f1a")]
 pub(super) struct RemoveArgs {
+    /// Remove also templates whose descriptions cannot be read or are away
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     store: StoreArgs,
-    /// Their aliases, or the first digits of their fingerprints
+    /// Their aliases, or the first digits of their fingerprints, four at least
     #[arg(required = true, value_name = "TEMPLATE")]
     templates: Vec<String>,
 }
@@ -65,8 +70,18 @@ pub(super) struct RemoveArgs {
 impl RemoveArgs {
     pub(super) fn run(self) -> Outcome {
         let store = self.store.open()?;
-        for name in &self.templates {
-            store.remove_template(&store.template(name)?)?;
+        let find = |name: &String| match store.template(name) {
+            Ok(template) => Ok((template.fingerprint, Some(template))),
+            Err(_) if self.force => Ok((store.template_fingerprint(name)?, None)),
+            Err(error) => Err(error),
+        };
+        // Those that are there go only if all are there.
+        let found = self.templates.iter().map(find).collect::<Result<Vec<_>>>()?;
+        for (fingerprint, template) in found {
+            match template {
+                Some(template) => store.remove_template(&template)?,
+                None => store.remove_unread(fingerprint)?,
+            }
         }
         Ok(0)
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
-use machines::store::{NewTemplate, Published};
+use machines::store::{Leftovers, NewTemplate, Published};
 use ops::Control;
 
 use super::seal::{SelectionArgs, changes_as_json, tell};
@@ -11,18 +11,21 @@ use super::show;
 use crate::arguments::WatchArgs;
 use crate::commands::Outcome;
 use crate::interrupt;
-use crate::output::{self, OutputFormat};
+use crate::output::{self, OutputFormat, counted};
 use crate::stores::{MachineArgs, StoreArgs};
 use crate::watch::Watch;
 
 /// Make a template of a machine's disk
 ///
 /// The machine stays as it is, and must not run. What must be unique or private is taken away first, as by template seal, and what is
-/// free in the disk's ext4 filesystems is not copied: nothing of a deleted file is in the template, neither of one that was
-/// sealed nor of one that the guest deleted. Settings are those of the machine, and the kernel for direct boot is the newest on its disk.
+/// free in the disk's ext4 and FAT filesystems, in swap and between partitions is not copied: nothing of a deleted file is in the template,
+/// neither of one that was sealed nor of one that the guest deleted. What template lint still finds then, but for passwords of users, is named and
+/// nothing is made, unless its operation is disabled, or --no-lint is given. Settings are those of the machine, and the kernel for direct boot is
+/// the newest on its disk.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool template publish web-1 --alias web
+  imgtool template publish web-1 --alias web --enable credentials --disable service-keys
   imgtool template publish web-1 --alias web --compress --enable passwords --notes 'nginx set up'")]
 pub(super) struct PublishArgs {
     /// What it is to be called
@@ -34,6 +37,9 @@ pub(super) struct PublishArgs {
     /// Take nothing away, and copy the disk as it is
     #[arg(long, conflicts_with_all = ["enable", "disable"])]
     no_seal: bool,
+    /// Copy what is private and left after sealing, such as private keys that are found by their content
+    #[arg(long)]
+    no_lint: bool,
     #[command(flatten)]
     selection: SelectionArgs,
     /// Compress the image, with zstd
@@ -62,12 +68,17 @@ impl PublishArgs {
             alias: Some(self.alias.parse()?),
             move_alias: self.moved,
             notes: self.notes.clone(),
-            machine: self.settings.settings()?,
+            machine: self.settings.template_settings()?,
             compress: self.compress,
             ..NewTemplate::default()
         };
         let selection = self.selection.selection()?;
-        let sealed = (!self.no_seal).then_some(&selection);
+        let leftovers = if self.no_lint {
+            Leftovers::Kept
+        } else {
+            Leftovers::Refused
+        };
+        let sealed = (!self.no_seal).then_some((&selection, leftovers));
         let store = self.store.open()?;
         let instance = store.instance(&self.name)?;
         let watch = Watch::new(&self.watch);
@@ -90,7 +101,8 @@ impl PublishArgs {
             output::json(out, &value)?;
         } else {
             show::print(out, &template, self.output)?;
-            writeln!(out, "sealed:      {} files and directories", changes.len())?;
+            let sealed = counted(changes.len() as u64, "file or directory", "files and directories");
+            writeln!(out, "sealed:      {sealed}")?;
         }
         Ok(0)
     }

@@ -42,7 +42,8 @@ impl SelectionArgs {
 /// Take from a disk what must be unique or private
 ///
 /// Keys, IDs, logs, histories, caches and more go from the root filesystem, which has to be of ext4, and then all that is free in the
-/// disk's ext4 filesystems is made zeros, so that nothing of it is left there. The machine must not run. A template is not
+/// disk's ext4 and FAT filesystems, in swap and between partitions is made zeros, so that nothing of it is left there. What stays
+/// as it is is said by name. The machine must not run. A template is not
 /// changed: publish seals a copy of a machine's disk. Snapshots in the image keep what they have.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -154,9 +155,9 @@ fn print_operations(out: &mut dyn Write, format: OutputFormat) -> io::Result<()>
 
 /// Find on a disk what must be unique or private
 ///
-/// Finds all that seal takes away, with the operations that are not done by default, and also private keys anywhere in homes and in
-/// /etc/ssh and /etc/ssl/private, and setuid programs where users keep files. Nothing is changed. The exit code is 1 where
-/// something was found.
+/// Finds all that seal takes away, with the operations that are not done by default, and also private keys by their content, in homes,
+/// /etc, /opt, /srv, /var/lib and /usr/local/etc, and setuid programs where users keep files. Only the root filesystem is looked into, which has to
+/// be of ext4; others, such as an EFI system partition's FAT, are named. Nothing is changed. The exit code is 1 where something was found.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool template lint debian-12
@@ -256,7 +257,7 @@ fn open(
         access,
         direct: false,
     };
-    let chain = opening.chain(&name.path, format)?;
+    let chain = opening.chain_to_change(&name.path, format)?;
     let disk = name.on(chain.device())?;
     Ok((chain, disk))
 }

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use block::escape;
 use clap::Args;
-use machines::store::Template;
+use machines::Settings;
+use machines::store::{Template, TemplateDocument};
 use serde_json::{Value, json};
 
 use crate::commands::Outcome;
@@ -27,7 +28,7 @@ pub(super) struct ShowArgs {
     path: bool,
     #[command(flatten)]
     store: StoreArgs,
-    /// Its alias, or the first digits of its fingerprint
+    /// Its alias, or the first digits of its fingerprint, four at least
     template: String,
 }
 
@@ -95,12 +96,22 @@ pub(super) fn print(out: &mut dyn Write, template: &Template, format: OutputForm
             writeln!(out, "{:<12} {}", format!("{name}:"), escape(&value))?;
         }
     }
-    let machine = document.machine.to_toml().unwrap_or_default();
-    if !machine.is_empty() {
-        writeln!(out, "machine:")?;
-        for line in machine.lines().filter(|line| !line.is_empty()) {
-            writeln!(out, "    {}", escape(line))?;
-        }
+    print_settings(out, "machine", &document.machine)
+}
+
+/// Prints settings of machines as they stand in files, if there are any.
+pub(in crate::commands) fn print_settings(
+    out: &mut dyn Write,
+    title: &str,
+    settings: &Settings,
+) -> io::Result<()> {
+    let settings = hidden(settings).to_toml().unwrap_or_default();
+    if settings.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "{title}:")?;
+    for line in settings.lines().filter(|line| !line.is_empty()) {
+        writeln!(out, "    {}", escape(line))?;
     }
     Ok(())
 }
@@ -112,11 +123,23 @@ pub(super) fn as_json(template: &Template) -> Value {
         "aliases": template.aliases,
         "image": template.image().to_string_lossy(),
     });
-    let document = serde_json::to_value(&template.document);
+    let document = serde_json::to_value(TemplateDocument {
+        machine: hidden(&template.document.machine),
+        ..template.document.clone()
+    });
     if let (Some(value), Ok(Value::Object(document))) = (value.as_object_mut(), document) {
         value.extend(document);
     }
     value
+}
+
+/// The settings, with the names of credentials alone.
+pub(in crate::commands) fn hidden(settings: &Settings) -> Settings {
+    let mut settings = settings.clone();
+    for value in settings.credentials.values_mut() {
+        "(not shown)".clone_into(value);
+    }
+    settings
 }
 
 /// A time to the minute.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use block::{Alignment, Error, FileId, HostExtent, Result, Storage, ZeroMode};
 
 use super::super::refusal::{EIO, Refusal, host_text};
-use super::{Flags, Node, NodeOptions};
+use super::{Flags, Node, NodeOptions, no_node};
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +82,12 @@ pub(super) fn open(
 ) -> std::result::Result<Node, Refusal> {
     let config = options.take("config");
     let image_name = options.take("x-image");
-    let mut image_options = options.take_node("image");
-    if let Some(driver) = options.take("image") {
-        image_options.set_default("driver", &driver);
+    let image_options = options.take_node("image");
+    if let Some(reference) = options.take_text("image") {
+        return Err(no_node(&reference));
+    }
+    if image_name.is_none() && image_options.is_empty() {
+        return Err(Refusal::new("A block device must be specified for \"image\""));
     }
     let mut rules = match &config {
         Some(path) => read_config(path)?,
@@ -113,14 +116,11 @@ pub(super) fn open(
     ] {
         options.take(limit);
     }
-    if let Some(left) = options.first() {
-        return Err(Refusal::new(format!(
-            "Block protocol 'blkdebug' doesn't support the option '{left}'"
-        )));
-    }
+    super::nothing_left("blkdebug", &options)?;
     let child = super::open(image_name.as_deref(), image_options, flags)?;
-    let plain = written.get("config").is_some() || image_name.is_some();
-    let exact = child.exact().filter(|_| plain && image_name.is_some());
+    let told =
+        |key: &str| matches!(key, "config" | "driver" | "image" | "x-image") || key.starts_with("image.");
+    let exact = child.plain_name().filter(|_| written.keys().all(told));
     let exact = exact.map(|image| format!("blkdebug:{}:{image}", config.as_deref().unwrap_or_default()));
     let mut shown = written.to_json();
     if image_name.is_none() {
@@ -143,6 +143,7 @@ pub(super) fn open(
         directory: child.directory.clone(),
         child: Some(("image", Box::new(child))),
         disk: None,
+        _name: None,
     })
 }
 

@@ -5,24 +5,32 @@
 //! personality opens what QEMU opens. See docs/qemu-img.md.
 
 mod blkdebug;
+pub(super) mod common;
 mod disk;
-mod exports;
+pub(super) mod exports;
+pub(super) mod json_text;
 pub(super) mod name;
 mod null;
 mod options;
 mod quorum;
+pub(super) mod tuning;
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use block::{Error, ErrorKind, Storage};
 use raw::Io;
+use rustix::fs::{Mode, OFlags};
 
+use self::common::NodeName;
 pub(super) use self::options::NodeOptions;
 use super::image::Image;
 use super::json::{Json, Object};
-use super::refusal::{Refusal, reason};
+use super::refusal::{ENXIO, Refusal, host_text, reason};
+use crate::stores::refuse_template;
 
 /// How files are opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,20 +66,28 @@ pub(super) struct Node {
     pub(super) child: Option<(&'static str, Box<Node>)>,
     /// The image whose disk it is.
     disk: Option<Box<Image>>,
+    /// Which is taken as long as it is open.
+    _name: Option<NodeName>,
 }
 
 impl Node {
     /// The name that is shown.
     pub(super) fn filename(&self) -> String {
-        match &self.exact {
-            Some(name) => name.clone(),
-            None => format!("json:{}", Json::from(self.options.clone()).compact()),
+        match (&self.exact, &self.disk) {
+            (Some(name), _) => name.clone(),
+            (None, Some(image)) => image.filename().to_owned(),
+            (None, None) => format!("json:{}", Json::from(self.options.clone()).compact()),
         }
     }
 
     /// The name that says everything, if there is one.
     pub(super) fn exact(&self) -> Option<&str> {
         self.exact.as_deref()
+    }
+
+    /// The name that is shown, if it is no list of all options.
+    pub(super) fn plain_name(&self) -> Option<String> {
+        Some(self.filename()).filter(|name| !name.starts_with("json:"))
     }
 
     /// All options.
@@ -83,6 +99,8 @@ impl Node {
     pub(super) fn allocated(&self) -> Option<u64> {
         match self.driver {
             "blkdebug" => None,
+            // What the file system that the node is in keeps for it, which callers of stock expect as a number.
+            "host_device" => Some(0),
             _ => self.storage.allocated().ok().flatten(),
         }
     }
@@ -95,11 +113,25 @@ impl Node {
         }
     }
 
+    /// The image whose disk it is itself.
+    pub(super) fn own_disk(&self) -> Option<&Image> {
+        self.disk.as_deref()
+    }
+
     /// The image whose disk is at the bottom of it.
     pub(super) fn disk(&self) -> Option<&Image> {
         match &self.child {
             Some((_, child)) => child.disk(),
             None => self.disk.as_deref(),
+        }
+    }
+
+    /// The name of what is at the bottom of it.
+    pub(super) fn bottom(&self) -> String {
+        match (&self.child, &self.disk) {
+            (Some((_, child)), _) => child.bottom(),
+            (None, Some(image)) => image.layers[0].node.bottom(),
+            (None, None) => self.filename(),
         }
     }
 
@@ -116,8 +148,8 @@ impl Node {
 pub(super) fn is_node_driver(driver: &str) -> bool {
     matches!(
         driver,
-        "file" | "host_device" | "blkdebug" | "null-co" | "null-aio" | "quorum"
-    ) || name::is_nbd(driver)
+        "file" | "host_device" | "blkdebug" | "null-co" | "null-aio" | "quorum" | "nbd"
+    )
 }
 
 /// Opens what `name` and `options` say together.
@@ -129,42 +161,74 @@ pub(super) fn open(name: Option<&str>, mut options: NodeOptions, flags: Flags) -
     if let Some(name) = name {
         parse_name(name, &mut options)?;
     }
-    let written = options.clone();
-    let driver = match options.take("driver") {
+    let stated = options.take_text("driver");
+    // What a plain name means may be a device, and what is said to be a file may not.
+    let devices = stated.as_deref() != Some("file");
+    let driver = match stated {
         Some(driver) => driver,
-        None if options.get("filename").is_some() => "file".to_owned(),
+        None if options.text("filename").is_some() => "file".to_owned(),
         None => return Err(Refusal::new("Must specify either driver or file")),
     };
-    match &*driver {
-        "file" | "host_device" => open_file(options, flags),
-        "null-co" | "null-aio" => open_null(name, options, &written),
+    if matches!(&*driver, "qcow2" | "raw" | "luks") {
+        options.set("driver", &driver);
+        return open_disk(options, flags);
+    }
+    if !is_node_driver(&driver) {
+        return Err(Refusal::new(format!("Unknown driver '{driver}'")));
+    }
+    let mut path = String::new();
+    if matches!(&*driver, "file" | "host_device") {
+        path = options.take_text("filename").unwrap_or_default();
+        if path.is_empty() {
+            return Err(Refusal::new(format!(
+                "The '{driver}' block driver requires a file name"
+            )));
+        }
+    }
+    let flags = common::take(&mut options, flags)?;
+    let node_name = options.take("node-name").map(NodeName::claim).transpose()?;
+    // As it is shown: what every node can be told is left out.
+    let mut written = options.clone();
+    written.set("driver", &driver);
+    let node = match &*driver {
+        "null-co" | "null-aio" => open_null(options, &written),
         "blkdebug" => blkdebug::open(options, &written, flags),
         "quorum" => quorum::open(options, &written, flags),
-        driver if name::is_nbd(driver) => exports::open(options, flags),
-        "qcow2" | "raw" => {
-            options.set_default("driver", &driver);
-            open_disk(options, &written, flags)
-        }
-        driver => Err(Refusal::new(format!("Unknown driver '{driver}'"))),
-    }
+        "nbd" => exports::open(name, options, flags),
+        _ => open_file(&driver, &path, devices, options, flags),
+    };
+    Ok(Node {
+        _name: node_name,
+        ..node?
+    })
+}
+
+/// A name that is no node's: none has a name here that another could refer to.
+pub(super) fn no_node(reference: &str) -> Refusal {
+    Refusal::new(format!(
+        "Cannot find device='{reference}' nor node-name='{reference}'"
+    ))
 }
 
 /// Turns a name into options.
 fn parse_name(text: &str, options: &mut NodeOptions) -> Result<(), Refusal> {
-    let protocol = match options.get("driver") {
+    let protocol = name::protocol(text);
+    let protocol = match options.text("driver") {
+        // Names of its own are all that it takes.
+        Some("nbd") => return Ok(()),
+        Some(driver @ ("null-co" | "null-aio")) if protocol.is_none() => return Err(only_name(driver)),
         // The name is one of that driver's.
-        Some(driver) => name::protocol(text)
-            .filter(|protocol| *protocol == driver)
-            .map(ToOwned::to_owned),
-        None => name::protocol(text).map(ToOwned::to_owned),
+        Some(driver) => protocol.filter(|protocol| *protocol == driver),
+        None => protocol,
     };
     let Some(protocol) = protocol else {
         options.set_default("filename", text);
         return Ok(());
     };
     let rest = &text[protocol.len() + 1..];
-    match &*protocol {
+    match protocol {
         "file" => options.set_default("filename", rest),
+        "null-co" | "null-aio" if rest != "//" => return Err(only_name(protocol)),
         "null-co" | "null-aio" => {}
         "blkdebug" => {
             let Some((config, image)) = rest.split_once(':') else {
@@ -176,49 +240,51 @@ fn parse_name(text: &str, options: &mut NodeOptions) -> Result<(), Refusal> {
             options.set_default("x-image", image);
         }
         protocol if name::is_nbd(protocol) => {
-            options.set_default("filename", text);
+            options.set_default("driver", "nbd");
         }
         protocol => return Err(Refusal::new(format!("Unknown protocol '{protocol}'"))),
     }
-    options.set_default("driver", &protocol);
+    options.set_default("driver", protocol);
     Ok(())
 }
 
-/// Takes the options out that change nothing that is read or written here: those of every node, and `own` ones.
-pub(super) fn ignore(options: &mut NodeOptions, own: &[&str]) {
-    let common = [
-        "cache.direct",
-        "cache.no-flush",
-        "read-only",
-        "auto-read-only",
-        "node-name",
-        "discard",
-        "detect-zeroes",
-        "force-share",
-    ];
-    for name in common.iter().chain(own) {
-        options.take(name);
-    }
+fn only_name(driver: &str) -> Refusal {
+    Refusal::new(format!(
+        "The only allowed filename for this driver is '{driver}://'"
+    ))
 }
 
-fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
-    let path = options.take("filename").unwrap_or_default();
-    ignore(&mut options, &["locking", "aio"]);
-    if path.is_empty() {
-        return Err(Refusal::new("The 'file' block driver requires a file name"));
+fn open_file(
+    driver: &str,
+    path: &str,
+    devices: bool,
+    mut options: NodeOptions,
+    flags: Flags,
+) -> Result<Node, Refusal> {
+    let flags = common::take_of_file(&mut options, flags)?;
+    if flags.write {
+        // QEMU would write to it, and change all machines that are based on it.
+        refuse_template(Path::new(path))
+            .map_err(|error| Refusal::new(format!("Could not open '{path}': {}", error.message())))?;
     }
-    if let Some(left) = options.first() {
-        return Err(Refusal::new(format!(
-            "Block protocol 'file' doesn't support the option '{left}'"
-        )));
+    let kind = fs::metadata(path).map(|file| file.file_type()).ok();
+    let device = kind.is_some_and(|kind| kind.is_block_device());
+    if devices && kind.is_some_and(|kind| kind.is_char_device()) {
+        nothing_left(driver, &options)?;
+        return open_character_device(path, flags);
     }
-    let metadata = fs::metadata(&path);
-    let device = metadata
-        .as_ref()
-        .is_ok_and(|file| file.file_type().is_block_device());
-    if metadata.is_ok_and(|file| !file.is_file() && !file.file_type().is_block_device()) {
+    if kind.is_some_and(|kind| kind.is_socket()) {
+        let why = host_text(&io::Error::from_raw_os_error(ENXIO));
+        return Err(Refusal::new(format!("Could not open '{path}': {why}")));
+    }
+    if kind.is_some_and(|kind| !kind.is_file() && !device) {
         return Err(Refusal::new(format!(
             "'file' driver requires '{path}' to be a regular file"
+        )));
+    }
+    if driver == "host_device" && kind.is_some() && !device {
+        return Err(Refusal::new(format!(
+            "'host_device' driver requires '{path}' to be either a character or block device"
         )));
     }
     let opened = raw::OpenOptions::new()
@@ -226,13 +292,14 @@ fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
         .force_share(flags.force_share && !flags.write)
         .direct(flags.direct)
         .io(if flags.uring { Io::Uring } else { Io::Auto })
-        .open(&path);
-    let storage = opened.map_err(|error| explain(&error, &path, flags))?;
-    let exact = name::of_path(&path);
+        .open(path);
+    let storage = opened.map_err(|error| explain(&error, path, flags))?;
+    let exact = name::of_path(path);
     let driver = if device { "host_device" } else { "file" };
+    nothing_left(driver, &options)?;
     let mut shown = Object::default();
     shown.insert("driver", driver);
-    shown.insert("filename", &*path);
+    shown.insert("filename", path);
     Ok(Node {
         storage: Arc::new(storage),
         data: None,
@@ -242,6 +309,54 @@ fn open_file(mut options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
         options: shown,
         child: None,
         disk: None,
+        _name: None,
+    })
+}
+
+/// Fails for an option that a node has no use for.
+fn nothing_left(driver: &str, options: &NodeOptions) -> Result<(), Refusal> {
+    match options.first() {
+        None => Ok(()),
+        Some(left) => Err(Refusal::new(format!(
+            "Block protocol '{driver}' doesn't support the option '{left}'"
+        ))),
+    }
+}
+
+/// Whether a path is that of a device.
+pub(super) fn is_device(path: &str) -> bool {
+    is_block_device(path) || is_kind(path, FileTypeExt::is_char_device)
+}
+
+pub(super) fn is_block_device(path: &str) -> bool {
+    is_kind(path, FileTypeExt::is_block_device)
+}
+
+fn is_kind(path: &str, which: impl Fn(&fs::FileType) -> bool) -> bool {
+    fs::metadata(path).is_ok_and(|file| which(&file.file_type()))
+}
+
+/// A character device such as /dev/null is a disk of no length: what it gives and takes is at no place.
+fn open_character_device(path: &str, flags: Flags) -> Result<Node, Refusal> {
+    let access = if flags.write { OFlags::RDWR } else { OFlags::RDONLY };
+    // Nothing is waited for, and a terminal does not become this process's own.
+    let how = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(path, how, Mode::empty())
+        .map_err(|error| Refusal::new(format!("Could not open '{path}': {}", host_text(&error.into()))))?;
+    let mut shown = Object::default();
+    shown.insert("driver", "host_device");
+    shown.insert("filename", path);
+    let exact = name::of_path(path);
+    Ok(Node {
+        storage: Arc::new(null::Null { len: 0, zeros: true }),
+        data: None,
+        driver: "host_device",
+        directory: Some(name::directory(&exact).to_owned()),
+        exact: Some(exact),
+        options: shown,
+        child: None,
+        disk: None,
+        _name: None,
     })
 }
 
@@ -258,48 +373,56 @@ fn explain(error: &Error, path: &str, flags: Flags) -> Refusal {
     Refusal::new(format!("Could not open '{path}': {}", reason(error)))
 }
 
-fn open_null(name: Option<&str>, mut options: NodeOptions, written: &NodeOptions) -> Result<Node, Refusal> {
-    let driver = if written.get("driver").as_deref() == Some("null-aio") {
+/// Bytes that any disk of QEMU has at most: whole GiB that C can count.
+const MAX_LEN: u64 = i64::MAX as u64 >> 30 << 30;
+
+fn open_null(mut options: NodeOptions, written: &NodeOptions) -> Result<Node, Refusal> {
+    let driver = if written.text("driver") == Some("null-aio") {
         "null-aio"
     } else {
         "null-co"
     };
-    let size = options.take("size");
-    let len = match &size {
-        None => 1 << 30,
-        Some(text) => super::number::size(text)
-            .map_err(|_| Refusal::new("Parameter 'size' expects a non-negative number below 2^64"))?,
-    };
-    let zeros = options.take("read-zeroes").is_some_and(|value| value == "on");
-    options.take("latency-ns");
-    if let Some(left) = options.first() {
-        return Err(Refusal::new(format!(
-            "Block protocol '{driver}' doesn't support the option '{left}'"
-        )));
+    let stated = common::size(&mut options, "size")?;
+    let len = stated.unwrap_or(1 << 30);
+    if len > MAX_LEN {
+        return Err(Refusal::new(
+            "Could not refresh total sector count: File too large",
+        ));
     }
+    let zeros = common::switch(&mut options, "read-zeroes")?;
+    let latency = common::number(&mut options, "latency-ns")?;
+    if latency.is_some_and(|latency| i64::try_from(latency).is_err()) {
+        return Err(Refusal::new("latency-ns is invalid"));
+    }
+    nothing_left(driver, &options)?;
     Ok(Node {
         storage: Arc::new(null::Null { len, zeros }),
         data: None,
         driver,
-        exact: name.filter(|_| size.is_none()).map(|_| format!("{driver}://")),
+        exact: written
+            .keys()
+            .all(|key| key == "driver")
+            .then(|| format!("{driver}://")),
         options: written.to_json(),
         directory: None,
         child: None,
         disk: None,
+        _name: None,
     })
 }
 
 /// An image as a node.
-fn open_disk(options: NodeOptions, written: &NodeOptions, flags: Flags) -> Result<Node, Refusal> {
+fn open_disk(options: NodeOptions, flags: Flags) -> Result<Node, Refusal> {
     let image = super::image::open_options(options, flags)?;
     Ok(Node {
         driver: image.layers[0].format,
         storage: Arc::new(disk::Disk(image.chain.device())),
         data: None,
         exact: None,
-        options: written.to_json(),
+        options: image.layers[0].shown.clone(),
         directory: image.layers[0].node.directory.clone(),
         child: None,
         disk: Some(Box::new(image)),
+        _name: None,
     })
 }

@@ -8,10 +8,7 @@ pub(in super::super) fn protocol(name: &str) -> Option<&str> {
 
 /// Whether a name is that of an NBD export.
 pub(in super::super) fn is_nbd(protocol: &str) -> bool {
-    matches!(
-        protocol,
-        "nbd" | "nbd+tcp" | "nbd+unix" | "nbds" | "nbds+tcp" | "nbds+unix"
-    )
+    matches!(protocol, "nbd" | "nbd+tcp" | "nbd+unix")
 }
 
 /// A path as a name that is no protocol's.

@@ -5,16 +5,35 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::super::json::{Json, Object};
-use super::super::option_list;
+use super::super::json::{self, Json, Object};
 use super::super::refusal::Refusal;
+use super::super::{object, option_list};
+use super::json_text;
 
 /// See the [module](self).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in super::super) struct NodeOptions(BTreeMap<String, Value>);
 
 impl NodeOptions {
-    /// What `driver=qcow2,file.filename=disk` says.
+    /// What `driver=qcow2,file.filename=disk` says. What comes first and is no pair refers to a node.
+    pub(in super::super) fn of_image_opts(list: &str) -> Self {
+        let mut options = Self::of_list(list);
+        let first = option_list::parts(list).into_iter().next();
+        if let Some(first) = first.filter(|first| !first.is_empty() && !first.contains('=')) {
+            for (key, _) in option_list::pairs(&first.replace(',', ",,")) {
+                options.take(&key);
+            }
+            options.set_default("file", &first);
+        }
+        options
+    }
+
+    /// Fails for a list whose ID is none.
+    pub(in super::super) fn check_id(list: &str) -> Result<(), Refusal> {
+        Self::of_list(list).text("id").map_or(Ok(()), object::check_id)
+    }
+
+    /// What the pairs of a list say.
     pub(in super::super) fn of_list(list: &str) -> Self {
         let pairs = option_list::pairs(list).into_iter();
         Self(pairs.map(|(key, value)| (key, Value::String(value))).collect())
@@ -22,23 +41,15 @@ impl NodeOptions {
 
     /// What stands behind `json:` says.
     pub(in super::super) fn of_json(text: &str) -> Result<Self, Refusal> {
-        let could_not = |why: &str| Refusal::new(format!("Could not parse the JSON options: {why}"));
-        // What QEMU's own parser takes: strings in single quotes too.
-        let value: Value = serde_json::from_str(text)
-            .or_else(|_| serde_json::from_str(&with_double_quotes(text)))
-            .map_err(|error| {
-                could_not(if error.is_eof() {
-                    "JSON parse error, premature EOI"
-                } else {
-                    "JSON parse error, invalid keyword"
-                })
-            })?;
-        let Value::Object(members) = value else {
-            return Err(Refusal::new("Invalid JSON object given"));
-        };
-        let mut options = Self::default();
-        options.flatten("", Value::Object(members));
-        Ok(options)
+        let value = json_text::parse(text);
+        match value.map_err(|refusal| refusal.after("Could not parse the JSON options: "))? {
+            members @ Value::Object(_) => {
+                let mut options = Self::default();
+                options.flatten("", members);
+                Ok(options)
+            }
+            _ => Err(Refusal::new("Invalid JSON object given")),
+        }
     }
 
     fn flatten(&mut self, prefix: &str, value: Value) {
@@ -64,13 +75,46 @@ impl NodeOptions {
         }
     }
 
-    /// Takes an option away and gives it as text.
+    /// Takes an option away and gives it as text. One that is null says nothing.
     pub(in super::super) fn take(&mut self, key: &str) -> Option<String> {
-        Some(text_of(&self.0.remove(key)?))
+        self.take_value(key).map(|value| text_of(&value))
     }
 
-    pub(in super::super) fn get(&self, key: &str) -> Option<String> {
-        self.0.get(key).map(text_of)
+    fn take_value(&mut self, key: &str) -> Option<Value> {
+        self.0.remove(key).filter(|value| !value.is_null())
+    }
+
+    /// Takes an option away that says something by being a text, and nothing otherwise.
+    pub(in super::super) fn take_text(&mut self, key: &str) -> Option<String> {
+        match self.0.remove(key)? {
+            Value::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Takes an option away if it is null.
+    pub(in super::super) fn take_null(&mut self, key: &str) -> bool {
+        let found = self.0.get(key).is_some_and(Value::is_null);
+        if found {
+            self.0.remove(key);
+        }
+        found
+    }
+
+    /// Takes an option away and gives it as text and as it was written.
+    pub(in super::super) fn take_json(&mut self, key: &str) -> Option<(String, Json)> {
+        let value = self.take_value(key)?;
+        Some((text_of(&value), json_of(&value)))
+    }
+
+    /// An option that is a text.
+    pub(in super::super) fn text(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.as_str()
+    }
+
+    /// Sets an option, whatever it was.
+    pub(in super::super) fn set(&mut self, key: &str, value: &str) {
+        self.0.insert(key.to_owned(), value.into());
     }
 
     /// Sets an option, unless it is set.
@@ -104,28 +148,25 @@ impl NodeOptions {
         self.0.keys().any(is_name)
     }
 
+    /// The names of all options.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(|key| &**key)
+    }
+
     pub(in super::super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The first that is left.
+    /// The first that is left, of those that QEMU would look at.
     pub(in super::super) fn first(&self) -> Option<&str> {
-        self.0.keys().next().map(|key| &**key)
+        self.keys().min_by_key(|key| json::bucket(key))
     }
 
     /// All that is left, as it was written.
     pub(in super::super) fn to_json(&self) -> Object {
         let mut object = Object::default();
         for (key, value) in &self.0 {
-            let value = match value {
-                Value::Bool(value) => Json::Bool(*value),
-                Value::Number(number) => match number.as_i64() {
-                    Some(number) => Json::Number(number.into()),
-                    None => Json::Number(number.as_u64().unwrap_or_default().into()),
-                },
-                other => Json::Text(text_of(other)),
-            };
-            insert(&mut object, key, value);
+            insert(&mut object, key, json_of(value));
         }
         object
     }
@@ -149,6 +190,17 @@ fn insert(object: &mut Object, key: &str, value: Json) {
     object.insert(name, inner);
 }
 
+fn json_of(value: &Value) -> Json {
+    match value {
+        Value::Bool(value) => Json::Bool(*value),
+        Value::Number(number) => match number.as_i64() {
+            Some(number) => Json::Number(number.into()),
+            None => Json::Number(number.as_u64().unwrap_or_default().into()),
+        },
+        other => Json::Text(text_of(other)),
+    }
+}
+
 fn text_of(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -157,35 +209,6 @@ fn text_of(value: &Value) -> String {
         Value::Null => String::new(),
         other => other.to_string(),
     }
-}
-
-/// JSON whose strings are in single quotes, with double ones.
-fn with_double_quotes(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut quote = None;
-    let mut chars = text.chars();
-    while let Some(char) = chars.next() {
-        match (char, quote) {
-            ('\\', Some(_)) => match chars.next() {
-                Some('\'') => out.push('\''),
-                next => {
-                    out.push('\\');
-                    out.extend(next);
-                }
-            },
-            ('\'' | '"', None) => {
-                quote = Some(char);
-                out.push('"');
-            }
-            (char, Some(open)) if char == open => {
-                quote = None;
-                out.push('"');
-            }
-            ('"', Some(_)) => out.push_str("\\\""),
-            _ => out.push(char),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -199,7 +222,7 @@ mod tests {
         let list = "driver=qcow2,file.driver=blkdebug,file.inject-error.0.event=read,file.align=512";
         let mut from_list = NodeOptions::of_list(list);
         for key in ["driver", "file.driver", "file.inject-error.0.event", "file.align"] {
-            assert_eq!(options.get(key), from_list.get(key), "{key}");
+            assert_eq!(options.clone().take(key), from_list.clone().take(key), "{key}");
         }
         let mut file = options.take_node("file");
         assert_eq!(file.take("driver").as_deref(), Some("blkdebug"));
@@ -215,7 +238,7 @@ mod tests {
         let mut options = NodeOptions::of_json(r#"{'driver':'a\'"b','x':true,'n':null}"#).unwrap();
         assert_eq!(options.take("driver").as_deref(), Some("a'\"b"));
         assert_eq!(options.take("x").as_deref(), Some("on"));
-        assert_eq!(options.take("n").as_deref(), Some(""));
+        assert_eq!(options.take("n"), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use block::{Error, ErrorKind, HostExtent, Result, Storage, ZeroMode};
 
 use super::super::refusal::Refusal;
-use super::{Flags, Node, NodeOptions};
+use super::common::number;
+use super::{Flags, Node, NodeOptions, no_node};
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -20,25 +21,31 @@ pub(super) fn open(
     written: &NodeOptions,
     flags: Flags,
 ) -> std::result::Result<Node, Refusal> {
-    let threshold = options.take("vote-threshold");
-    let threshold = threshold.and_then(|number| number.parse::<usize>().ok());
+    let threshold = number(&mut options, "vote-threshold")?.unwrap_or_default();
     let mut listed = options.take_node("children");
     let mut children = Vec::new();
     while !listed.is_empty() {
-        let child = listed.take_node(&children.len().to_string());
+        let name = children.len().to_string();
+        if let Some(reference) = listed.take_text(&name) {
+            return Err(no_node(&reference));
+        }
+        let child = listed.take_node(&name);
+        if child.is_empty() {
+            return Err(Refusal::new("Option children is not a valid array"));
+        }
         children.push(super::open(None, child, flags)?.storage);
     }
-    if let Some(left) = options.first() {
-        return Err(Refusal::new(format!(
-            "Block protocol 'quorum' doesn't support the option '{left}'"
-        )));
-    }
+    super::nothing_left("quorum", &options)?;
     if children.is_empty() {
         return Err(Refusal::new("Number of provided children must be 1 or more"));
     }
-    let Some(threshold) = threshold.filter(|votes| (1..=children.len()).contains(votes)) else {
+    if threshold == 0 {
+        return Err(Refusal::new("Parameter 'vote-threshold' expects a value >= 1"));
+    }
+    if threshold > children.len() as u64 {
         return Err(Refusal::new("threshold may not exceed children count"));
-    };
+    }
+    let threshold = threshold as usize;
     Ok(Node {
         storage: Arc::new(Quorum { children, threshold }),
         data: None,
@@ -49,6 +56,7 @@ pub(super) fn open(
         directory: None,
         child: None,
         disk: None,
+        _name: None,
     })
 }
 

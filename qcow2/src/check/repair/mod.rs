@@ -18,8 +18,11 @@
 //! Guest data is never written to, nor is a cluster of a table that something else references too. Where it is not sure that
 //! every reference was counted (a table is missing, or too much of it is nonsense), refcounts that seem too high are left: a
 //! leak harms nobody, and may be the only copy of what a damaged entry named. A new structure then counts whatever holds
-//! something, and does not make a file longer that ends inside its active L1 table: no one would know any more that entries
-//! are missing.
+//! something.
+//!
+//! A file that was cut is made no longer than to the first thing that it lacks ([`room`]): what is lost would be zeros, and no
+//! check could tell. Where there is no room then, refcounts are raised as far as there are blocks for them, and the rest is
+//! left.
 //!
 //! Like the check, it costs what the file holds, whatever that claims.
 
@@ -185,12 +188,15 @@ fn repair_storage(
         retired: Vec::new(),
     };
     let (before, last) = engine.run()?;
-    let (lost_tables, l1_is_cut) = (last.for_repair.lost_tables, last.for_repair.l1_is_cut);
+    let known = &last.for_repair;
+    let (lost_tables, l1_is_cut, reaches_past_end) =
+        (known.lost_tables, known.l1_is_cut, known.first_missing.is_some());
     let after = last.recorder.report;
     let report = RepairReport::new(before, after, engine.changes, staged.written());
     Ok(RepairReport {
         lost_tables,
         l1_is_cut,
+        reaches_past_end,
         spared_tables: engine.spared_tables.len() as u64,
         mended_flags: engine.mended_flags,
         retired: engine.retired,
@@ -299,14 +305,11 @@ impl<'a> Engine<'a> {
                 if unread {
                     return Ok(false);
                 }
-                self.rebuild(checker)
+                Ok(self.rebuild(checker)? || (!distrusted && self.raise(checker)?))
             }
             // With blocks that can't be trusted, nothing can be done that needs refcounts.
             _ if distrusted => Ok(false),
-            Step::Refcounts => {
-                let clusters = checker.mend_refcounts(self.staged, Direction::Raise)?;
-                self.finish(Change::Raised { clusters }, clusters)
-            }
+            Step::Refcounts => self.raise(checker),
             Step::SnapshotTable => self.mend_snapshot_table(checker),
             Step::ClearCopied => {
                 let lowered = !incomplete && !lost;
@@ -330,6 +333,13 @@ impl<'a> Engine<'a> {
                 self.finish(Change::CopiedSet { entries }, entries)
             }
         }
+    }
+
+    /// Raises refcounts, those of what lies past the end of the file too: nobody may take its place.
+    fn raise(&mut self, checker: &mut Checker<'a>) -> Result<bool> {
+        checker.count_dangling()?;
+        let clusters = checker.mend_refcounts(self.staged, Direction::Raise)?;
+        self.finish(Change::Raised { clusters }, clusters)
     }
 
     fn mend_tables(&mut self, checker: &mut Checker<'_>, mend: Mend) -> Result<u64> {
@@ -368,27 +378,27 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    /// Gives the image a new refcount structure, if there is room for it. Where something may be lost, it counts what nothing
-    /// references too.
+    /// Gives the image a new refcount structure. Where something may be lost, it counts what nothing references too. Nothing is
+    /// done, and `false` returned, if there is no room in a file that must not grow.
     fn rebuild(&mut self, checker: &mut Checker<'a>) -> Result<bool> {
         let geometry = checker.geometry;
-        let old = self.retire_refcount_structure(checker);
+        let (old, retired) = Self::retire_refcount_structure(checker);
         let known = &checker.for_repair;
         if known.incomplete || known.l1_is_cut || known.lost_tables > 0 {
             checker.keep_unreferenced()?;
         }
         let counted = checker.count_dangling()?;
         let budget = rebuild::budget(checker.host_bytes);
-        let can_grow = self.staged.can_grow() && !checker.needs_its_end();
+        let can_grow = self.staged.can_grow();
         let mut build = |room: &mut Room<'_>| rebuild::build(self.staged, geometry, room, budget);
-        let mut new = in_best_room(checker, can_grow && counted.is_empty(), &old, &mut build);
+        let mut new = in_best_room(checker, can_grow, &old, &mut build);
         if !counted.is_empty() && is_no_space(&new) {
             for cluster in counted {
-                checker.references.remove(cluster);
+                checker.references.clear(cluster);
             }
             new = in_best_room(checker, can_grow, &old, &mut build);
         }
-        if checker.needs_its_end() && is_no_space(&new) {
+        if checker.for_repair.first_missing.is_some() && is_no_space(&new) {
             *checker = self.check(self.steps().len() as u32)?;
             return Ok(false);
         }
@@ -399,6 +409,7 @@ impl<'a> Engine<'a> {
         BE::write_u32(&mut fields[8..], new.table_clusters);
         self.staged.write_all_at(&fields, REFCOUNT_TABLE_OFFSET)?;
         self.staged.commit()?;
+        self.retired.extend(retired);
         self.changes.push(Change::Rebuilt {
             table: new.table,
             bytes: new.bytes,
@@ -406,8 +417,9 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    /// Takes back the references to the refcount table and its blocks, and gives their clusters.
-    fn retire_refcount_structure(&mut self, checker: &mut Checker<'_>) -> BTreeSet<u64> {
+    /// Takes back the references to the refcount table and its blocks. Gives their clusters, and those as the leaks that they
+    /// would be.
+    fn retire_refcount_structure(checker: &mut Checker<'_>) -> (BTreeSet<u64>, Vec<Finding>) {
         let clusters: BTreeSet<u64> = checker.for_repair.refcount_structure.iter().copied().collect();
         let counts = |checker: &Checker<'_>| -> Vec<u64> {
             let count = |cluster: &u64| checker.references.get(ClusterIndex(*cluster));
@@ -417,13 +429,12 @@ impl<'a> Engine<'a> {
         let old = checker.uncount_refcount_structure();
         let after = counts(checker);
         let leaks = clusters.into_iter().zip(before.into_iter().zip(after));
-        self.retired
-            .extend(leaks.map(|(cluster, (refcount, references))| Finding::Leak {
-                cluster: ClusterIndex(cluster),
-                refcount,
-                references,
-            }));
-        old
+        let retired = leaks.map(|(cluster, (refcount, references))| Finding::Leak {
+            cluster: ClusterIndex(cluster),
+            refcount,
+            references,
+        });
+        (old, retired.collect())
     }
 
     /// Clears the autoclear bits that have no name here: a repair is a writer.
@@ -475,32 +486,18 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Counts clusters soon behind the end of the file that something references, unless their refcounts were not 1 before.
-    /// So COPIED remains right in entries that name them, even in tables that can't be written to, and nobody takes them
-    /// for free ones. Gives what was counted.
+    /// Counts clusters soon behind the end of the file that something references, so that nobody takes them for free ones.
+    /// Gives what was counted.
     fn count_dangling(&mut self) -> Result<Vec<ClusterIndex>> {
-        let dangling = self
-            .for_repair
-            .dangling
-            .iter()
-            .map(|&cluster| ClusterIndex(cluster));
-        let counts = |cluster: &ClusterIndex| {
-            self.stored.is_one(*cluster) != Some(false) && self.references.get(*cluster) == 0
-        };
-        let clusters: Vec<_> = dangling.filter(counts).collect();
-        for &cluster in &clusters {
-            self.references.add(cluster, 1)?;
+        let mut counted = Vec::new();
+        for (&cluster, &times) in &self.for_repair.dangling {
+            let cluster = ClusterIndex(cluster);
+            if self.references.get(cluster) == 0 {
+                self.references.add(cluster, times)?;
+                counted.push(cluster);
+            }
         }
-        Ok(clusters)
-    }
-
-    /// Whether the file must not become longer, since it could not be seen any more that it lacks entries of the active L1
-    /// table: they would read as zeros, and the next repair would free what they named. (A table without any entry is
-    /// [suspected](Self::judge_empty_l1) by itself.)
-    fn needs_its_end(&self) -> bool {
-        let dirty = self.header.incompatible.contains(IncompatibleFeatures::DIRTY);
-        let known = &self.for_repair;
-        known.l1_is_cut && self.header.l1_offset.0 != 0 && (known.has_tables || dirty)
+        Ok(counted)
     }
 
     /// Takes back the references to the refcount table and its blocks, and gives their clusters.

@@ -15,6 +15,7 @@ use crate::address::{ClusterIndex, HostOffset};
 use crate::check::references::CHUNK;
 use crate::check::{CheckProgress, Checker};
 use crate::geometry::{Geometry, MAX_REFCOUNT_ORDER};
+use crate::limit::Limit;
 
 /// All references of a sound image.
 pub(crate) struct Recount<'a>(Checker<'a>);
@@ -82,16 +83,17 @@ impl<'a> Recount<'a> {
         let Some((cluster, count)) = first else {
             return Ok(());
         };
-        let message = format!(
-            "the cluster at offset {} has {count} references, and a refcount of {} bits can count {most}",
-            self.0.geometry.offset_of(cluster),
-            1 << order
-        );
+        let limit = Limit::References {
+            offset: self.0.geometry.offset_of(cluster),
+            references: count,
+            bits: 1 << order,
+            most,
+        };
         let fits = (order..=MAX_REFCOUNT_ORDER).find(|order| wide(*order).max_refcount() >= highest);
         let bits = 1 << fits.unwrap_or(MAX_REFCOUNT_ORDER);
         let hint =
             format!("refcount_bits={bits} is the least that is enough; deleting snapshots lowers refcounts");
-        Err(Error::unsupported(message).with_hint(hint))
+        Err(limit.error(ErrorKind::Unsupported, hint))
     }
 
     /// Writes a structure with refcounts of `1 << order` bits, durably.

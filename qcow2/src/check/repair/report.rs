@@ -103,14 +103,18 @@ pub struct RepairReport {
     pub corruptions_fixed: u64,
     /// Leaks of the first check that the last does not find any more.
     pub leaks_fixed: u64,
-    /// Entries of L1 tables that name nothing which can be an L2 table, and an active L1 table that something else lies
-    /// over, or that is empty while clusters leak. If there are any, clusters that nothing references may be the only copy of what they named: a repair of
-    /// everything leaves these leaks, and one of [leaks](super::RepairKind::Leaks) alone does not.
+    /// Entries of L1 tables that name nothing which can be an L2 table, snapshots' L1 tables that are not all there, and an
+    /// active L1 table that something else lies over, or that is empty while clusters leak. If there are any, clusters that
+    /// nothing references may be the only copy of what they named: a repair of everything leaves these leaks, and one of
+    /// [leaks](super::RepairKind::Leaks) alone does not.
     pub lost_tables: u64,
     /// The file ends before its active L1 table does, or the table lies nowhere. What its missing entries named is lost, unless
     /// somebody finds the L2 tables: leaks are left, and refcounts are only made anew if there is room in the file as it is,
     /// or none of the table is there.
     pub l1_is_cut: bool,
+    /// Tables name what lies past the end of the file: that is lost, and stays an error, since the file is not made so long that
+    /// it would be zeros. There may be no room for new refcounts then.
+    pub reaches_past_end: bool,
     /// Tables that have wrong entries and were left alone, since something else references their clusters too, or they do
     /// not look like tables.
     pub spared_tables: u64,

@@ -1,8 +1,11 @@
 //! Room for new metadata: clusters that nothing references, whatever their refcounts say.
 //!
-//! It is found at the end of the file, where nothing at all can be overwritten. It is found between what is referenced
-//! where the storage cannot grow, or where something references clusters behind the end: in a longer file, they would be
-//! there.
+//! It is found at the end of the file, where nothing at all can be overwritten, and between what is referenced where the
+//! storage cannot grow.
+//!
+//! A file that was cut has things behind its end that something references. In a longer file they would be there, as zeros,
+//! and nobody could tell any more that they are lost. So room is first looked for between what is referenced, and the file
+//! grows no further than to the first of them.
 
 use std::collections::BTreeSet;
 
@@ -27,17 +30,11 @@ pub(super) struct Room<'c> {
 
 impl<'c> Room<'c> {
     /// Room behind the file, which ends before cluster `end`, and in front of cluster `limit`.
-    pub(super) fn behind(
-        references: &'c mut References,
-        end: u64,
-        limit: u64,
-        avoided: BTreeSet<u64>,
-    ) -> Self {
-        let next = end.max(references.end());
+    pub(super) fn behind(references: &'c mut References, end: u64, limit: u64) -> Self {
         Self {
             references,
-            avoided,
-            next,
+            avoided: BTreeSet::new(),
+            next: end,
             end: limit,
             taken: BTreeSet::new(),
         }
@@ -114,9 +111,9 @@ pub(super) fn in_best_room<T>(
 ) -> Result<T> {
     let whole = checker.file_len >> checker.geometry.cluster_bits;
     let end = checker.geometry.clusters(checker.file_len);
-    let limit = MAX_HOST_OFFSET >> checker.geometry.cluster_bits;
-    let dangling = checker.for_repair.dangling.clone();
-    let inside_first = !can_grow || !dangling.is_empty();
+    let limit = checker.for_repair.first_missing;
+    let inside_first = !can_grow || limit.is_some();
+    let limit = limit.unwrap_or(MAX_HOST_OFFSET >> checker.geometry.cluster_bits);
     let references = &mut checker.references;
     let mut inside = |references: &mut _| place(&mut Room::within(references, whole, old.clone()));
     let first = inside_first.then(|| inside(references));
@@ -124,7 +121,7 @@ pub(super) fn in_best_room<T>(
         Some(result) if !can_grow || !is_no_space(&result) => return result,
         _ => {}
     }
-    let behind = place(&mut Room::behind(references, end, limit, dangling));
+    let behind = place(&mut Room::behind(references, end, limit));
     if inside_first || !is_no_space(&behind) {
         return behind;
     }

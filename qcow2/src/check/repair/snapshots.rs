@@ -35,9 +35,9 @@ impl<'a> Engine<'a> {
         let mut place = HostOffset(0);
         if !table.is_empty() {
             let clusters = checker.geometry.clusters(table.len() as u64);
-            let can_grow = self.staged.can_grow() && !checker.needs_its_end();
+            let can_grow = self.staged.can_grow();
             let start = in_best_room(checker, can_grow, &BTreeSet::new(), |room| room.take(clusters));
-            if checker.needs_its_end() && is_no_space(&start) {
+            if checker.for_repair.first_missing.is_some() && is_no_space(&start) {
                 return Ok(false);
             }
             let start = start?;

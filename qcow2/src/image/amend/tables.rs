@@ -76,6 +76,9 @@ impl Tables {
         let mut first = None;
         self.tree.for_each_batch(image, steps, |batch| {
             for (slot, words) in L2Entry::words(&batch.bytes, geometry).enumerate() {
+                if L2Entry::is_plain(words, geometry) {
+                    continue;
+                }
                 let (table, index) = (slot >> geometry.l2_bits(), slot & ((1 << geometry.l2_bits()) - 1));
                 let entry = L2Entry::decode(words, index as u64, geometry, image.zero_flag)
                     .map_err(|corruption| image.corrupt(corruption))?;

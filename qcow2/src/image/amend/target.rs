@@ -70,11 +70,6 @@ impl<'a> Target<'a> {
         self.is_raw() && self.amendment.data_file_raw == Some(false)
     }
 
-    /// References have to be counted: the image must be sound.
-    pub(super) fn counts(&self) -> bool {
-        self.downgrades() || self.new_order().is_some()
-    }
-
     /// Entries of L2 tables can be in the way.
     pub(super) fn looks_at_tables(&self) -> bool {
         self.version != self.old.version || self.compression != self.old.compression

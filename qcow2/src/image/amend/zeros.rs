@@ -20,7 +20,7 @@
 
 use std::ops::Range;
 
-use block::{Result, ZeroMode};
+use block::{Result, Storage, ZeroMode};
 
 use super::tables::Tables;
 use crate::address::{ClusterIndex, HostOffset};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use block::{BlockDevice, Error, Result, escape};
+use block::{BlockDevice, Error, Result, Storage, escape};
 
 use super::switch::{Content, Draft};
 use super::{Bitmaps, not_found};

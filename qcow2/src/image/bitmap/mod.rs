@@ -115,7 +115,7 @@ impl Image {
     pub fn bitmaps(&self) -> Result<Vec<Bitmap>> {
         match &self.writer {
             Some(writer) => Ok(writer.bitmaps().list().cloned().collect()),
-            None => Bitmap::list(&*self.storage, &self.locked_header()),
+            None => Bitmap::list(&self.storage, &self.locked_header()),
         }
     }
 
@@ -128,7 +128,7 @@ impl Image {
         let bits = if let Some(writer) = &self.writer {
             self.dirty_bits_in(&writer.bitmaps(), name)
         } else {
-            Bitmaps::read(&*self.storage, &self.header())
+            Bitmaps::read(&self.storage, &self.header())
                 .and_then(|bitmaps| self.dirty_bits_in(&bitmaps, name))
         };
         bits.map_err(|error| error.with_path_of(self.storage.path()))
@@ -146,7 +146,7 @@ impl Image {
         };
         let done = match &self.writer {
             Some(writer) => all(&writer.bitmaps()),
-            None => Bitmaps::read(&*self.storage, &self.header()).and_then(|bitmaps| all(&bitmaps)),
+            None => Bitmaps::read(&self.storage, &self.header()).and_then(|bitmaps| all(&bitmaps)),
         };
         done.map_err(|error| error.with_path_of(self.storage.path()))
     }
@@ -164,7 +164,7 @@ impl Image {
 
     fn load_bits(&self, entry: &Entry) -> Result<DirtyBits> {
         entry.bitmap.check_usable()?;
-        DirtyBits::load(&*self.storage, &entry.bitmap, self.size(), self.geometry).map_err(|error| {
+        DirtyBits::load(&self.storage, &entry.bitmap, self.size(), self.geometry).map_err(|error| {
             let name = escape(&entry.bitmap.name);
             error.with_hint(format!(
                 "bitmap '{name}' cannot be read; remove it with `imgtool bitmap --remove`"

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{Error, Result, ZeroMode};
+use block::{Error, Result, Storage, ZeroMode};
 
 use super::Bitmaps;
 use crate::address::{ClusterIndex, HostOffset};
@@ -98,7 +98,7 @@ impl Image {
         }
         let mut replaced = vec![bitmaps.directory()];
         for (entry, _) in bitmaps.entries.iter().zip(kept).filter(|(_, kept)| !kept) {
-            replaced.extend(table::clusters(&*self.storage, &entry.bitmap, self.geometry)?);
+            replaced.extend(table::clusters(&self.storage, &entry.bitmap, self.geometry)?);
         }
         replaced.retain(|clusters| !clusters.is_empty());
         Ok(replaced)
@@ -163,9 +163,11 @@ impl Image {
         if let Some(directory) = directory {
             bitmaps.entries = directory.entries;
             bitmaps.directory = directory.clusters;
+            // No request reads them, and the file does not name them any more.
             let mut meta = writer.meta();
             for clusters in directory.replaced {
-                meta.allocator.free(clusters);
+                let released = meta.allocator.release(clusters, 1);
+                released.inspect_err(|error| writer.latch(error))?;
             }
         }
         Ok(())

@@ -20,6 +20,11 @@
 //! So a cut leaves clusters that are counted too high and flags that are missing. Both only waste: a cluster whose
 //! flag is missing is copied when it is written to. Never is a flag set on what is shared.
 //!
+//! Checks, QEMU's too, count a missing flag as an error, and no order of writes in place spares them that: a flag and its
+//! refcount lie in different sectors, so that one is ahead of the other for a while, and a missing flag is the harmless
+//! one. Only new copies of all L2 tables and refcount blocks, named by the header at once, would do without that while, and
+//! they would take as much room again and be written for every snapshot.
+//!
 //! Before any of it, a first pass over the tables makes sure that every entry is sound and every refcount has room, so
 //! that an operation which cannot be done is refused with nothing changed.
 
@@ -28,9 +33,10 @@ mod tree;
 mod watch;
 
 use std::ops::{ControlFlow, Range};
-use std::sync::{PoisonError, RwLockWriteGuard};
+use std::sync::PoisonError;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use block::sync::RwLockWriteGuard;
 use block::{BlockDevice, Error, Result, SnapshotSelector, Storage};
 
 use super::bitmap::{Bitmaps, NewDirectory};
@@ -82,7 +88,7 @@ impl Image {
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
         // The lock is held to the end: a table that the header names is not reused.
         let header = self.locked_header();
-        Ok(SnapshotTable::read(&*self.storage, &header)?.snapshots)
+        Ok(SnapshotTable::read(&self.storage, &header)?.snapshots)
     }
 
     /// Takes a snapshot of the disk as it is, called `name` and dated `date`. Its ID is one more than the highest. It
@@ -189,7 +195,10 @@ impl Image {
             name.clone_into(&mut snapshots[index].name);
             change.begin()?;
             let table = change.write_table(&snapshots)?;
-            latching(change.writer, || change.commit(&table, snapshots.len()))
+            latching(change.writer, || {
+                change.commit(&table, snapshots.len())?;
+                self.write_back()
+            })
         })
     }
 
@@ -228,7 +237,7 @@ impl Image {
         let bitmaps = writer.bitmaps_mut();
         // What waits first: the tables in the file are what is worked on.
         let changed = self.write_back().and_then(|()| {
-            let table = SnapshotTable::read(&*self.storage, &self.locked_header())?;
+            let table = SnapshotTable::read(&self.storage, &self.locked_header())?;
             change(&mut Change {
                 image: self,
                 writer,
@@ -338,16 +347,39 @@ impl Change<'_> {
                 return Err(error);
             }
         };
+        if let Err(error) = self.clear_copied(&tree, &l1, &mut steps) {
+            // No refcount is another yet, so the flags are all set as they were: there is room for what was there before.
+            latching(self.writer, || self.restore_copied(&tree, &mut steps))?;
+            self.give_back(table)?;
+            self.give_back(copy)?;
+            return Err(error);
+        }
         latching(self.writer, || {
-            tree.clear_copied(image, &mut steps)?;
-            self.store_l1(0, &l1)?;
-            image.storage.sync_data()?;
-            // What was read of the tables before says COPIED.
-            image.cache.forget(|_| true);
             tree.count(image, self.writer, Counting::Raise, &mut steps)?;
-            self.commit(&table, snapshots.len())
+            self.commit(&table, snapshots.len())?;
+            image.write_back()
         })?;
         Ok(snapshot)
+    }
+
+    /// Clears COPIED in all tables of the active disk, of which `l1` is the first, durably.
+    fn clear_copied(&self, tree: &Tree, l1: &[u64], steps: &mut Steps<'_>) -> Result<()> {
+        let image = self.image;
+        let cleared = tree.clear_copied(image, steps)?;
+        if self.store_l1(0, l1)? || cleared {
+            image.storage.sync_data()?;
+        }
+        // What was read of the tables before says COPIED.
+        image.cache.forget(|_| true);
+        Ok(())
+    }
+
+    /// Sets COPIED again where [`clear_copied`](Self::clear_copied) has not come to its end.
+    fn restore_copied(&self, tree: &Tree, steps: &mut Steps<'_>) -> Result<()> {
+        let tables = tree.set_copied(self.image, self.writer, steps);
+        self.set_l1_copied()?;
+        self.image.cache.forget(|_| true);
+        tables
     }
 
     fn apply(
@@ -387,7 +419,9 @@ impl Change<'_> {
         };
         let writer = self.writer;
         latching(writer, || {
-            new.clear_copied(image, &mut steps)?;
+            if new.clear_copied(image, &mut steps)? {
+                image.storage.sync_data()?;
+            }
             new.count(image, writer, Counting::Raise, &mut steps)?;
             let old_table = self.switch_to(&l1, &table, &new, size, directory)?;
             writer.epoch.wait(|epoch| {
@@ -427,6 +461,7 @@ impl Change<'_> {
             tree.count(image, self.writer, Counting::Lower, &mut steps)?;
             let l1 = self.clusters(snapshot.l1_offset, snapshot.l1_entries as usize * L1_ENTRY);
             self.writer.meta().allocator.release(l1, 1)?;
+            // No flag on the disk before the refcount that it stands for.
             image.write_back()?;
             active.set_copied(image, self.writer, &mut steps)?;
             self.set_l1_copied()?;
@@ -473,11 +508,7 @@ impl Change<'_> {
         fixed.extend(snapshots.map(|snapshot| l1(snapshot.l1_offset, snapshot.l1_entries)));
         fixed.push(self.bitmaps.directory());
         for bitmap in self.bitmaps.list() {
-            fixed.extend(table::clusters(
-                &*self.image.storage,
-                bitmap,
-                self.image.geometry,
-            )?);
+            fixed.extend(table::clusters(&self.image.storage, bitmap, self.image.geometry)?);
         }
         fixed.extend(self.writer.meta().allocator.refcounts.metadata());
         fixed.retain(|range| !range.is_empty());
@@ -549,7 +580,7 @@ impl Change<'_> {
     }
 
     /// Makes everything written so far durable, and then the header name the new snapshot table. The old one is given
-    /// back.
+    /// back, which the next flush makes durable.
     fn commit(&self, table: &NewTable, count: usize) -> Result<()> {
         self.commit_with(table, count, |_| ())
     }
@@ -571,8 +602,7 @@ impl Change<'_> {
             header.snapshot_count = count as u32;
             change(header);
         })?;
-        self.writer.meta().allocator.release(old, 1)?;
-        self.image.write_back()
+        self.writer.meta().allocator.release(old, 1)
     }
 
     /// Makes everything written so far durable, and then the header and the image in memory name another L1 table, with
@@ -636,14 +666,16 @@ impl Change<'_> {
             set_copied(&mut bytes);
             flagged[index] = u64::from_be_bytes(bytes);
         })?;
-        self.store_l1(0, &flagged)
+        self.store_l1(0, &flagged)?;
+        Ok(())
     }
 
-    /// Changes entries of the active L1 table from `first` on, in memory and, without a sync, in the file.
-    fn store_l1(&self, first: usize, entries: &[u64]) -> Result<()> {
+    /// Changes entries of the active L1 table from `first` on, in memory and, without a sync, in the file. Whether any was another.
+    fn store_l1(&self, first: usize, entries: &[u64]) -> Result<bool> {
         const PIECE: usize = 4096;
         let image = self.image;
         let start = image.locked_header().l1_offset;
+        let mut changed = false;
         for (number, piece) in entries.chunks(PIECE).enumerate() {
             let first = first + number * PIECE;
             let same = (first..)
@@ -652,6 +684,7 @@ impl Change<'_> {
             if same {
                 continue;
             }
+            changed = true;
             for (index, entry) in (first..).zip(piece) {
                 image.l1.store(index, *entry);
             }
@@ -660,7 +693,7 @@ impl Change<'_> {
                 .storage
                 .write_all_at(&bytes, (start + (first * L1_ENTRY) as u64).0)?;
         }
-        Ok(())
+        Ok(changed)
     }
 }
 

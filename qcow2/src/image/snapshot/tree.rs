@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use block::{Error, ErrorKind, Result};
+use block::{Error, ErrorKind, Result, Storage};
 
 use super::super::{Image, Writer};
 use super::references::{Collected, References, Runs};
@@ -156,8 +156,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Clears COPIED in all tables, and makes that durable.
-    pub(super) fn clear_copied(&self, image: &Image, steps: &mut Steps<'_>) -> Result<()> {
+    /// Clears COPIED in all tables, without a sync. Whether any flag was set.
+    pub(super) fn clear_copied(&self, image: &Image, steps: &mut Steps<'_>) -> Result<bool> {
         let entry_len = 1 << image.geometry.l2_entry_bits();
         let table_len = image.geometry.cluster_size() as usize;
         let mut any = false;
@@ -167,10 +167,7 @@ impl Tree {
             any |= changed.contains(&true);
             batch.write(image, &changed)
         })?;
-        if any {
-            image.storage.sync_data()?;
-        }
-        Ok(())
+        Ok(any)
     }
 
     /// Counts every reference of the tree once more, or once less. Refcount blocks are written early where there are

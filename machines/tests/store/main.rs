@@ -1,5 +1,7 @@
 //! Templates and clones in a store, with qemu-img as the judge of their images, and other processes beside.
 
+mod away;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,9 @@ use std::sync::Arc;
 use block::chain::Chain;
 use block::gate::Permissive;
 use block::{Access, BlockDevice, ErrorKind};
-use machines::store::{Alias, Instance, InstanceName, NewInstances, NewTemplate, Store, Template};
+use machines::store::{
+    Alias, Collecting, Instance, InstanceName, NewInstances, NewTemplate, Store, Template,
+};
 use machines::{Boot, Settings};
 use ops::Control;
 use raw::HostOpener;
@@ -51,6 +55,17 @@ impl Lab {
             ..NewTemplate::default()
         };
         self.store.import(&open(path), &new, &Control::unwatched())
+    }
+
+    /// A template with a kernel and an initrd.
+    fn bootable(&self) -> Template {
+        let new = NewTemplate {
+            kernel: Some(b"a kernel".to_vec()),
+            initrd: Some(b"an initrd".to_vec()),
+            ..NewTemplate::default()
+        };
+        let disk = open(&self.image("image.qcow2", "template"));
+        self.store.import(&disk, &new, &Control::unwatched()).unwrap()
     }
 
     fn clones(&self, template: &Template, names: &[&str]) -> block::Result<Vec<Instance>> {
@@ -335,13 +350,7 @@ fn a_changed_template_is_found_before_it_is_cloned_or_run() {
 #[test]
 fn a_changed_kernel_or_initrd_is_found_before_its_template_is_cloned_or_run() {
     let lab = Lab::new();
-    let new = NewTemplate {
-        kernel: Some(b"a kernel".to_vec()),
-        initrd: Some(b"an initrd".to_vec()),
-        ..NewTemplate::default()
-    };
-    let disk = open(&lab.image("image.qcow2", "template"));
-    let template = lab.store.import(&disk, &new, &Control::unwatched()).unwrap();
+    let template = lab.bootable();
     let clone = lab.clones(&template, &["before"]).unwrap().remove(0);
     // What was made before size and time were noted is read.
     let mut older = template.clone();
@@ -360,6 +369,40 @@ fn a_changed_kernel_or_initrd_is_found_before_its_template_is_cloned_or_run() {
         fs::write(&path, kept).unwrap();
         template.check(&Control::unwatched()).unwrap();
     }
+}
+
+#[test]
+fn a_template_without_its_kernel_or_initrd_is_not_cloned_until_it_is_back() {
+    let lab = Lab::new();
+    let template = lab.bootable();
+    for (what, path) in [
+        ("kernel", template.kernel().unwrap()),
+        ("initrd", template.initrd().unwrap()),
+    ] {
+        fs::rename(&path, lab.path("away")).unwrap();
+        let before = lab.files();
+        for full in [false, true] {
+            let new = NewInstances {
+                names: vec!["one".parse().unwrap()],
+                full,
+                ..NewInstances::default()
+            };
+            let error = lab.clone_as(&template, &new).unwrap_err();
+            assert!(
+                error.to_string().contains(&format!("the {what} of template")),
+                "{error}"
+            );
+            assert_eq!(error.path(), Some(&*path));
+            assert!(error.hint().is_some_and(|hint| hint.contains("once more")));
+            assert_eq!(lab.files(), before);
+        }
+        let error = template.verify(&Control::unwatched()).unwrap_err();
+        assert!(error.to_string().contains("is missing"), "{error}");
+        // As the hint says.
+        assert_eq!(lab.bootable().fingerprint, template.fingerprint);
+        template.verify(&Control::unwatched()).unwrap();
+    }
+    lab.clones(&template, &["one"]).unwrap();
 }
 
 #[test]
@@ -420,8 +463,20 @@ fn a_running_machine_is_neither_removed_nor_renamed() {
     assert_eq!(lab.store.instance("other").unwrap().document, renamed.document);
     assert!(lab.store.instance("web").is_err());
     assert!(!lab.files().iter().any(|file| file.contains("web")));
+    let assert_stale = || {
+        let stale = lab.store.rename(&clone, &"third".parse().unwrap()).unwrap_err();
+        let stale = stale.to_string();
+        assert!(
+            stale.contains("machine web has been renamed or removed"),
+            "{stale}"
+        );
+    };
+    assert_stale();
     lab.clones(&template, &["web"]).unwrap();
     assert!(lab.store.rename(&renamed, &clone.name).is_err());
+    // Another one of the name is not the one that was meant.
+    assert_stale();
+    assert!(lab.store.instance("web").is_ok());
 }
 
 #[test]
@@ -495,6 +550,7 @@ fn what_killed_processes_leave_is_no_machine_and_goes() {
         lab.path("store/instances/half.toml"),
     )
     .unwrap();
+    fs::write(lab.path("store/.unfinished"), "machines = [\"half\"]\n").unwrap();
     let zeros = "0".repeat(64);
     fs::write(lab.path(&format!("store/templates/{zeros}.kernel")), "").unwrap();
     fs::create_dir_all(lab.path("store/.work/1-0")).unwrap();
@@ -505,11 +561,15 @@ fn what_killed_processes_leave_is_no_machine_and_goes() {
     lab.store
         .remove_instance(&lab.store.instance("half").unwrap())
         .unwrap();
-    fs::write(lab.path("store/instances/half.toml"), "").unwrap();
+    fs::write(lab.path("store/instances/half.seed"), "").unwrap();
     fs::create_dir_all(lab.path("store/.work/1-0")).unwrap();
-    let tried = lab.store.collect(true).unwrap();
-    assert_eq!(tried.len(), 3, "{tried:?}");
-    assert_eq!(lab.store.collect(false).unwrap(), tried);
+    let only_tried = Collecting {
+        tried: true,
+        missing: false,
+    };
+    let tried = lab.store.collect(only_tried).unwrap();
+    assert_eq!((tried.removed.len(), tried.left.len()), (3, 0), "{tried:?}");
+    assert_eq!(lab.store.collect(Collecting::default()).unwrap(), tried);
     assert_eq!(lab.files(), whole);
     assert_eq!(fs::read_dir(lab.path("store/.work")).unwrap().count(), 0);
 }
@@ -541,26 +601,20 @@ fn clones_that_come_while_their_template_goes_keep_it_or_fail() {
 }
 
 #[test]
-fn a_base_that_is_away_for_a_while_loses_nothing_to_a_collection() {
+fn a_template_that_goes_while_machines_are_made_of_it_is_what_is_told() {
     let lab = Lab::new();
     let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
-    let clone = lab.clones(&template, &["web"]).unwrap().remove(0);
-    let before = lab.files();
-    for broken in [false, true] {
-        let kept = fs::read(clone.image().with_extension("toml")).unwrap();
-        if broken {
-            fs::write(clone.image().with_extension("toml"), "no TOML").unwrap();
-        }
-        fs::rename(template.image(), lab.path("away")).unwrap();
-        assert!(lab.store.collect(false).unwrap().is_empty());
-        fs::rename(lab.path("away"), template.image()).unwrap();
-        fs::write(clone.image().with_extension("toml"), kept).unwrap();
-    }
-    assert_eq!(lab.files(), before);
-    assert_eq!(
-        lab.store.template("one").unwrap().fingerprint,
-        template.fingerprint
-    );
+    let remove = |_: &Instance, _: &Arc<dyn BlockDevice>| lab.store.remove_template(&template);
+    let new = NewInstances {
+        names: vec!["web".parse().unwrap()],
+        ..NewInstances::default()
+    };
+    let made = lab
+        .store
+        .clone_template(&template, &new, &remove, &Control::unwatched());
+    let error = made.unwrap_err().to_string();
+    assert_eq!(error, "template one was removed while machines were made of it");
+    assert!(lab.store.instances().unwrap().found.is_empty());
 }
 
 #[test]
@@ -631,7 +685,7 @@ fn jobs_do_not_take_each_others_work_for_rubbish() {
             scope.spawn(move || {
                 for round in 0..20 {
                     lab.clones(template, &[&format!("m-{worker}-{round}")]).unwrap();
-                    lab.store.collect(false).unwrap();
+                    lab.store.collect(Collecting::default()).unwrap();
                 }
             });
         }

@@ -11,14 +11,15 @@ thread_local! {
 }
 
 /// A buffer of undefined content; goes back to its thread when dropped.
-pub(crate) struct Scratch {
+#[derive(Debug)]
+pub struct Scratch {
     bytes: Vec<u8>,
     len: usize,
 }
 
 impl Scratch {
     /// A buffer of `len` bytes, a few clusters at most: whatever was in it last.
-    pub(crate) fn new(len: usize) -> Self {
+    pub fn new(len: usize) -> Self {
         let mut bytes = POOL.with(|pool| pool.borrow_mut().pop()).unwrap_or_default();
         if bytes.len() < len {
             bytes.resize(len, 0);

@@ -1,0 +1,328 @@
+//! Files that are longer, deeper or more than anybody needs: each is refused by its limit, which is said.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::common::Lab;
+
+const MIB: u64 = 1 << 20;
+
+/// A file that is all hole.
+fn hole(lab: &Lab, name: &str, len: u64) {
+    File::create(lab.path(name)).unwrap().set_len(len).unwrap();
+}
+
+#[test]
+fn what_is_kept_in_memory_whole_is_short() {
+    let lab = Lab::new();
+    fs::create_dir(lab.path("tree")).unwrap();
+    lab.imgtool("create -q -f qcow2 image.qcow2 1M");
+    for name in ["key", "recipe.toml", "image.qcow2.toml"] {
+        hole(&lab, name, MIB + 1);
+    }
+    for (line, says) in [
+        (
+            "convert --key key -O raw image.qcow2 copy",
+            "longer than 1048576 bytes",
+        ),
+        (
+            "template build --store store recipe.toml",
+            "at most 1048576 bytes",
+        ),
+        (
+            "template import --store store image.qcow2 --alias a",
+            "at most 1048576 bytes",
+        ),
+    ] {
+        lab.run(&format!("imgtool {line}")).fails(1, &[says]);
+    }
+    hole(&lab, "tree/large", 64 * MIB + 1);
+    lab.imgtool("mkfs -q tree filesystem");
+    let edit = format!(
+        "env EDITOR=true {} fs edit filesystem /large",
+        env!("CARGO_BIN_EXE_imgtool")
+    );
+    lab.run(&edit)
+        .fails(1, &["67108865 bytes is too large to be edited"]);
+}
+
+#[test]
+fn recipes_are_not_deep_and_not_many() {
+    let lab = Lab::new();
+    let recipe = |name: &str, text: &str| fs::write(lab.path(name), text).unwrap();
+    recipe("last.toml", "[source]\ndirectory = \"tree\"\n");
+    let mut below = "last".to_owned();
+    for level in 0..16 {
+        recipe(
+            &format!("{level}.toml"),
+            &format!("extends = [\"{below}.toml\"]\n"),
+        );
+        below = level.to_string();
+    }
+    recipe(
+        "wide.toml",
+        &format!("extends = [{}]\n", "\"last.toml\",".repeat(256)),
+    );
+    recipe("nested.toml", &format!("a = {}", "[".repeat(100_000)));
+    for (name, says) in [
+        ("15", "more than 16 levels deep"),
+        ("wide", "more than 256 recipes"),
+        ("nested", "recurs"),
+    ] {
+        lab.run(&format!("imgtool template build --store store {name}.toml"))
+            .fails(1, &[says]);
+    }
+}
+
+/// What stands behind `json:`, which an image may name too where imgtool answers as qemu-img.
+#[test]
+fn names_in_json_are_not_deep() {
+    let lab = Lab::new();
+    lab.imgtool("create -q -f raw image 1M");
+    let nested = |levels: usize| {
+        let inner = r#"{"driver":"file","filename":"image"}"#;
+        format!(
+            "json:{}{inner}{}",
+            r#"{"driver":"raw","file":"#.repeat(levels),
+            "}".repeat(levels)
+        )
+    };
+    lab.run_words(&["imgtool", "qemu-img", "info", &nested(100)]).ok();
+    let done = lab.run_words(&["imgtool", "qemu-img", "info", &nested(4000)]);
+    assert_eq!(done.code(), 1);
+    let dotted = format!("driver=raw,{}filename=image", "file.".repeat(20_000));
+    let done = lab.run_words(&["imgtool", "qemu-img", "info", "--image-opts", &dotted]);
+    assert_eq!(done.code(), 1);
+}
+
+/// A container image in a directory.
+struct Layout<'a>(&'a Lab);
+
+impl Layout<'_> {
+    /// Stores what another document then names, as being of a kind.
+    fn blob(&self, kind: &str, bytes: &[u8]) -> Value {
+        let blobs = self.0.path("oci/blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let file = blobs.join("new");
+        fs::write(&file, bytes).unwrap();
+        let sum = Command::new("sha256sum").arg(&file).output().unwrap();
+        let digest = String::from_utf8(sum.stdout).unwrap()[..64].to_owned();
+        fs::rename(&file, blobs.join(&digest)).unwrap();
+        json!({
+            "mediaType": format!("application/vnd.oci.image.{kind}"),
+            "digest": format!("sha256:{digest}"),
+            "size": bytes.len(),
+        })
+    }
+
+    fn document(&self, kind: &str, document: &Value) -> Value {
+        self.blob(kind, document.to_string().as_bytes())
+    }
+
+    fn index(&self, manifests: &[Value]) -> Value {
+        self.document(
+            "index.v1+json",
+            &json!({"schemaVersion": 2, "manifests": manifests}),
+        )
+    }
+
+    /// Builds a filesystem of what these documents are, which fails.
+    fn refused(&self, manifests: &[Value], says: &str) {
+        let at = |name: &str| self.0.path("oci").join(name);
+        fs::write(at("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        let index = json!({"schemaVersion": 2, "manifests": manifests});
+        fs::write(at("index.json"), index.to_string()).unwrap();
+        self.0.run("imgtool mkfs -q oci:oci new").fails(1, &[says]);
+    }
+}
+
+#[test]
+fn container_images_are_not_deep_and_their_documents_not_long() {
+    let lab = Lab::new();
+    let layout = Layout(&lab);
+    let long = layout.blob("manifest.v1+json", &vec![b' '; (16 << 20) + 1]);
+    layout.refused(&[long], "16777217 bytes, and 16777216 at most");
+    let mut index = layout.index(&[]);
+    for _ in 0..9 {
+        index = layout.index(&[index]);
+    }
+    layout.refused(&[index], "indexes name each other more than 8 times");
+    let empty = layout.index(&[]);
+    layout.refused(&vec![empty; 1001], "more than 1000 documents");
+    let layer = layout.blob("layer.v1.tar", b"");
+    let ids = vec![layer["digest"].clone(); 10_001];
+    let config =
+        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids}});
+    let config = layout.document("config.v1+json", &config);
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": vec![layer; 10_001]});
+    let manifest = layout.document("manifest.v1+json", &manifest);
+    layout.refused(&[manifest], "more than 10000 layers");
+}
+
+#[test]
+fn an_archive_of_a_container_image_has_not_too_many_files() {
+    let lab = Lab::new();
+    let mut archive = BufWriter::new(File::create(lab.path("many.tar")).unwrap());
+    for number in 0..=1 << 20 {
+        let mut header = [0; 512];
+        header[..8].copy_from_slice(format!("{number:08}").as_bytes());
+        header[100..108].copy_from_slice(b"0000644\0");
+        header[124..136].copy_from_slice(b"00000000000\0");
+        header[148..156].fill(b' ');
+        header[156..165].copy_from_slice(b"0ustar\x0000");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        archive.write_all(&header).unwrap();
+    }
+    archive.write_all(&[0; 1024]).unwrap();
+    archive.into_inner().unwrap();
+    lab.run("imgtool mkfs -q oci-archive:many.tar new")
+        .fails(1, &["more than 1048576 files"]);
+}
+
+/// Runs a command that has not the memory for what is too long, and refuses it.
+fn refused_unread(lab: &Lab, arguments: &str, says: &str) {
+    let line = format!(
+        "ulimit -v 400000; exec {} {arguments}",
+        env!("CARGO_BIN_EXE_imgtool")
+    );
+    lab.run_words(&["sh", "-c", &line]).fails(1, &[says]);
+}
+
+/// What firmware takes for a program for x86-64, with a hole behind it.
+fn program(lab: &Lab, name: &str, len: u64) {
+    let path = lab.path(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut bytes = [0; 512];
+    bytes[..2].copy_from_slice(b"MZ");
+    bytes[0x3C] = 0x80;
+    bytes[0x80..0x86].copy_from_slice(b"PE\0\0\x64\x86");
+    fs::write(&path, bytes).unwrap();
+    File::options()
+        .write(true)
+        .open(&path)
+        .and_then(|file| file.set_len(len))
+        .unwrap();
+}
+
+#[test]
+fn kernels_and_boot_loaders_are_not_longer_than_any_is() {
+    let lab = Lab::new();
+    program(&lab, "tree/boot/vmlinuz-1", 4096);
+    program(&lab, "loader", (1 << 30) + 1);
+    let too_large = "larger than any boot loader (1073741824 bytes)";
+    refused_unread(&lab, "mkdisk -q --boot-efi loader tree disk", too_large);
+    program(
+        &lab,
+        "tree/usr/lib/systemd/boot/efi/systemd-bootx64.efi",
+        (1 << 30) + 1,
+    );
+    refused_unread(&lab, "mkdisk -q tree disk", too_large);
+    assert!(!lab.path("disk").exists());
+    program(&lab, "root/boot/vmlinuz-2", (1 << 30) + 1);
+    lab.imgtool("mkfs -q --size 64M root image");
+    refused_unread(
+        &lab,
+        "template import -q --store store image",
+        "vmlinuz-2 is too long",
+    );
+}
+
+#[test]
+fn modules_are_not_longer_than_any_is_compressed_or_not() {
+    let lab = Lab::new();
+    for directory in ["bin", "boot", "lib/modules/1"] {
+        fs::create_dir_all(lab.path("tree").join(directory)).unwrap();
+    }
+    for name in ["bin/busybox", "boot/vmlinuz-1"] {
+        fs::write(lab.path("tree").join(name), name).unwrap();
+    }
+    let modules = lab.path("tree/lib/modules/1");
+    hole(&lab, "tree/lib/modules/1/plain.ko", 64 * MIB + 1);
+    for (packer, suffix) in [("gzip", "gz"), ("xz", "xz"), ("zstd", "zst")] {
+        let pack = format!(
+            "head -c {} /dev/zero | {packer} -1c >{}/{packer}.ko.{suffix}",
+            64 * MIB + 1,
+            modules.display()
+        );
+        lab.run_words(&["sh", "-ec", &pack]).ok();
+    }
+    for module in ["plain", "gzip", "xz", "zstd"] {
+        let recipe = format!("[source]\ndirectory = \"tree\"\n[initrd]\nmodules = [\"{module}\"]\n");
+        fs::write(lab.path("recipe.toml"), recipe).unwrap();
+        let done = lab.run("imgtool template build -q --store store recipe.toml");
+        done.fails(1, &[module, "too long for a module (67108864 bytes)"]);
+    }
+}
+
+#[test]
+fn keys_and_signatures_are_short() {
+    let lab = Lab::new();
+    lab.imgtool("create -q -f qcow2 image.qcow2 1M");
+    fs::create_dir_all(lab.path("store/keys")).unwrap();
+    lab.run("minisign -G -W -p store/keys/ours.pub -s ours.sec").ok();
+    hole(&lab, "image.qcow2.minisig", (64 << 10) + 1);
+    let import = || lab.run("imgtool template import -q --store store image.qcow2");
+    import().fails(1, &["image.qcow2.minisig", "a file of more than 65536 bytes"]);
+    hole(&lab, "store/keys/theirs.pub", (64 << 10) + 1);
+    let said = import().stderr();
+    assert!(
+        said.contains("theirs.pub: a file of more than 65536 bytes"),
+        "{said}"
+    );
+}
+
+#[test]
+fn of_what_is_wrong_with_an_upload_the_first_hundred_are_told() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f vmdk image 1M");
+    let text = "what=1\n".repeat(1000);
+    let file = File::options().write(true).open(lab.path("image")).unwrap();
+    file.write_all_at(text.as_bytes(), 512).unwrap();
+    let done = lab.run("imgtool inspect --safe --output json image");
+    assert_eq!(done.code(), 2, "{}", done.stderr());
+    let report: Value = serde_json::from_str(&done.stdout()).unwrap();
+    let problems = report["problems"].as_object().unwrap().values();
+    let told: usize = problems
+        .map(|of_a_check| of_a_check.as_array().unwrap().len())
+        .sum();
+    assert_eq!(told, 100, "{report:#}");
+}
+
+#[test]
+fn of_what_a_check_finds_the_first_are_listed_and_all_are_counted() {
+    const BLOCK: u64 = 64 << 10;
+    const BLOCKS: u64 = 3;
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 -o refcount_bits=1 image 1M");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(lab.path("image"))
+        .unwrap();
+    let mut table = [0; 8];
+    file.read_exact_at(&mut table, 48).unwrap();
+    let table = u64::from_be_bytes(table);
+    // Each of the blocks counts 2^19 clusters, of which all are in the file and hardly any is used.
+    let len = (BLOCKS << 19) * BLOCK;
+    for block in 0..BLOCKS {
+        let at = (16 + block) * BLOCK;
+        file.write_all_at(&at.to_be_bytes(), table + 8 * block).unwrap();
+        file.write_all_at(&vec![0xff; BLOCK as usize], at).unwrap();
+    }
+    file.set_len(len).unwrap();
+    for (command, most) in [("check", 1000), ("qemu-img check", 1 << 20)] {
+        let done = lab.run(&format!("imgtool {command} image"));
+        assert_eq!(done.code(), 3);
+        let (stdout, stderr) = (done.stdout(), done.stderr());
+        let listed = stderr.lines().filter(|line| line.starts_with("Leaked cluster"));
+        assert_eq!(listed.count(), most, "{command}");
+        // All but the header, two tables, and the blocks themselves.
+        let leaks = (BLOCKS << 19) - 3 - BLOCKS;
+        assert!(stdout.contains(&leaks.to_string()), "{command}: {stdout}");
+    }
+}

@@ -1,0 +1,124 @@
+//! Files of templates, which no command writes to or replaces, whoever may.
+//!
+//! # How they are known
+//!
+//! By their name, links followed: a fingerprint with the ending of a template's file, beside the description or the image of that
+//! template. This is so in whichever store, and holds for a file that is not there, too: it may be away for a while.
+//!
+//! By what they are: a hard link has any name, and so has what a symbolic link in a store leads to. Only files that are there
+//! can be such, and only those of one store, that of the caller, are compared: by device and inode, which reads one directory.
+
+use std::fs;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use block::{Error, Result};
+
+use super::template::BESIDE;
+use super::{Fingerprint, Store};
+
+impl Store {
+    /// Fails for a file of a template: of any store by its name, and of this `own` one by whatever name.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn refuse_template_file(path: &Path, own: Option<&Self>) -> Result<()> {
+        let is_named = place(path).and_then(|place| part_by_name(&place));
+        let Some(part) = is_named.or_else(|| own?.part_of_same_file(path)) else {
+            return Ok(());
+        };
+        let message = format!("it is the {part} of a template, and a template is not changed");
+        Err(Error::invalid(message)
+            .with_path(path)
+            .with_hint("change a machine that is a clone of it, and publish that: imgtool template publish"))
+    }
+
+    /// Fails for the name of a file in one of this store's directories, or of the names of its templates: only the store makes those.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn refuse_own_file(&self, path: &Path) -> Result<()> {
+        let (Some(place), Ok(store)) = (place(path), fs::canonicalize(&self.directory)) else {
+            return Ok(());
+        };
+        let Ok(inside) = place.strip_prefix(&store) else {
+            return Ok(());
+        };
+        let own = [
+            "instances",
+            "templates",
+            "profiles",
+            "keys",
+            "trusted",
+            ".work",
+            "aliases.toml",
+            ".lock",
+            ".unfinished",
+        ];
+        if !own.iter().any(|name| inside.starts_with(name)) {
+            return Ok(());
+        }
+        let error = Error::invalid(
+            "it is a file of the store, whose templates and machines are made by its own commands",
+        );
+        Err(error.with_path(path).with_hint("name a file outside of it"))
+    }
+
+    /// Whether a file is the image of a template, of whichever store, under its name there.
+    pub(crate) fn is_template_image(path: &Path) -> bool {
+        place(path).and_then(|place| part_by_name(&place)) == Some("image")
+    }
+
+    /// What of a template in this store a file is, whatever it is called.
+    fn part_of_same_file(&self, path: &Path) -> Option<&'static str> {
+        let file = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        let is_same = |other: &fs::DirEntry| {
+            let is_link = other.file_type().is_ok_and(|kind| kind.is_symlink());
+            // The directory knows the inode of what is no link, so that hardly a file has to be looked at.
+            (is_link || other.ino() == file.ino())
+                && fs::metadata(other.path())
+                    .is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()))
+        };
+        let mut entries = fs::read_dir(self.templates_directory()).ok()?.flatten();
+        let same = entries.find(is_same)?;
+        Some(part_of(&same.path()).map_or("file", |(_, part)| part))
+    }
+}
+
+/// Where a file is or would be, with links followed.
+fn place(path: &Path) -> Option<PathBuf> {
+    if let Ok(place) = fs::canonicalize(path) {
+        return Some(place);
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = fs::canonicalize(directory.unwrap_or(Path::new("."))).ok()?;
+    Some(directory.join(path.file_name()?))
+}
+
+/// What of a template a file is by its name, if there is anything of that template beside it.
+fn part_by_name(place: &Path) -> Option<&'static str> {
+    let (fingerprint, part) = part_of(place)?;
+    let directory = place.parent()?;
+    ["toml", "qcow2"]
+        .iter()
+        .any(|known| {
+            Store::file(directory, fingerprint, known)
+                .symlink_metadata()
+                .is_ok()
+        })
+        .then_some(part)
+}
+
+/// The template and the part of it that a file's name says it is.
+fn part_of(path: &Path) -> Option<(Fingerprint, &'static str)> {
+    let (stem, extension) = path.file_name()?.to_str()?.split_once('.')?;
+    let part = match extension {
+        "qcow2" => "image",
+        "toml" => "description",
+        "kernel" => "kernel",
+        "initrd" => "initrd",
+        other if BESIDE.contains(&other) => "signature",
+        _ => return None,
+    };
+    Some((stem.parse().ok()?, part))
+}
