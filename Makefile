@@ -56,7 +56,8 @@ deny: ## Licences, advisories and sources of all dependencies (needs cargo-deny:
 # Tree borrows: bitvec keeps more in its pointers than stacked borrows have words for. Left out is what takes minutes.
 miri: export MIRIFLAGS = -Zmiri-disable-isolation -Zmiri-tree-borrows
 miri: export PROPTEST_CASES = 4
-miri: ## Parsers of qcow2, the cache of block with its threads, and the simulator of power cuts, by Miri (needs nightly Rust and its component miri)
+miri: ## Parsers of qcow2, the cache of block with its threads, and the simulator of power cuts, by Miri (installs it)
+	scripts/setup.sh miri
 	$(CARGO) +nightly miri test --package qcow2 --all-features --lib -- \
 		entry:: feature:: geometry:: metadata_map:: snapshot::tests::an_image bitmap::directory bitmap::table extension:: --skip what_is_plain --skip qemu
 	$(CARGO) +nightly miri test --package block --all-features --lib -- \
@@ -88,7 +89,7 @@ compare-peers: ## The crates imago and qcow2-rs beside this library, by criterio
 	scripts/setup.sh test
 	$(CARGO) bench --manifest-path benches/peers/Cargo.toml -- $(BENCH)
 
-fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds; needs a C++ compiler
+fuzz: ## Each fuzz target for FUZZ_SECONDS (60) seconds
 	scripts/fuzz.sh
 
 torture: ## Power cuts, TORTURE (10) times as many as in the tests, from seed TORTURE_SEED (0) on, and kills

@@ -2,7 +2,8 @@
 # Runs every fuzz target for a while, starting from small images that QEMU made, archives of GNU tar, and filesystems of
 # mke2fs and of imgtool.
 #
-#   scripts/fuzz.sh [TARGET...]        FUZZ_SECONDS=60 for each
+#   scripts/fuzz.sh [TARGET...]        FUZZ_SECONDS=60 for each, as many at once as there are processors;
+#                                      FUZZ_SEED=1 draws the same numbers each time
 #
 # Any toolchain will do: what cargo-fuzz adds to a build, but for sanitizers of memory, are options of a stable compiler.
 # Whoever has it and a nightly toolchain can run the same targets with it.
@@ -10,9 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${FUZZ_SECONDS:-60}
 
-fail() { echo "fuzz: $*" >&2; exit 1; }
-scripts/setup.sh test
-command -v c++ >/dev/null || fail "no C++ compiler, which libFuzzer is built with: 'apt-get install g++'"
+scripts/setup.sh fuzz
 
 # image NAME OPTIONS: a seed of 32 KiB with data, zeros and something compressed.
 seeds=fuzz/corpus/open_and_read
@@ -182,8 +181,8 @@ for flag in level=4 inline-8bit-counters pc-table trace-compares; do
 done
 # With --target these flags are not for what runs while building.
 RUSTFLAGS="${flags[*]}" cargo build --release --manifest-path fuzz/Cargo.toml --target "$host" "${targets[@]/#/--bin=}"
-for target in "${targets[@]}"; do
-    echo "== $target for $seconds s"
+fuzz() { # target: what it says is shown whole where it found something, and in a line where it did not
+    local target=$1 log="fuzz/artifacts/$1.log" dict lengths
     dict=fuzz/$target.dict
     [ -e "$dict" ] || dict=fuzz/qcow2.dict
     mkdir -p "fuzz/corpus/$target" "fuzz/artifacts/$target"
@@ -194,6 +193,17 @@ for target in "${targets[@]}"; do
         *) lengths=() ;;
     esac
     # What it finds lies in artifacts, and is tried again with the same program and the file's name.
-    "fuzz/target/$host/release/$target" "fuzz/corpus/$target" -artifact_prefix="fuzz/artifacts/$target/" \
-        -max_total_time="$seconds" -dict="$dict" -timeout=10 -rss_limit_mb=2048 "${lengths[@]}"
-done
+    if "fuzz/target/$host/release/$target" "fuzz/corpus/$target" -artifact_prefix="fuzz/artifacts/$target/" \
+        -max_total_time="$seconds" -dict="$dict" -timeout=30 -rss_limit_mb=2048 ${FUZZ_SEED:+-seed="$FUZZ_SEED"} \
+        "${lengths[@]}" >"$log" 2>&1; then
+        echo "fuzz: $target: $(tail -n 1 "$log")"
+    else
+        tail -n 200 "$log"
+        echo "fuzz: $target FAILED"
+        return 1
+    fi
+}
+export -f fuzz
+export host seconds
+# One of them takes one processor.
+printf '%s\0' "${targets[@]}" | xargs -0 -n 1 -P "$(nproc)" bash -c 'set -euo pipefail; fuzz "$1"' fuzz

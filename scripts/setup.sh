@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs, with apt, what a task needs and this machine lacks; touches nothing else.
 #
-#   scripts/setup.sh build|check|test|test-slow|demo
+#   scripts/setup.sh build|check|test|test-slow|fuzz|miri|demo
 #
 # Tests and demo compare with QEMU's tools, version 10 or later. Where the machine's own suite has an older one,
 # its backports suite is added, from the mirror the machine uses already.
@@ -57,6 +57,14 @@ need_component() { # subcommand component
     has rustup || fail "no 'cargo $1': install the component $2 of your Rust toolchain"
     say "adding the Rust component $2"
     rustup component add "$2"
+}
+
+need_miri() {
+    cargo +nightly miri --version >/dev/null 2>&1 && return
+    has rustup || fail "no Miri: it comes with a nightly Rust toolchain, by rustup"
+    say "adding Miri and a nightly Rust toolchain"
+    rustup toolchain install nightly --profile minimal --component miri,rust-src ||
+        fail "could not install Miri: not every nightly has it"
 }
 
 # The major version of the first qemu-img in PATH; nothing where there is none.
@@ -124,10 +132,11 @@ fetch_guest_kernel() {
 
 task=${1:-}
 case $task in
-    build | check | test | demo) ;;
+    build | check | test | miri | demo) ;;
     # All that tests need, and more at the end.
     test-slow) slow=1 task=test ;;
-    *) fail "usage: scripts/setup.sh build|check|test|test-slow|demo" ;;
+    fuzz) fuzz=1 task=test ;;
+    *) fail "usage: scripts/setup.sh build|check|test|test-slow|fuzz|miri|demo" ;;
 esac
 
 check_cargo
@@ -138,6 +147,7 @@ case $task in
         need_component fmt rustfmt
         need_component clippy clippy
         ;;
+    miri) need_miri ;;
     test | demo)
         need mke2fs e2fsprogs
         need mkfs.fat dosfstools
@@ -181,6 +191,8 @@ if [ "$task" = test ]; then
     need lxd lxd
     python3 -c 'import jsonschema, yaml' 2>/dev/null || packages+=(python3-jsonschema python3-yaml)
     need minisign minisign
+    # LibFuzzer is built with it.
+    if [ -n "${fuzz:-}" ]; then need c++ g++; fi
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || packages+=(ovmf)
     [ -e /usr/share/AAVMF/AAVMF_CODE.fd ] || packages+=(qemu-efi-aarch64)
     [ -e /usr/lib/systemd/boot/efi/systemd-bootx64.efi ] || packages+=(systemd-boot-efi)
