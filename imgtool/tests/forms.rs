@@ -449,6 +449,8 @@ fn what_does_not_go_together_is_told_and_nothing_is_replaced_by_notes() {
 #[test]
 fn what_has_rotted_is_neither_exported_nor_imported() {
     let lab = lab();
+    // What nothing has a checksum of, in a disk.
+    fs::write(lab.path("root/etc/text"), "this is what rots").unwrap();
     uefi(&lab);
     export(&lab, "uefi", "qcow2").ok();
     // One byte, at the time and of the size that were.
@@ -456,7 +458,7 @@ fn what_has_rotted_is_neither_exported_nor_imported() {
         shell(
             &lab,
             &format!(
-                "f=$(echo {file}); m=$(stat -c %y $f); printf X | dd of=$f bs=1 seek=700000 conv=notrunc status=none; touch -d \"$m\" $f"
+                "f=$(echo {file}); m=$(stat -c %y $f); at=$(grep -abo 'this is what' $f | cut -d : -f 1); printf T | dd of=$f bs=1 seek=$at conv=notrunc status=none; touch -d \"$m\" $f"
             ),
         );
     };
