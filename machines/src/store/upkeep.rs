@@ -22,6 +22,16 @@ pub struct Verified {
     pub faults: Vec<Error>,
 }
 
+impl Verified {
+    /// Adds what is wrong, unless that is known already: many machines stand on one template.
+    pub fn add(&mut self, fault: Error) {
+        let said = fault.to_string();
+        if self.faults.iter().all(|other| other.to_string() != said) {
+            self.faults.push(fault);
+        }
+    }
+}
+
 /// What of a store is to be collected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Collecting {
@@ -48,23 +58,25 @@ impl Store {
     pub fn verify(&self, control: &Control<'_>) -> Result<Verified> {
         let mut verified = Verified::default();
         let templates = self.templates()?;
-        verified.faults.extend(templates.broken);
+        templates.broken.into_iter().for_each(|error| verified.add(error));
         verified.others = templates.others.len();
         for template in &templates.found {
             match self.verify_template(template, control) {
                 Ok(()) => verified.templates += 1,
                 Err(error) if error.kind() == block::ErrorKind::Interrupted => return Err(error),
-                Err(error) => verified.faults.push(error),
+                Err(error) => verified.add(error),
             }
         }
-        verified.faults.extend(self.broken_keys()?);
+        self.broken_keys()?
+            .into_iter()
+            .for_each(|error| verified.add(error));
         // Aliases that cannot be read are among what is broken.
         for alias in self.dangling() {
             let message = format!("the alias \"{alias}\" is that of a template that is not there");
-            verified.faults.push(Error::invalid(message));
+            verified.add(Error::invalid(message));
         }
         let instances = self.instances()?;
-        verified.faults.extend(instances.broken);
+        instances.broken.into_iter().for_each(|error| verified.add(error));
         verified.others += instances.others.len();
         for instance in &instances.found {
             match self.machine(instance, crate::Settings::default(), control) {
@@ -74,11 +86,11 @@ impl Store {
                         "machine {} is based on a template that has changed",
                         instance.name
                     );
-                    verified.faults.push(Error::invalid(message));
+                    verified.add(Error::invalid(message));
                 }
                 Err(error) if error.kind() == block::ErrorKind::Interrupted => return Err(error),
                 Err(error) if is_others(&error) => verified.others += 1,
-                Err(error) => verified.faults.push(error),
+                Err(error) => verified.add(error),
             }
         }
         Ok(verified)

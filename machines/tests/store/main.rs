@@ -348,6 +348,18 @@ fn a_changed_template_is_found_before_it_is_cloned_or_run() {
 }
 
 #[test]
+fn what_many_machines_miss_is_told_once() {
+    let lab = Lab::new();
+    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    lab.clones(&template, &["web", "db"]).unwrap();
+    let description = template.image().with_extension("toml");
+    fs::write(&description, "no TOML").unwrap();
+    let faults = lab.store.verify(&Control::unwatched()).unwrap().faults;
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert_eq!(faults[0].path(), Some(&*description));
+}
+
+#[test]
 fn a_changed_kernel_or_initrd_is_found_before_its_template_is_cloned_or_run() {
     let lab = Lab::new();
     let template = lab.bootable();

@@ -97,7 +97,7 @@ impl VerifyArgs {
             match store.verify_template(&template, control) {
                 Ok(()) => verified.templates += 1,
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
-                Err(error) => verified.faults.push(error),
+                Err(error) => verified.add(error),
             }
         }
         Ok(verified)
