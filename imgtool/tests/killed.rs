@@ -6,7 +6,7 @@
 //! second run must finish the job and tidy up.
 //!
 //! A run of the tests takes some of the calls of each command, the first and the last among them; with `TORTURE` in the environment,
-//! as `make torture` sets it, it takes all of them. Clones and imports of templates are killed in `templates.rs`.
+//! as `make torture` sets it, it takes all of them. Clones and imports of templates are killed at all of their names in `templates.rs`.
 
 mod calls;
 mod case;
@@ -356,6 +356,14 @@ fn stores() {
             case("template tag --store store tiny first", &[("store", Store)]),
             case("template untag --store store small", &[("store", Store)]),
             once("template rm --store store other", &[("store", Store)]),
+            case(
+                "template import -q --store store disk.raw --alias disk",
+                &[("store", Store)],
+            ),
+            case(
+                "template import -q --store store disk.raw --alias small --move",
+                &[("store", Store)],
+            ),
             case("template build -q --store store built.toml", &[("store", Store)]),
             case(
                 "template publish -q --store store web --alias mine",

@@ -17,11 +17,18 @@ impl Store {
     /// # Errors
     /// `InvalidInput` where they cannot be read, with line and column: they are people's, and not made anew.
     pub(super) fn aliases(&self) -> Result<Aliases> {
-        // Read first: their aliases are gone before this says nothing of them any more.
-        let gone = self.unfinished().templates;
+        // Read first: what it says has come true before it says no more.
+        let unfinished = self.unfinished();
         let mut aliases = self.all_aliases()?;
-        aliases.retain(|_, fingerprint| !gone.contains(fingerprint));
+        aliases.retain(|_, fingerprint| !unfinished.templates.contains(fingerprint));
+        aliases.extend(unfinished.aliases);
         Ok(aliases)
+    }
+
+    /// The same, for who writes them anew.
+    pub(super) fn aliases_to_change(&self, held: &Held) -> Result<Aliases> {
+        self.name_promised(held)?;
+        self.aliases()
     }
 
     /// With those of templates that a killed job was removing.
@@ -52,7 +59,7 @@ impl Store {
 
     /// Gives a template another name, and takes it away from any other that has it.
     pub(super) fn add_alias(&self, held: &Held, alias: &Alias, fingerprint: Fingerprint) -> Result<()> {
-        let mut aliases = self.aliases()?;
+        let mut aliases = self.aliases_to_change(held)?;
         match aliases.insert(alias.clone(), fingerprint) {
             Some(before) if before == fingerprint => Ok(()),
             _ => self.write_aliases(held, &aliases),

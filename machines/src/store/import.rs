@@ -18,7 +18,7 @@ use super::document::{self, text_of};
 use super::scratch::Scratch;
 use super::template::{BESIDE, Stamp, modified};
 use super::unfinished::Unfinished;
-use super::{Alias, Fingerprint, Held, Provenance, Store, Template, TemplateDocument, publish};
+use super::{Alias, Fingerprint, Provenance, Store, Template, TemplateDocument, publish};
 use crate::{BootKind, Root, Settings};
 
 /// Bytes of a kernel or an initrd at most.
@@ -116,7 +116,6 @@ struct Made<'m> {
     fingerprint: Fingerprint,
     /// Its description.
     text: &'m str,
-    alias: Option<&'m Alias>,
 }
 
 impl Store {
@@ -216,16 +215,16 @@ impl Store {
             scratch,
             fingerprint,
             text: &text,
-            alias: new.alias.as_ref(),
         };
         // The same content is the same template: what is known of it stays, and what it lacks is given to it.
         if Self::file(&directory, fingerprint, "qcow2").exists() {
             self.name_beside(&made)?;
-            self.name_alias(&held, &made)?;
+            if let Some(alias) = &new.alias {
+                self.add_alias(&held, alias, fingerprint)?;
+            }
         } else {
-            self.finish(&held, Unfinished::template(fingerprint), || {
-                self.name_new(&held, &made)
-            })?;
+            let unfinished = Unfinished::new_template(fingerprint, new.alias.as_ref());
+            self.finish(&held, unfinished, || self.name_new(&made))?;
         }
         let template = self.load_template(fingerprint)?;
         Ok(match &new.alias {
@@ -234,8 +233,8 @@ impl Store {
         })
     }
 
-    /// Gives a template that is not there yet its files and its name.
-    fn name_new(&self, held: &Held, made: &Made<'_>) -> Result<()> {
+    /// Gives a template that is not there yet its files. With its image it has its alias, too.
+    fn name_new(&self, made: &Made<'_>) -> Result<()> {
         let directory = self.templates_directory();
         for name in BESIDE {
             document::remove(&Self::file(&directory, made.fingerprint, name))?;
@@ -244,9 +243,7 @@ impl Store {
         document::sync(&directory)?;
         let image = Self::file(&directory, made.fingerprint, "qcow2");
         publish(&made.scratch.path("qcow2"), &image)?;
-        document::sync(&directory)?;
-        // Last, as another template may have it until then.
-        self.name_alias(held, made)
+        document::sync(&directory)
     }
 
     /// Names what goes with a template, where that is not there.
@@ -264,11 +261,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-
-    fn name_alias(&self, held: &Held, made: &Made<'_>) -> Result<()> {
-        made.alias
-            .map_or(Ok(()), |alias| self.add_alias(held, alias, made.fingerprint))
     }
 }
 

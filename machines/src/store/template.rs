@@ -458,7 +458,7 @@ impl Store {
     /// `InvalidInput` for a name that none has.
     pub fn untag(&self, alias: &Alias) -> Result<()> {
         let held = self.hold()?;
-        let mut aliases = self.aliases()?;
+        let mut aliases = self.aliases_to_change(&held)?;
         if aliases.remove(alias).is_none() {
             return Err(Error::invalid(format!("\"{alias}\" is the name of no template")));
         }

@@ -13,11 +13,14 @@
 //! | yes | there | whole, or still so |
 //! | yes | not there | not yet, or no more: its other files are nobody's, and so are its aliases |
 //!
-//! When the job is done, has failed, or was killed and another gets the lock, the files of the last row are removed, and then what was written down.
-//! Readers have no lock: they do not see aliases of the last row.
+//! The alias that a new template is to have is written down with it, and is its name from the moment that the disk is there: there is none at which
+//! the template is there without it.
 //!
-//! It is not synced: a file system that keeps the order of names needs none of it. Where it is lost with a power cut, a name is refused as that of
-//! a machine whose disk is away, and nothing else is lost.
+//! When the job is done, has failed, or was killed and another gets the lock, such aliases go where all are, the files of the last row are removed, and
+//! then what was written down. Readers have no lock: they do not see aliases of the last row, and do see those that are only written down here.
+//!
+//! It is synced only where it has an alias: a file system that keeps the order of names needs none of it. Where it is lost with a power cut, a name is
+//! refused as that of a machine whose disk is away, and nothing else is lost.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,8 +30,9 @@ use std::path::{Path, PathBuf};
 use block::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use super::aliases::Aliases;
 use super::document::{self, load, text_of};
-use super::{Fingerprint, Held, InstanceName, Store, instance, template};
+use super::{Alias, Fingerprint, Held, InstanceName, Store, instance, template};
 
 /// Templates and machines that are about to be named or removed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -36,9 +40,23 @@ use super::{Fingerprint, Held, InstanceName, Store, instance, template};
 pub(super) struct Unfinished {
     pub(super) templates: BTreeSet<Fingerprint>,
     pub(super) machines: BTreeSet<InstanceName>,
+    /// What templates are called once their disks are there.
+    #[serde(skip_serializing_if = "Aliases::is_empty")]
+    pub(super) aliases: Aliases,
 }
 
 impl Unfinished {
+    /// A template that is to have an alias as soon as it is there.
+    pub(super) fn new_template(fingerprint: Fingerprint, alias: Option<&Alias>) -> Self {
+        Self {
+            aliases: alias
+                .map(|alias| (alias.clone(), fingerprint))
+                .into_iter()
+                .collect(),
+            ..Self::template(fingerprint)
+        }
+    }
+
     pub(super) fn template(fingerprint: Fingerprint) -> Self {
         Self {
             templates: BTreeSet::from([fingerprint]),
@@ -53,7 +71,8 @@ impl Unfinished {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether there is nothing to remove.
+    fn is_clear(&self) -> bool {
         self.templates.is_empty() && self.machines.is_empty()
     }
 }
@@ -63,7 +82,7 @@ impl Store {
         self.directory.join(".unfinished")
     }
 
-    /// Those that have no disk, of which nothing is to stay. What cannot be read is of nobody's.
+    /// Those that have no disk, of which nothing is to stay, and aliases of those that have one now. What cannot be read is of nobody's.
     pub(super) fn unfinished(&self) -> Unfinished {
         let read = load::<Unfinished>(&self.unfinished_path());
         let mut unfinished = read.ok().flatten().unwrap_or_default();
@@ -74,6 +93,9 @@ impl Store {
         unfinished
             .machines
             .retain(|name| is_gone(&Self::file(&machines, name, "qcow2")));
+        unfinished
+            .aliases
+            .retain(|_, fingerprint| !is_gone(&Self::file(&templates, fingerprint, "qcow2")));
         unfinished
     }
 
@@ -89,30 +111,45 @@ impl Store {
         let left = self.unfinished();
         all.templates.extend(left.templates);
         all.machines.extend(left.machines);
+        left.aliases.into_iter().for_each(|(alias, fingerprint)| {
+            all.aliases.entry(alias).or_insert(fingerprint);
+        });
         self.write_down(&all)?;
         let done = job();
         let settled = self.settle(held);
         done.and(settled)
     }
 
-    /// Removes what goes with no disk, of those that are written down.
+    /// Gives templates the aliases that are written down, and removes what goes with no disk.
     pub(super) fn settle(&self, held: &Held) -> Result<()> {
         let path = self.unfinished_path();
         if is_gone(&path) {
             return Ok(());
         }
+        let named = self.name_promised(held);
         let unfinished = self.unfinished();
-        let cleared = self.clear(held, &unfinished);
-        if cleared.is_err() {
+        let settled = named.and(self.clear(held, &unfinished));
+        if settled.is_err() {
             // Those whose disk is there now may have one that is away later.
             let kept = self.write_down(&unfinished);
-            return cleared.and(kept);
+            return settled.and(kept);
         }
         document::remove(&path)
     }
 
+    /// Has the aliases that are written down here be where all are, and no longer here, where they would win over later ones.
+    pub(super) fn name_promised(&self, held: &Held) -> Result<()> {
+        let mut unfinished = self.unfinished();
+        if unfinished.aliases.is_empty() {
+            return Ok(());
+        }
+        self.write_aliases(held, &self.aliases()?)?;
+        unfinished.aliases.clear();
+        self.write_down(&unfinished)
+    }
+
     fn clear(&self, held: &Held, unfinished: &Unfinished) -> Result<()> {
-        if unfinished.is_empty() {
+        if unfinished.is_clear() {
             return Ok(());
         }
         let (templates, machines) = (self.templates_directory(), self.instances_directory());
@@ -142,8 +179,17 @@ impl Store {
         // Who holds the lock is alone here.
         let new = path.with_extension("new");
         document::remove(&new)?;
-        document::create_unsynced(&new, text_of(unfinished)?.as_bytes(), 0o644)?;
-        fs::rename(&new, &path).map_err(|error| Error::io("replace", error).with_path(&path))
+        let file = document::create_unsynced(&new, text_of(unfinished)?.as_bytes(), 0o644)?;
+        let is_durable = !unfinished.aliases.is_empty();
+        if is_durable {
+            file.sync_all()
+                .map_err(|error| Error::io("sync", error).with_path(&new))?;
+        }
+        fs::rename(&new, &path).map_err(|error| Error::io("replace", error).with_path(&path))?;
+        if is_durable {
+            document::sync(&self.directory)?;
+        }
+        Ok(())
     }
 }
 

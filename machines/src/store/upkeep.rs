@@ -149,7 +149,8 @@ impl Store {
         });
         if !collecting.tried {
             rubbish.iter().try_for_each(|path| document::remove(path))?;
-            let mut aliases = self.readable_aliases();
+            // Those that cannot be read are left to who mends them.
+            let mut aliases = self.aliases_to_change(&held).unwrap_or_default();
             let dangling = self.dangling();
             let before = aliases.len();
             aliases.retain(|alias, fingerprint| {

@@ -587,6 +587,29 @@ fn what_killed_processes_leave_is_no_machine_and_goes() {
 }
 
 #[test]
+fn an_alias_that_is_written_down_with_a_template_is_its_name_once_the_image_is_there() {
+    let lab = Lab::new();
+    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    let unfinished = lab.path("store/.unfinished");
+    let (is, never) = (template.fingerprint.to_string(), "0".repeat(64));
+    fs::write(
+        &unfinished,
+        format!("templates = [\"{is}\", \"{never}\"]\n[aliases]\ntwo = \"{is}\"\nthree = \"{never}\"\n"),
+    )
+    .unwrap();
+    let listed = lab.store.templates().unwrap().found.remove(0);
+    let aliases: Vec<&str> = listed.aliases.iter().map(Alias::as_str).collect();
+    assert_eq!(aliases, ["one", "two"]);
+    lab.store.template("three").unwrap_err();
+    // What comes later holds.
+    let other = lab.import(&lab.image("other.qcow2", "another"), "four").unwrap();
+    assert!(!unfinished.exists());
+    lab.store.tag(&other, &"two".parse().unwrap(), true).unwrap();
+    assert_eq!(lab.store.template("two").unwrap().fingerprint, other.fingerprint);
+    lab.store.template("three").unwrap_err();
+}
+
+#[test]
 fn clones_that_come_while_their_template_goes_keep_it_or_fail() {
     let lab = Lab::new();
     let image = lab.image("image.qcow2", "template");
