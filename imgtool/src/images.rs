@@ -7,6 +7,7 @@ use std::sync::Arc;
 use block::chain::{self, Below, Chain, ChainOptions};
 use block::gate::{Deny, OpenGate, OpenRequest, Permissive, Permit, Purpose, Within};
 use block::{Access, Error, ErrorKind, FileOpener, Format, Result, SnapshotSelector, Storage};
+use raw::lock::Conflict;
 use raw::{HostOpener, Io};
 
 use crate::arguments::Nested;
@@ -129,8 +130,8 @@ impl Opening {
     fn explain(self, error: Error) -> Error {
         match error.kind() {
             ErrorKind::Key => keys::explain(error),
-            // Not by another program: what is to be ended is said.
-            ErrorKind::Locked if error.message().contains(" is in use") => error,
+            // No lock, but a device that is in use: what is to be ended is said.
+            ErrorKind::Locked if Conflict::of(&error).is_none() => error,
             ErrorKind::Locked if self.access.write => error.with_hint("wait for it or stop it"),
             ErrorKind::Locked => error.with_hint(
                 "wait for it or stop it; commands that have -U read an image as it is being written to",

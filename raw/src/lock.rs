@@ -11,6 +11,7 @@
 //! The locks are of the open file description (OFD): two openings in one process meet them like strangers, and the
 //! kernel drops them with the last descriptor, however the process ends. The bytes need not exist, and nothing is ever written to them.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -69,10 +70,43 @@ impl LockMode {
     }
 }
 
+/// Who is in the way of a lock: the cause of an error of kind [`Locked`](ErrorKind::Locked).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The process, where that is to be seen.
+    pub pid: Option<u32>,
+    /// The name of its program, as the kernel cuts it: up to 15 bytes, which are whatever the program says.
+    pub program: Option<String>,
+    /// What it does with the image.
+    doing: &'static str,
+}
+
+impl Conflict {
+    /// Who an error says is in the way; `None` for one of another kind, and where no lock is in the way but a device that is in use.
+    pub fn of(error: &Error) -> Option<&Self> {
+        std::error::Error::source(error)?.downcast_ref()
+    }
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the image is locked: ")?;
+        match (self.pid, &self.program) {
+            (None, _) => f.write_str("another process")?,
+            (Some(pid), _) if pid == std::process::id() => f.write_str("this process")?,
+            (Some(pid), None) => write!(f, "a process (process {pid})")?,
+            (Some(pid), Some(program)) => write!(f, "{} (process {pid})", block::escape(program))?,
+        }
+        write!(f, " {}", self.doing)
+    }
+}
+
+impl std::error::Error for Conflict {}
+
 /// Locks the image that is open at `fd`, or says who is in the way. Nothing is held after a failure.
 ///
 /// # Errors
-/// `Locked`; `Io` where the file system has no locks.
+/// `Locked`, with a [`Conflict`] as its cause; `Io` where the file system has no locks.
 pub fn acquire(fd: BorrowedFd<'_>, mode: LockMode) -> Result<()> {
     let result = hold(fd, mode).and_then(|()| look(fd, mode));
     if result.is_err() {
@@ -132,13 +166,13 @@ fn locked(fd: BorrowedFd<'_>, byte: u64, pid: Option<u32>) -> Error {
         201 | 203 => "has it open and does not let others write to it",
         _ => "holds a lock on it",
     };
-    let who = match pid.or_else(|| holder(fd, byte)) {
-        Some(pid) if pid == std::process::id() => "this process".to_owned(),
-        Some(pid) => format!("{} (process {pid})", name(pid)),
-        None => "another process".to_owned(),
+    let pid = pid.or_else(|| holder(fd, byte));
+    let conflict = Conflict {
+        pid,
+        program: pid.and_then(program),
+        doing,
     };
-    Error::new(ErrorKind::Locked, format!("the image is locked: {who} {doing}"))
-        .with_hint("wait for it or stop it")
+    Error::told_by(ErrorKind::Locked, conflict).with_hint("wait for it or stop it")
 }
 
 /// One `fcntl` on `len` bytes from `start`; for `F_OFD_GETLK`, the lock in the way.
@@ -198,13 +232,12 @@ fn covers(line: &str, inode: u64, byte: u64) -> bool {
     of_file && from && to
 }
 
-/// The program's name, with control characters escaped.
-fn name(pid: u32) -> String {
-    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    match comm.trim_end() {
-        "" => "a process".to_owned(),
-        comm => block::escape(comm).into_owned(),
-    }
+/// The name of a process's program, if that is to be seen.
+fn program(pid: u32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let comm = String::from_utf8_lossy(&comm);
+    let comm = comm.strip_suffix('\n').unwrap_or(&comm);
+    (!comm.is_empty()).then(|| comm.to_owned())
 }
 
 #[cfg(test)]
@@ -258,6 +291,11 @@ mod tests {
             "{error}"
         );
         assert!(error.hint().is_some());
+        let conflict = Conflict::of(&error).unwrap();
+        assert_eq!(
+            (conflict.pid, conflict.program.as_deref()),
+            (Some(process.id()), Some("qemu-io"))
+        );
         (process, error)
     }
 
@@ -337,6 +375,10 @@ mod tests {
         let reader = File::open(&path).unwrap();
         let error = write(&path).unwrap_err();
         assert!(error.message().contains("this process"), "{error}");
+        assert_eq!(
+            Conflict::of(&error).and_then(|conflict| conflict.pid),
+            Some(std::process::id())
+        );
         drop(reader);
         let writer = write(&path).unwrap();
         assert_eq!(File::open(&path).unwrap_err().kind(), ErrorKind::Locked);

@@ -11,7 +11,7 @@ use block::chain::MAX_LAYERS;
 use block::{Error, ErrorKind, Format, Result, escape};
 use jiff::Timestamp;
 use ops::Control;
-use raw::lock::LockMode;
+use raw::lock::{Conflict, LockMode};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -242,14 +242,20 @@ pub(super) fn what_to_stop(error: Error) -> Error {
     if error.kind() != ErrorKind::Locked {
         return error;
     }
-    let is_held_by = |name: &str| error.message().contains(&format!(": {name}"));
-    if EMULATORS.iter().any(|name| is_held_by(name)) {
-        error.with_hint("the machine is running: stop it first")
-    } else if is_held_by("another process") {
-        error.with_hint("if that runs the machine, stop it first; wait for anything else")
-    } else {
-        error.with_hint("wait until that has ended, or stop it")
-    }
+    let hint = match Conflict::of(&error) {
+        Some(conflict) if is_emulator(conflict) => "the machine is running: stop it first",
+        Some(Conflict { program: None, .. }) => {
+            "if that runs the machine, stop it first; wait for anything else"
+        }
+        _ => "wait until that has ended, or stop it",
+    };
+    error.with_hint(hint)
+}
+
+/// Whether who has a disk locked is a program that runs machines.
+fn is_emulator(conflict: &Conflict) -> bool {
+    let program = conflict.program.as_deref();
+    program.is_some_and(|program| EMULATORS.iter().any(|name| program.starts_with(name)))
 }
 
 impl Store {
