@@ -25,10 +25,10 @@ use uuid::Uuid;
 
 use super::document::{self, text_of};
 use super::import::now;
-use super::instance::{BESIDE, Mac};
+use super::instance::BESIDE;
 use super::scratch::Scratch;
 use super::unfinished::Unfinished;
-use super::{Alias, Instance, InstanceDocument, InstanceName, Store, Template, publish};
+use super::{Alias, Instance, InstanceDocument, InstanceName, Mac, Store, Template, publish};
 use crate::personalise::grow;
 use crate::{Seed, Settings};
 

@@ -1,0 +1,150 @@
+//! What the disks of instances are based on, by the headers of their images.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use block::chain::MAX_LAYERS;
+use block::{Error, Format, Result, escape};
+use ops::Control;
+
+use super::{Fingerprint, Instance, InstanceName, Store, stems};
+use crate::machine::Layer;
+
+impl Store {
+    /// The images of an instance's disk, as their headers name them.
+    ///
+    /// # Errors
+    /// `InvalidInput` where one is missing, or is another than the template that the instance is a clone of; `Corrupt` for
+    /// a template that has changed.
+    pub fn layers(&self, instance: &Instance, control: &Control<'_>) -> Result<Vec<Layer>> {
+        let layers = chain(instance.image())?;
+        if layers.len() == 1 && instance.document.alone {
+            return Ok(layers);
+        }
+        let template = self.load_template(instance.document.template)?;
+        self.check_noted(&template, control)?;
+        if let Some(base) = layers.last().filter(|_| layers.len() > 1) {
+            let is = fs::canonicalize(&base.path).ok();
+            if is.is_none() || is != fs::canonicalize(template.image()).ok() {
+                let message = format!(
+                    "the disk is based on {}, and not on template {}",
+                    escape(&base.path.to_string_lossy()),
+                    template.name()
+                );
+                return Err(Error::invalid(message).with_path(instance.image()));
+            }
+            template.check(control)?;
+        } else {
+            // Its disk needs none, but what it is started with is the template's.
+            template.check_boot_files(control)?;
+        }
+        Ok(layers)
+    }
+
+    /// The instances whose disks are based on a template, as far as can be seen: by their headers, and where those cannot be
+    /// read, by what is known of them.
+    pub(super) fn instances_on(&self, template: Fingerprint) -> Result<Vec<String>> {
+        let image = Self::file(&self.templates_directory(), template, "qcow2");
+        let image = fs::canonicalize(&image).unwrap_or(image);
+        let directory = self.instances_directory();
+        let mut users = Vec::new();
+        for stem in stems(&directory, "qcow2")? {
+            let stands_on = match chain(Self::file(&directory, &stem, "qcow2")) {
+                Ok(layers) => layers[1..].iter().any(|layer| layer.path == image),
+                // Rather one too many than a base too few.
+                Err(_) => true,
+            };
+            // What it is started with comes from there, too.
+            let needs = || {
+                let instance = self.load_instance(stem.parse().ok()?).ok()?;
+                Some(instance.document.template == template && !instance.document.alone)
+            };
+            let stands_on = stands_on || needs() == Some(true);
+            if stands_on {
+                users.push(stem);
+            }
+        }
+        for name in self.away()? {
+            let instance = self.load_instance(name.clone());
+            // As above: what cannot be read may stand on any.
+            let stands_on =
+                |instance: Instance| instance.document.template == template && !instance.document.alone;
+            if instance.map_or(true, stands_on) {
+                users.push(format!("{name} (whose disk is away)"));
+            }
+        }
+        Ok(users)
+    }
+
+    /// Fails if another disk in the store is based on that of an instance.
+    pub(super) fn refuse_overlays(&self, name: &InstanceName) -> Result<()> {
+        let directory = self.instances_directory();
+        let image = Self::file(&directory, name, "qcow2");
+        let image = fs::canonicalize(&image).unwrap_or(image);
+        for stem in stems(&directory, "qcow2")? {
+            let layers = chain(Self::file(&directory, &stem, "qcow2")).unwrap_or_default();
+            if layers.iter().skip(1).any(|layer| layer.path == image) {
+                let message = format!("{stem} is based on the disk of machine {name}");
+                return Err(
+                    Error::invalid(message).with_hint("make that one stand alone first: imgtool stream")
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The image at `path` and what it is based on, the nearest first, by their headers. Nothing is locked, since a machine may run.
+fn chain(path: PathBuf) -> Result<Vec<Layer>> {
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut next = Some((path, "qcow2".to_owned()));
+    while let Some((path, format)) = next.take() {
+        let below = |error: Error| {
+            match layers.last() {
+            Some(above) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Error::invalid(format!(
+                "{} is missing, which {} is based on",
+                escape(&plain(&path).to_string_lossy()),
+                escape(&above.path.to_string_lossy())
+            ))
+            .with_hint("bring it back from a copy: without it there is no more of the disk than what was written to it since"),
+            _ => error,
+        }
+        };
+        if layers.len() == MAX_LAYERS {
+            return Err(
+                Error::unsupported(format!("the chain has more than {MAX_LAYERS} layers")).with_path(path),
+            );
+        }
+        let path =
+            fs::canonicalize(&path).map_err(|error| below(Error::io("look up", error).with_path(&path)))?;
+        let storage = raw::OpenOptions::new().lock(false).open(&path)?;
+        let reference = match format.as_str() {
+            "qcow2" => {
+                qcow2::Qcow2
+                    .references(&storage)
+                    .map_err(|error| error.with_path(&path))?
+                    .backing
+            }
+            _ => None,
+        };
+        if let Some(reference) = reference {
+            let Some(format) = reference.format else {
+                let message = "it does not state the format of its backing file";
+                return Err(Error::invalid(message).with_path(path));
+            };
+            let directory = path.parent().unwrap_or(&path);
+            next = Some((directory.join(&reference.name), format));
+        }
+        layers.push(Layer { path, format });
+    }
+    Ok(layers)
+}
+
+/// The path of a file that is not there, without `..` where its directory is.
+fn plain(path: &Path) -> PathBuf {
+    let directory = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    match (directory, path.file_name()) {
+        (Some(directory), Some(name)) => directory.join(name),
+        _ => path.to_owned(),
+    }
+}
