@@ -53,6 +53,11 @@ fn three_digits(value: f64) -> String {
     }
 }
 
+/// Words as one value of JSON: `base-missing`.
+pub(crate) fn key(words: &str) -> String {
+    words.replace(' ', "-")
+}
+
 /// How many there are of something: `1 file`, `2 files`.
 pub(crate) fn counted(count: u64, one: &str, more: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { more })

@@ -51,13 +51,18 @@ impl Table {
 }
 
 /// Tells, after a list, of what could not be listed. Gives the exit code.
-pub(crate) fn tell_broken(out: &mut dyn Write, broken: &[Error]) -> io::Result<u8> {
+pub(crate) fn tell_broken<'e>(
+    out: &mut dyn Write,
+    broken: impl IntoIterator<Item = &'e Error>,
+) -> io::Result<u8> {
     out.flush()?;
+    let mut code = 0;
     for error in broken {
+        code = 1;
         // With nobody left to read it there is nothing to be done about that.
         let _ = write!(io::stderr(), "{}", Failure::from(error.clone()));
     }
-    Ok(u8::from(!broken.is_empty()))
+    Ok(code)
 }
 
 #[cfg(test)]

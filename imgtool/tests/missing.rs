@@ -25,7 +25,10 @@ fn a_machine_whose_base_is_gone_is_shown_with_what_is_known_and_what_is_missing(
     let lab = lab();
     lab.imgtool("clone -q --store store web --from tiny --cpus 3 --size 32M");
     let whole = lab.imgtool("show --store store web");
-    assert!(whole.contains("template:    tiny\nstate:       off\n"), "{whole}");
+    assert!(
+        whole.contains("template:    tiny\nstate:       stopped\n"),
+        "{whole}"
+    );
     let image = template_file(&lab, "qcow2");
     fs::rename(&image, lab.path("away")).unwrap();
     let shown = lab.run("imgtool show --store store web");
@@ -40,7 +43,7 @@ fn a_machine_whose_base_is_gone_is_shown_with_what_is_known_and_what_is_missing(
     for line in [
         "machine:     web",
         "template:    tiny (its image is missing)",
-        "state:       off",
+        "state:       stopped",
         "size:        32 MiB",
         "settings:",
         "    cpus = 3",
@@ -62,8 +65,37 @@ fn a_machine_whose_base_is_gone_is_shown_with_what_is_known_and_what_is_missing(
     lab.run("imgtool run --store store web --print")
         .fails(1, &["is missing, which "]);
 
+    let state = |line: &str| {
+        let listed = json(
+            &lab.run(&format!("imgtool {line} --store store --output json"))
+                .stdout(),
+        );
+        (listed[0]["state"].clone(), listed[0]["fault"].clone())
+    };
+    assert_eq!(state("ls"), ("stopped".into(), "base-missing".into()));
+    assert!(lab.imgtool("ls --store store").contains("tiny      base missing"));
+    // The template is listed, with what to do.
+    let listed = lab.run("imgtool template ls --store store");
+    assert!(listed.stdout().contains("image missing"), "{}", listed.stdout());
+    listed.fails(
+        1,
+        &[
+            "the image of template tiny is missing",
+            "imgtool template rm tiny",
+        ],
+    );
+    assert_eq!(state("template ls").1, "image-missing");
+    let verified = lab.run("imgtool template verify --store store");
+    assert_eq!(verified.code(), 1);
+    let told = verified
+        .stderr()
+        .matches("the image of template tiny is missing")
+        .count();
+    assert_eq!(told, 1, "{}", verified.stderr());
+
     let description = template_file(&lab, "toml");
     fs::rename(&description, lab.path("away.toml")).unwrap();
+    assert_eq!(state("ls").1, "base-missing");
     let shown = lab.run("imgtool show --store store web");
     assert_eq!(shown.code(), 1);
     let short = &image.file_name().unwrap().to_str().unwrap()[..12];

@@ -40,7 +40,11 @@ fn a_machine_whose_description_is_broken_is_listed_with_the_reason_and_can_be_re
     fs::write(lab.path("store/instances/web-1.toml"), "uuid = 1\n").unwrap();
     let listed = lab.run("imgtool ls --store store");
     assert_eq!(listed.code(), 1);
-    assert!(listed.stdout().contains("web-1  (broken)"), "{}", listed.stdout());
+    assert!(
+        listed.stdout().contains("web-1            (broken)"),
+        "{}",
+        listed.stdout()
+    );
     assert!(
         listed.stderr().contains("line 1, column 8"),
         "{}",
@@ -257,8 +261,9 @@ fn a_machine_of_another_user_is_listed_as_that_and_is_nothing_to_mend_or_remove(
         lab.run(&format!("{user} {line}"))
     };
     let listed = as_member("ls --store store").ok();
-    assert!(listed.contains("secret  (another user's)"), "{listed}");
-    assert!(listed.contains("web     tiny"), "{listed}");
+    assert!(listed.contains("secret            (another user's)"), "{listed}");
+    // Its disk is its owner's alone, too.
+    assert!(listed.contains("web     tiny      disk unreadable"), "{listed}");
     let listed = json(&as_member("ls --store store --output json").ok());
     assert_eq!(listed[1]["name"], "secret");
     assert_eq!(listed[1]["others"], true);

@@ -495,6 +495,12 @@ fn a_template_is_called_as_it_was_asked_for() {
     lab.imgtool("clone -q --store store web --from tiny");
     lab.run("imgtool template rm --store store tiny")
         .fails(1, &["template tiny is what web is based on"]);
+    // A machine is listed with the name that its template had then, as long as it has that.
+    assert!(lab.imgtool("ls --store store").contains("web   tiny "));
+    lab.imgtool("template untag --store store tiny");
+    assert!(lab.imgtool("ls --store store").contains("web   a-first "));
+    lab.imgtool("template tag --store store a-first tiny");
+    assert!(lab.imgtool("ls --store store").contains("web   tiny "));
 }
 
 #[test]
@@ -633,8 +639,11 @@ fn who_has_a_disk_locked_is_stopped_or_waited_for_as_what_it_is() {
         lab.run(&format!("imgtool {line} --store store"))
             .fails(1, &["qemu-system", "hint: the machine is running: stop it first"]);
     }
+    let state = || json(&lab.imgtool("ls --store store --output json"))[0]["state"].clone();
+    assert_eq!(state(), "running");
     let end = "kill $0; while kill -0 $0 2>/dev/null; do sleep 0.05; done";
     lab.run_words(&["sh", "-c", end, &pid_of("pid")]).ok();
+    assert_eq!(state(), "stopped");
     // The command that holds it runs the others.
     for (n, line) in lines.iter().enumerate() {
         let imgtool = env!("CARGO_BIN_EXE_imgtool");

@@ -6,18 +6,23 @@ use std::path::Path;
 
 use block::{Error, escape};
 use clap::Args;
-use machines::store::{Instance, InstanceDocument, InstanceName, Store};
+use machines::store::{Instance, InstanceDocument, InstanceName, InstanceState, Listing, Store};
 use machines::{Boot, Machine, Network, Settings};
 use ops::Control;
 use serde_json::{Value, json};
 
 use super::Outcome;
 use super::template::{hidden, print_settings, short_time};
-use crate::output::{self, OutputFormat, human_size};
+use crate::output::{self, OutputFormat, human_size, key};
 use crate::stores::StoreArgs;
 use crate::table::{self, Table};
 
 /// List machines
+///
+/// The state is what can be seen without reading a disk: "stopped", "running" where a program that runs machines has the disk locked, "in use" where
+/// another has; and what would keep the machine from being started: "base missing", "base changed" where the template's image has another length
+/// than it had, "base touched" where it was written to since, be it with the same (`template verify` reads it), "other base", "template missing",
+/// "kernel missing", "profile missing", "disk missing" or "disk unreadable".
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool ls
@@ -34,38 +39,65 @@ impl ListArgs {
     pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
         let store = self.store.open()?;
         let instances = store.instances()?;
-        if self.output == OutputFormat::Json {
-            let found = instances.found.iter().map(as_json);
-            let broken = instances
-                .broken
-                .iter()
-                .map(|error| json!({ "name": name_of(error), "broken": error.to_string() }));
-            let others = instances
-                .others
-                .iter()
-                .map(|error| json!({ "name": name_of(error), "others": true }));
-            output::json(out, &found.chain(others).chain(broken).collect::<Value>())?;
-        } else {
-            let mut table = Table::new(&["NAME", "TEMPLATE", "ADDRESS", "TAKES", "CREATED"]);
-            for instance in &instances.found {
-                table.row([
-                    instance.name.to_string(),
-                    template_of(&store, instance),
-                    instance.mac().to_string(),
-                    instance.allocated().map(human_size).unwrap_or_default(),
-                    short_time(instance.document.created),
-                ]);
-            }
-            let others = instances.others.iter().map(|error| (error, "(another user's)"));
-            let broken = instances.broken.iter().map(|error| (error, "(broken)"));
-            for (error, what) in others.chain(broken) {
-                let empty = String::new;
-                table.row([name_of(error), what.to_owned(), empty(), empty(), empty()]);
-            }
-            table.print(out)?;
+        match self.output {
+            OutputFormat::Json => output::json(out, &list_as_json(&store, &instances))?,
+            OutputFormat::Human => table_of(&store, &instances).print(out)?,
         }
-        Ok(table::tell_broken(out, &instances.broken)?)
+        let missing = instances.away.iter().map(|(_, error)| error);
+        Ok(table::tell_broken(out, missing.chain(&instances.broken))?)
     }
+}
+
+/// Those of which all is known, and how they are.
+fn with_states<'l>(
+    store: &Store,
+    instances: &'l Listing<Instance>,
+) -> impl Iterator<Item = (&'l Instance, InstanceState)> {
+    let away = instances.away.iter().map(|(instance, _)| instance);
+    let all = instances.found.iter().chain(away);
+    all.map(|instance| (instance, store.state(instance)))
+}
+
+fn list_as_json(store: &Store, instances: &Listing<Instance>) -> Value {
+    let found = with_states(store, instances).map(|(instance, state)| {
+        let mut value = as_json(instance);
+        value["state"] = json!(key(state.used.words()));
+        value["fault"] = json!(state.fault.map(|fault| key(fault.words())));
+        value
+    });
+    let others = instances.others.iter();
+    let others = others.map(|error| json!({ "name": name_of(error), "others": true }));
+    let broken = instances.broken.iter();
+    let broken = broken.map(|error| json!({ "name": name_of(error), "broken": error.to_string() }));
+    found.chain(others).chain(broken).collect()
+}
+
+fn table_of(store: &Store, instances: &Listing<Instance>) -> Table {
+    let mut table = Table::new(&["NAME", "TEMPLATE", "STATE", "ADDRESS", "TAKES", "CREATED"]);
+    for (instance, state) in with_states(store, instances) {
+        table.row([
+            instance.name.to_string(),
+            template_of(store, instance),
+            state.to_string(),
+            instance.mac().to_string(),
+            instance.allocated().map(human_size).unwrap_or_default(),
+            short_time(instance.document.created),
+        ]);
+    }
+    let others = instances.others.iter().map(|error| (error, "(another user's)"));
+    let broken = instances.broken.iter().map(|error| (error, "(broken)"));
+    for (error, what) in others.chain(broken) {
+        let empty = String::new;
+        table.row([
+            name_of(error),
+            empty(),
+            what.to_owned(),
+            empty(),
+            empty(),
+            empty(),
+        ]);
+    }
+    table
 }
 
 /// The machine, or the template, whose document an error is about.
@@ -77,10 +109,9 @@ pub(super) fn name_of(error: &Error) -> String {
 
 /// The name of the template of an instance, or what is known of it where it is gone.
 fn template_of(store: &Store, instance: &Instance) -> String {
-    let fingerprint = instance.document.template;
-    match store.template(&fingerprint.to_string()) {
+    match store.base_of(instance) {
         Ok(template) => template.name(),
-        Err(_) => fingerprint.short(),
+        Err(_) => instance.document.template.short(),
     }
 }
 
@@ -179,7 +210,7 @@ impl<'s> Known<'s> {
         };
         let state = match &self.user {
             Some(user) => user.message().to_owned(),
-            None => "off".to_owned(),
+            None => "stopped".to_owned(),
         };
         let lines = [
             ("machine", instance.name.to_string()),

@@ -119,6 +119,7 @@ impl Store {
             document: InstanceDocument {
                 uuid: Uuid::new_v4(),
                 template: template.fingerprint,
+                alias: template.asked.clone(),
                 created: now(),
                 mac: new.mac,
                 alone: new.full,
@@ -142,7 +143,7 @@ impl Store {
 
     /// Fails for the address of another machine's network card: two of them on one network get each other's packets.
     fn refuse_mac(&self, mac: Mac) -> Result<()> {
-        let others = self.instances()?.found;
+        let others = self.instances_with_disks()?.found;
         match others.iter().find(|other| other.mac() == mac) {
             Some(other) => {
                 let message = format!("{mac} is the address of machine {}", other.name);

@@ -28,6 +28,9 @@ pub struct InstanceDocument {
     pub uuid: Uuid,
     /// The template that it is a clone of.
     pub template: Fingerprint,
+    /// What that was called when the clone was made, if it was asked for by an alias.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<Alias>,
     /// When it was made, as in RFC 3339.
     pub created: Timestamp,
     /// Its Ethernet address, where it is not to follow from the UUID.
@@ -148,7 +151,7 @@ pub(super) fn what_to_stop(error: Error) -> Error {
 }
 
 /// Whether who has a disk locked is a program that runs machines.
-fn is_emulator(conflict: &Conflict) -> bool {
+pub(super) fn is_emulator(conflict: &Conflict) -> bool {
     let program = conflict.program.as_deref();
     program.is_some_and(|program| EMULATORS.iter().any(|name| program.starts_with(name)))
 }
@@ -159,6 +162,20 @@ impl Store {
     /// # Errors
     /// `Io`.
     pub fn instances(&self) -> Result<Listing<Instance>> {
+        let mut listing = self.instances_with_disks()?;
+        for name in self.away()? {
+            match self.load_instance(name.clone()) {
+                Ok(instance) => listing.away.push((instance, self.disk_is_away(&name))),
+                // It has been removed meanwhile.
+                Err(_) if !self.is_taken(&name) => {}
+                error => listing.add(error),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Those whose disks are there, or linked to.
+    pub(super) fn instances_with_disks(&self) -> Result<Listing<Instance>> {
         let mut listing = Listing::new();
         for stem in stems(&self.instances_directory(), "qcow2")? {
             let Ok(name) = stem.parse() else { continue };
@@ -179,8 +196,7 @@ impl Store {
                 return self.load_instance(name);
             }
             if self.is_taken(&name) {
-                let error = Error::invalid(format!("the disk of machine \"{name}\" is away")).with_path(disk);
-                return Err(error.with_hint(give_up(&name)));
+                return Err(self.disk_is_away(&name));
             }
         }
         let names = stems(&directory, "qcow2")?;
@@ -220,19 +236,30 @@ impl Store {
         })
     }
 
-    /// The template that an instance is a clone of.
+    /// The template that an instance is a clone of, called as it was then, if it still is.
     ///
     /// # Errors
     /// `InvalidInput` where it is not there.
     pub fn base_of(&self, instance: &Instance) -> Result<Template> {
-        self.load_template(instance.document.template)
+        let template = self.load_template(instance.document.template)?;
+        Ok(match &instance.document.alias {
+            Some(alias) => template.called(alias),
+            None => template,
+        })
+    }
+
+    fn disk_is_away(&self, name: &InstanceName) -> Error {
+        let disk = Self::file(&self.instances_directory(), name, "qcow2");
+        let error = Error::invalid(format!("the disk of machine \"{name}\" is away"));
+        error.with_path(disk).with_hint(give_up(name))
     }
 
     /// The machines that are described, and whose disks are elsewhere for now.
     pub(super) fn away(&self) -> Result<Vec<InstanceName>> {
         let directory = self.instances_directory();
-        let unfinished = self.unfinished().machines;
         let names = stems(&directory, "toml")?.into_iter();
+        // Read after the names, and disks are looked for after both: what is just coming is not finished, or is there.
+        let unfinished = self.unfinished().machines;
         let names = names.filter_map(|stem| stem.parse::<InstanceName>().ok());
         Ok(names
             .filter(|name| !self.has_disk(name) && !unfinished.contains(name))

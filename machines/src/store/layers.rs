@@ -1,14 +1,37 @@
 //! What the disks of instances are based on, by the headers of their images.
 
+use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use block::chain::MAX_LAYERS;
-use block::{Error, Format, Result, escape};
+use block::{Error, ErrorKind, Format, Result, escape};
 use ops::Control;
 
-use super::{Fingerprint, Instance, InstanceName, Store, stems};
+use super::{Fingerprint, Instance, InstanceName, Store, Template, stems};
 use crate::machine::Layer;
+
+/// The cause of the error for an image that is not there and that another is based on.
+#[derive(Clone, Debug)]
+pub(super) struct MissingBase {
+    base: PathBuf,
+    above: PathBuf,
+}
+
+impl fmt::Display for MissingBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (base, above) = (self.base.to_string_lossy(), self.above.to_string_lossy());
+        write!(
+            f,
+            "{} is missing, which {} is based on",
+            escape(&base),
+            escape(&above)
+        )
+    }
+}
+
+impl std::error::Error for MissingBase {}
 
 impl Store {
     /// The images of an instance's disk, as their headers name them.
@@ -21,11 +44,10 @@ impl Store {
         if layers.len() == 1 && instance.document.alone {
             return Ok(layers);
         }
-        let template = self.load_template(instance.document.template)?;
+        let template = self.base_of(instance)?;
         self.check_noted(&template, control)?;
         if let Some(base) = layers.last().filter(|_| layers.len() > 1) {
-            let is = fs::canonicalize(&base.path).ok();
-            if is.is_none() || is != fs::canonicalize(template.image()).ok() {
+            if !is_image_of(base, &template) {
                 let message = format!(
                     "the disk is based on {}, and not on template {}",
                     escape(&base.path.to_string_lossy()),
@@ -94,18 +116,26 @@ impl Store {
     }
 }
 
+/// Whether an image is that of a template.
+pub(super) fn is_image_of(layer: &Layer, template: &Template) -> bool {
+    let is = fs::canonicalize(&layer.path).ok();
+    is.is_some() && is == fs::canonicalize(template.image()).ok()
+}
+
 /// The image at `path` and what it is based on, the nearest first, by their headers. Nothing is locked, since a machine may run.
-fn chain(path: PathBuf) -> Result<Vec<Layer>> {
+pub(super) fn chain(path: PathBuf) -> Result<Vec<Layer>> {
     let mut layers: Vec<Layer> = Vec::new();
     let mut next = Some((path, "qcow2".to_owned()));
     while let Some((path, format)) = next.take() {
         let below = |error: Error| {
             match layers.last() {
-            Some(above) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Error::invalid(format!(
-                "{} is missing, which {} is based on",
-                escape(&plain(&path).to_string_lossy()),
-                escape(&above.path.to_string_lossy())
-            ))
+            Some(above) if error.io_kind() == Some(io::ErrorKind::NotFound) => Error::told_by(
+                ErrorKind::InvalidInput,
+                MissingBase {
+                    base: plain(&path),
+                    above: above.path.clone(),
+                },
+            )
             .with_hint("bring it back from a copy: without it there is no more of the disk than what was written to it since"),
             _ => error,
         }

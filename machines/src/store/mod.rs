@@ -18,7 +18,7 @@
 //! keys/NAME.pub                  whom the store trusts; with none, everybody
 //! aliases.toml                   names of templates
 //! .lock                          held while any of these are changed
-//! .unfinished                    what is about to be named or removed: Unfinished
+//! .unfinished                    what is about to be named or removed, and aliases of that: Unfinished
 //! .work/                         what is not finished
 //! ```
 //!
@@ -46,6 +46,7 @@ mod publish;
 mod scratch;
 mod settings;
 mod signature;
+mod state;
 mod template;
 mod trusted;
 mod unfinished;
@@ -71,6 +72,7 @@ pub use mac::Mac;
 pub use name::{Alias, Hostname, InstanceName, nearest};
 pub use publish::{Leftovers, Published};
 pub(crate) use signature::SUFFIX as SIGNATURE;
+pub use state::{InstanceFault, InstanceState, TemplateFault, Used};
 pub use template::{Provenance, Stamp, Template, TemplateDocument};
 pub use upkeep::{Collected, Collecting, Verified};
 
@@ -87,6 +89,8 @@ pub struct Store {
 pub struct Listing<T> {
     /// In the order of names.
     pub found: Vec<T>,
+    /// Those of which all is known, and whose disks are not there; with what there is to say of that.
+    pub away: Vec<(T, Error)>,
     /// What only another user may read, as errors that name the file.
     pub others: Vec<Error>,
     /// What cannot be read.
@@ -97,6 +101,7 @@ impl<T> Listing<T> {
     fn new() -> Self {
         Self {
             found: Vec::new(),
+            away: Vec::new(),
             others: Vec::new(),
             broken: Vec::new(),
         }

@@ -52,7 +52,7 @@ impl Store {
     pub fn known_settings(&self, instance: &Instance) -> (Settings, Vec<Error>) {
         let document = &instance.document;
         let (mut settings, mut missing) = (Settings::default(), Vec::new());
-        let template = (!document.alone).then(|| self.load_template(document.template));
+        let template = (!document.alone).then(|| self.base_of(instance));
         let template = template.map(|loaded| loaded.map(|template| template.document.machine));
         let profiles = document.profiles.iter().map(|name| {
             let settings = self.profile(name);
@@ -162,7 +162,7 @@ impl Store {
             let own = |name| Some(instance.file(name)).filter(|path| path.exists());
             return Ok((own("kernel"), own("initrd")));
         }
-        let template = self.load_template(instance.document.template)?;
+        let template = self.base_of(instance)?;
         Ok((template.kernel(), template.initrd()))
     }
 

@@ -167,6 +167,8 @@ pub struct Template {
     pub fingerprint: Fingerprint,
     /// What else it is called: the alias that it was asked for by first, and the others in their order.
     pub aliases: Vec<Alias>,
+    /// The alias that it was asked for by, if it was.
+    pub(super) asked: Option<Alias>,
     /// What is known of it.
     pub document: TemplateDocument,
     /// The SHA-256 of that as it stands in its file.
@@ -207,6 +209,7 @@ impl Template {
     pub(super) fn called(mut self, alias: &Alias) -> Self {
         if let Some(at) = self.aliases.iter().position(|own| own == alias) {
             self.aliases[..=at].rotate_right(1);
+            self.asked = Some(alias.clone());
         }
         self
     }
@@ -337,17 +340,48 @@ impl Store {
     pub fn templates(&self) -> Result<Listing<Template>> {
         let mut listing = Listing::new();
         listing.broken.extend(self.aliases().err());
-        for stem in stems(&self.templates_directory(), "qcow2")? {
+        for stem in self.template_stems()? {
             let Ok(fingerprint) = stem.parse() else {
                 continue;
             };
-            let template = self.load_template(fingerprint);
-            listing.add(template.and_then(|template| template.check_is_there().map(|()| template)));
+            match self.load_template(fingerprint) {
+                Ok(template) => match template.check_is_there() {
+                    Ok(()) => listing.found.push(template),
+                    Err(error) => listing.away.push((template, error)),
+                },
+                // It has been removed meanwhile.
+                Err(_) if !self.has_template(&stem) => {}
+                error => listing.add(error),
+            }
         }
         listing
             .found
             .sort_by_key(|template| (template.name(), template.fingerprint));
         Ok(listing)
+    }
+
+    /// The fingerprints of templates that are there, or whose images are away.
+    fn template_stems(&self) -> Result<Vec<String>> {
+        let directory = self.templates_directory();
+        let mut all = stems(&directory, "qcow2")?;
+        all.extend(stems(&directory, "toml")?);
+        all.sort_unstable();
+        all.dedup();
+        // Read after the names, so that a template that is just coming is one that is not finished, or is there.
+        let unfinished = self.unfinished().templates;
+        all.retain(|stem| {
+            unfinished
+                .iter()
+                .all(|fingerprint| fingerprint.to_string() != *stem)
+        });
+        Ok(all)
+    }
+
+    /// Whether there is an image or a description.
+    fn has_template(&self, stem: &str) -> bool {
+        let directory = self.templates_directory();
+        let is_there = |extension| Self::file(&directory, stem, extension).symlink_metadata().is_ok();
+        is_there("qcow2") || is_there("toml")
     }
 
     /// The template of an alias, or of a fingerprint, of which the first four digits are enough, or more where several start with them.
@@ -385,7 +419,7 @@ impl Store {
         {
             return Ok((*fingerprint, Some(alias)));
         }
-        let stems = stems(&self.templates_directory(), "qcow2")?;
+        let stems = self.template_stems()?;
         let begin = stems.iter().filter(|stem| stem.starts_with(name));
         let (found, too_short): (Vec<_>, Vec<_>) = begin.partition(|_| name.len() >= least);
         match found.as_slice() {
@@ -433,6 +467,7 @@ impl Store {
         Ok(Template {
             fingerprint,
             aliases: own.map(|(alias, _)| alias.clone()).collect(),
+            asked: None,
             document,
             digest: Fingerprint::of_bytes(text.as_bytes()),
             directory,

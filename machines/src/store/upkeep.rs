@@ -7,7 +7,7 @@ use block::{Error, Result};
 use ops::Control;
 
 use super::scratch::Scratch;
-use super::{Fingerprint, Store, Template, document, is_others, stems};
+use super::{Alias, Fingerprint, Store, Template, document, is_others, stems};
 
 /// What a look at a store has found.
 #[derive(Debug, Default)]
@@ -60,6 +60,10 @@ impl Store {
         let templates = self.templates()?;
         templates.broken.into_iter().for_each(|error| verified.add(error));
         verified.others = templates.others.len();
+        templates
+            .away
+            .iter()
+            .for_each(|(_, error)| verified.add(error.clone()));
         for template in &templates.found {
             match self.verify_template(template, control) {
                 Ok(()) => verified.templates += 1,
@@ -70,14 +74,30 @@ impl Store {
         self.broken_keys()?
             .into_iter()
             .for_each(|error| verified.add(error));
+        let is_away = |fingerprint| {
+            let mut away = templates.away.iter();
+            away.any(|(template, _)| template.fingerprint == fingerprint)
+        };
+        let aliases = self.readable_aliases();
         // Aliases that cannot be read are among what is broken.
         for alias in self.dangling() {
+            // Of those that are away it was said.
+            if aliases
+                .get(&alias)
+                .is_some_and(|fingerprint| is_away(*fingerprint))
+            {
+                continue;
+            }
             let message = format!("the alias \"{alias}\" is that of a template that is not there");
             verified.add(Error::invalid(message));
         }
         let instances = self.instances()?;
         instances.broken.into_iter().for_each(|error| verified.add(error));
         verified.others += instances.others.len();
+        instances
+            .away
+            .into_iter()
+            .for_each(|(_, error)| verified.add(error));
         for instance in &instances.found {
             match self.machine(instance, crate::Settings::default(), control) {
                 Ok(_) => verified.instances += 1,
@@ -105,12 +125,13 @@ impl Store {
         self.verify_signature(template, control)
     }
 
-    fn dangling(&self) -> Vec<String> {
+    /// Aliases of templates whose images are not there.
+    fn dangling(&self) -> Vec<Alias> {
         let directory = self.templates_directory();
         let there = |fingerprint: &Fingerprint| Self::file(&directory, fingerprint, "qcow2").exists();
         let aliases = self.readable_aliases();
         let dangling = aliases.iter().filter(|(_, fingerprint)| !there(fingerprint));
-        dangling.map(|(alias, _)| alias.to_string()).collect()
+        dangling.map(|(alias, _)| alias.clone()).collect()
     }
 
     /// Removes what killed processes have left: files that go with no disk, and aliases of no template. Disks are never
@@ -153,9 +174,8 @@ impl Store {
             let mut aliases = self.aliases_to_change(&held).unwrap_or_default();
             let dangling = self.dangling();
             let before = aliases.len();
-            aliases.retain(|alias, fingerprint| {
-                wanted(&fingerprint.to_string()) || !dangling.iter().any(|name| name == alias.as_str())
-            });
+            aliases
+                .retain(|alias, fingerprint| wanted(&fingerprint.to_string()) || !dangling.contains(alias));
             if aliases.len() < before {
                 self.write_aliases(&held, &aliases)?;
             }
@@ -198,7 +218,7 @@ impl Store {
     /// The fingerprints that instances name, in their documents and in the headers of their disks; `None` where one of these
     /// cannot be read, and could name any.
     fn named(&self) -> Result<Option<BTreeSet<String>>> {
-        let instances = self.instances()?;
+        let instances = self.instances_with_disks()?;
         if !instances.broken.is_empty() || !instances.others.is_empty() {
             return Ok(None);
         }
