@@ -10,6 +10,7 @@ use raw::Io;
 use crate::keys;
 use crate::output;
 use crate::sandbox::{self, Names};
+use crate::stores::StoreArgs;
 
 /// What images may open by naming it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,13 +36,17 @@ pub(crate) struct OpenArgs {
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,
     #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
     refused: RefusedArgs,
 }
 
 impl OpenArgs {
-    /// Fails for arguments that are known and not supported, and reads the passphrases.
+    /// Fails for arguments that are known and not supported, reads the passphrases, and has names be those of machines in the store
+    /// that is named. To be called before any image is looked for.
     pub(crate) fn check(&self) -> Result<()> {
         self.refused.check()?;
+        self.store.choose();
         keys::read(&self.key)
     }
 }

@@ -14,7 +14,7 @@ use crate::arguments::Nested;
 use crate::image_name::hint_for_missing;
 use crate::keys;
 use crate::opener::Opener;
-use crate::stores::image_at;
+use crate::stores::image_to_open;
 
 /// The formats that images can be in.
 pub(crate) const FORMATS: [&dyn Format; 3] = [&qcow2::Qcow2, &encryption::LuksFormat, &raw::Raw];
@@ -85,7 +85,7 @@ impl Opening {
 
     /// The file at `path` and its format, without a look at what is in it.
     pub(crate) fn file(self, path: &Path, format: Option<&str>) -> Result<(Arc<dyn Storage>, &'static str)> {
-        let path = &*image_at(path);
+        let path = &*image_to_open(path, self.access)?;
         let opener = self.opener();
         let storage = opener
             .open(path, self.access)
@@ -117,7 +117,7 @@ impl Opening {
     }
 
     fn open_with(self, path: &Path, mut options: ChainOptions<'_>) -> Result<Chain> {
-        let path = &*image_at(path);
+        let path = &*image_to_open(path, self.access)?;
         options.access = self.access;
         options.keys = Some(keys::given());
         let gate = Gate(self.nested);

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Once, OnceLock};
 
-use block::{Error, Result, size};
+use block::{Access, Error, Result, size};
 use clap::{Args, ValueEnum};
 use machines::store::{InstanceName, Store};
 use machines::{BootKind, CredentialName, MAX_CPUS, NetworkKind, NetworkSettings, Settings};
@@ -23,7 +24,21 @@ pub(crate) struct StoreArgs {
     store: Option<PathBuf>,
 }
 
+/// The store that an option has named, for names of images.
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Whether it was said which of a file and a machine of the same name is read.
+static TOLD: Once = Once::new();
+
 impl StoreArgs {
+    /// Has names of images be those of machines in this store.
+    pub(crate) fn choose(&self) {
+        if let Some(store) = &self.store {
+            // A command has one such option.
+            let _ = CHOSEN.set(store.clone());
+        }
+    }
+
     pub(crate) fn open(&self) -> Result<Store> {
         let set = |name| {
             env::var_os(name)
@@ -34,6 +49,7 @@ impl StoreArgs {
         let directory = self
             .store
             .clone()
+            .or_else(|| CHOSEN.get().cloned())
             .or_else(|| set(VARIABLE))
             .or_else(|| {
                 set("XDG_DATA_HOME")
@@ -179,17 +195,46 @@ fn network(text: &str) -> Result<NetworkSettings> {
     }
 }
 
-/// The image at `path`, or where there is none and a machine of that name, the machine's.
+/// The image at `path`, or where there is none and a machine of that name, the machine's. A directory is no image.
 pub(crate) fn image_at(path: &Path) -> Cow<'_, Path> {
-    let own = || {
-        let name: InstanceName = path.to_str()?.parse().ok()?;
-        let store = StoreArgs::default().open().ok()?;
-        Some(store.instance(name.as_str()).ok()?.image())
-    };
+    let is_directory = path.metadata().is_ok_and(|file| file.is_dir());
     match path.symlink_metadata() {
-        Err(_) => own().map_or(Cow::Borrowed(path), Cow::Owned),
-        Ok(_) => Cow::Borrowed(path),
+        Ok(_) if !is_directory => Cow::Borrowed(path),
+        _ => image_of_machine(path).map_or(Cow::Borrowed(path), Cow::Owned),
     }
+}
+
+/// The same, to be opened: of a file and a machine of the same name, that may be meant both, neither is changed, and the file is
+/// read.
+pub(crate) fn image_to_open(path: &Path, access: Access) -> Result<Cow<'_, Path>> {
+    let image = image_at(path);
+    let Some(other) = image_of_machine(path).filter(|_| matches!(image, Cow::Borrowed(_))) else {
+        return Ok(image);
+    };
+    let name = block::escape(&path.to_string_lossy()).into_owned();
+    let other = other.to_string_lossy();
+    if access.write {
+        let error = Error::invalid(format!(
+            "\"{name}\" is a file here and a machine of the store, and either may be meant to be changed"
+        ));
+        return Err(error.with_hint(format!(
+            "./{name} is the file; the machine's disk is {}",
+            block::escape(&other)
+        )));
+    }
+    TOLD.call_once(|| {
+        note(&format!(
+            "\"{name}\" is the file here, as ./{name} is, and not the machine of that name, whose disk is {other}"
+        ));
+    });
+    Ok(image)
+}
+
+/// The disk of the machine that has a name.
+fn image_of_machine(name: &Path) -> Option<PathBuf> {
+    let name: InstanceName = name.to_str()?.parse().ok()?;
+    let store = StoreArgs::default().open().ok()?;
+    Some(store.instance(name.as_str()).ok()?.image())
 }
 
 /// Whether a name is that of a machine, and not of a file.

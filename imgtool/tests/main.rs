@@ -32,6 +32,7 @@ mod layers;
 mod limits;
 mod locks;
 mod luks;
+mod machines;
 mod missing;
 mod mkdisk;
 mod mkfs;

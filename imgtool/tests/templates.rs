@@ -23,7 +23,7 @@ fn lab() -> Lab {
     lab
 }
 
-fn imported() -> Lab {
+pub(crate) fn imported() -> Lab {
     let lab = lab();
     lab.imgtool("template import -q --store store root.qcow2 --alias tiny --memory 256M");
     lab

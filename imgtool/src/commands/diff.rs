@@ -19,7 +19,6 @@ use crate::arguments::OpenArgs;
 use crate::images::Opening;
 use crate::interrupt;
 use crate::output::{self, OutputFormat};
-use crate::stores::StoreArgs;
 
 /// Bytes compared at once.
 const CHUNK: u64 = 1 << 20;
@@ -38,8 +37,6 @@ pub(crate) struct DiffArgs {
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
     open: OpenArgs,
     /// The machine
     #[arg(value_name = "MACHINE")]
@@ -49,7 +46,7 @@ pub(crate) struct DiffArgs {
 impl DiffArgs {
     pub(crate) fn run(self, out: &mut dyn Write) -> Outcome {
         self.open.check()?;
-        let store = self.store.open()?;
+        let store = self.open.store.open()?;
         let instance = store.instance(&self.name)?;
         let template = store.base_of(&instance)?;
         template.check(&Control::new(interrupt::watch()?, &|_| ()))?;

@@ -19,7 +19,7 @@ use crate::commands::Outcome;
 use crate::images::Opening;
 use crate::interrupt;
 use crate::output::{OutputFormat, note};
-use crate::stores::{MachineArgs, StoreArgs, image_at, tell_broken_keys};
+use crate::stores::{MachineArgs, image_at, tell_broken_keys};
 use crate::watch::Watch;
 
 /// Make a template of an image
@@ -81,8 +81,6 @@ pub(super) struct ImportArgs {
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
     open: OpenArgs,
@@ -143,7 +141,7 @@ impl ImportArgs {
             signature: self.signature.clone(),
             open: &open,
         };
-        let store = self.store.open()?;
+        let store = self.open.store.open()?;
         tell_broken_keys(&store);
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);

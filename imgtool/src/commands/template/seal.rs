@@ -63,8 +63,6 @@ pub(super) struct SealArgs {
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
     open: OpenArgs,
@@ -81,7 +79,7 @@ impl SealArgs {
         };
         self.open.check()?;
         let selection = self.selection.selection()?;
-        let name = name_of(&self.store, disk, false)?;
+        let name = name_of(&self.open.store, disk, false)?;
         let (chain, disk) = open(&self.open, &name, self.format.as_deref(), Access::WRITE)?;
         let watch = Watch::new(&self.watch);
         let report = |progress| watch.report(progress);
@@ -174,8 +172,6 @@ pub(super) struct LintArgs {
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     output: OutputFormat,
     #[command(flatten)]
-    store: StoreArgs,
-    #[command(flatten)]
     open: OpenArgs,
     /// The template, or a machine, an image, or a partition of the disk in one
     #[arg(value_name = "TEMPLATE|FILE")]
@@ -186,7 +182,7 @@ impl LintArgs {
     pub(super) fn run(self, out: &mut dyn Write) -> Outcome {
         self.open.check()?;
         let but_for = seal::named(&self.disable)?;
-        let name = name_of(&self.store, &self.disk, true)?;
+        let name = name_of(&self.open.store, &self.disk, true)?;
         let (_chain, disk) = open(&self.open, &name, self.format.as_deref(), Access::READ)?;
         let Some(root) = Root::find(&disk)? else {
             let error = Error::invalid("the disk has no root filesystem of ext4 to look at");

@@ -1,0 +1,64 @@
+//! Machines by their names: of files beside, while they run only once, and for other users.
+
+use std::fs;
+
+use crate::templates::imported;
+
+#[test]
+fn commands_for_images_take_a_store_and_a_file_of_the_same_name_is_not_mistaken_for_a_machine() {
+    let lab = imported();
+    lab.imgtool("clone -q web --store store --from tiny");
+    lab.imgtool("snapshot create --store store web first");
+    assert!(lab.imgtool("snapshot list --store store web").contains("first"));
+    lab.imgtool("resize -q --store store web 64M");
+    assert!(lab.imgtool("info --store store web").contains("64 MiB"));
+    assert!(
+        lab.imgtool("fs cat --store store web /etc/os-release")
+            .contains("Tiny 1")
+    );
+    lab.imgtool("convert -q --store store -O raw web copy.raw");
+    lab.qemu_img("compare -q -f raw copy.raw store/instances/web.qcow2");
+    lab.imgtool("diff --store store web");
+    lab.run("imgtool info --store other web").fails(1, &["web"]);
+
+    // A directory is no image.
+    fs::create_dir(lab.path("web")).unwrap();
+    assert!(lab.imgtool("info --store store web").contains("64 MiB"));
+    fs::remove_dir(lab.path("web")).unwrap();
+    lab.imgtool("create -q -f qcow2 web 1M");
+    let disks = ["web", "store/instances/web.qcow2"].map(|name| lab.path(name));
+    let contents = || disks.each_ref().map(|path| fs::read(path).unwrap());
+    let before = contents();
+    for line in [
+        "snapshot create web x",
+        "resize web 2M",
+        "fs mkdir web /x",
+        "template seal web",
+    ] {
+        let (command, rest) = line.split_once(" web").unwrap();
+        lab.run(&format!("imgtool {command} --store store web{rest}"))
+            .fails(
+                1,
+                &[
+                    "\"web\" is a file here and a machine of the store",
+                    "hint: ./web is the file; the machine's disk is store/instances/web.qcow2",
+                ],
+            );
+    }
+    assert_eq!(contents(), before);
+    let read = lab.run("imgtool info --store store web");
+    assert!(
+        read.stderr().contains("\"web\" is the file here"),
+        "{}",
+        read.stderr()
+    );
+    assert_eq!(read.stderr().lines().count(), 1);
+    assert!(read.ok().contains("1 MiB"));
+    // Either can be named.
+    assert_eq!(lab.run("imgtool info --store store ./web").stderr(), "");
+    lab.imgtool("resize -q --store store ./web 2M");
+    lab.imgtool("resize -q --store store store/instances/web.qcow2 65M");
+    for (name, size) in [("./web", "2 MiB"), ("store/instances/web.qcow2", "65 MiB")] {
+        assert!(lab.imgtool(&format!("info --store store {name}")).contains(size));
+    }
+}
