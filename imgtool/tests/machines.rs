@@ -2,7 +2,9 @@
 
 use std::fs;
 
+use crate::stores::json;
 use crate::templates::imported;
+use serde_json::Value;
 
 #[test]
 fn commands_for_images_take_a_store_and_a_file_of_the_same_name_is_not_mistaken_for_a_machine() {
@@ -61,4 +63,39 @@ fn commands_for_images_take_a_store_and_a_file_of_the_same_name_is_not_mistaken_
     for (name, size) in [("./web", "2 MiB"), ("store/instances/web.qcow2", "65 MiB")] {
         assert!(lab.imgtool(&format!("info --store store {name}")).contains(size));
     }
+}
+
+#[test]
+fn what_root_s_libvirt_cannot_reach_is_told_with_what_to_do() {
+    let lab = imported();
+    lab.imgtool("clone -q web --store store --from tiny");
+    let launch = || {
+        lab.run(
+            "env -u LIBVIRT_DEFAULT_URI IMGTOOL launch --store store --format libvirt --accel tcg web"
+                .replace("IMGTOOL", env!("CARGO_BIN_EXE_imgtool"))
+                .as_str(),
+        )
+    };
+    let told = launch();
+    assert!(told.stdout().contains("<domain"), "{}", told.stdout());
+    let stderr = told.stderr();
+    let hint = stderr.split_once(": setfacl").expect(&stderr).1;
+    assert!(stderr.contains("who may not enter"), "{stderr}");
+    let checks = |line: &str| -> Value {
+        let checks = json(&lab.imgtool(&format!("doctor --output json --store {line}")));
+        let mut checks = checks.as_array().unwrap().iter();
+        checks.find(|check| check["name"] == "libvirt").unwrap().clone()
+    };
+    assert_eq!(checks("store")["ok"], false);
+    assert!(
+        checks("new")["hint"]
+            .as_str()
+            .unwrap()
+            .starts_with("install -d -m 700")
+    );
+    // What is told is what helps.
+    lab.run_words(&["sh", "-ec", &format!("setfacl{hint}")]).ok();
+    assert_eq!(launch().stderr(), "");
+    assert_eq!(checks("store")["ok"], true, "{}", checks("store"));
+    assert_eq!(lab.run("stat -c %a store").ok().trim(), "710");
 }

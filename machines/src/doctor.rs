@@ -9,7 +9,8 @@ use rustix::fs::{ioctl_ficlone, statvfs};
 
 use crate::accel::{Kvm, find_program};
 use crate::bridge;
-use crate::launch::{firmware, qemu};
+use crate::launch::reach::User;
+use crate::launch::{firmware, qemu, quoted};
 use crate::machine::Architecture;
 
 /// Less free room than this, in bytes, is too little for a template or two.
@@ -41,6 +42,7 @@ fn missing<T>(found: impl Into<String>, hint: impl Into<String>) -> Result<T, (S
 /// Looks at all that machines of an architecture could use, with their images in `directory` or, where that is not there
 /// yet, where it would be. Whether KVM works is found out anew, and kept in `cache`.
 pub fn examine(directory: &Path, architecture: Architecture, cache: Option<&Path>) -> Vec<Check> {
+    let store = directory;
     let directory = existing(directory);
     let check = |name, purpose, essential, found: Found| {
         let ok = found.is_ok();
@@ -95,7 +97,7 @@ pub fn examine(directory: &Path, architecture: Architecture, cache: Option<&Path
             "libvirt",
             "imgtool launch --format libvirt",
             false,
-            program("virsh", "apt install libvirt-daemon-system libvirt-clients"),
+            libvirt(store),
         ),
         check(
             "other launchers",
@@ -227,6 +229,26 @@ fn reflinks(directory: &Path) -> Found {
     }
 }
 
+/// libvirt, and whether whoever runs its QEMU can reach a store in a directory.
+fn libvirt(store: &Path) -> Found {
+    let found = program("virsh", "apt install libvirt-daemon-system libvirt-clients")?;
+    let Some(user) = User::of_libvirt() else {
+        return Ok(found);
+    };
+    let mut closed = user.kept_out([store]);
+    let mut before = String::new();
+    if !store.is_dir() {
+        // It is made for its owner alone, where it is not there before.
+        let store = std::path::absolute(store).unwrap_or_else(|_| store.to_owned());
+        before = format!("install -d -m 700 {} && ", quoted(&store.to_string_lossy()));
+        closed.push(store);
+    }
+    match user.told(&closed) {
+        None => Ok(found),
+        Some((why, hint)) => missing(format!("{found}; {why}"), before + &hint),
+    }
+}
+
 fn launchers() -> Found {
     let names = ["firecracker", "cloud-hypervisor", "crosvm", "lkvm"];
     let found: Vec<&str> = names
@@ -259,7 +281,12 @@ mod tests {
             "{checks:#?}"
         );
         assert!(found("UEFI firmware").ok, "{checks:#?}");
-        assert!(found("libvirt").ok, "{checks:#?}");
+        let libvirt = found("libvirt");
+        assert!(libvirt.found.contains("virsh, "), "{checks:#?}");
+        // A store that is not there yet is made for its owner, who is another than runs root's libvirt.
+        let hint = libvirt.hint.as_deref().unwrap_or_default();
+        let is_told = hint.starts_with("install -d -m 700 ") && hint.ends_with("/not/yet");
+        assert_eq!(is_told, User::of_libvirt().is_some(), "{libvirt:?}");
         assert!(found("images").found.contains(directory.path().to_str().unwrap()));
         assert_eq!(cache.join("kvm").exists(), device("/dev/kvm", "").is_ok());
         for check in &checks {

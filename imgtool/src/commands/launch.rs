@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use block::{Error, Result, escape};
 use clap::Args;
 use machines::Choice;
-use machines::launch::{Description, Launcher, quoted};
+use machines::launch::{Description, Launcher, libvirt_is_kept_out, quoted};
 use ops::Control;
 
 use super::{Outcome, doctor, run};
 use crate::arguments::WatchArgs;
 use crate::images::directory_of;
 use crate::interrupt;
+use crate::output::note;
 use crate::stores::{MachineArgs, StoreArgs};
 use crate::target::{Making, TargetFile};
 use crate::watch::Watch;
@@ -50,6 +51,15 @@ pub(crate) struct LaunchArgs {
     name: String,
 }
 
+/// What a launcher is told.
+struct Described<'a> {
+    description: Description,
+    /// The file for it.
+    target: Option<(&'a Path, TargetFile)>,
+    /// What keeps libvirt from the machine's files.
+    kept_out: Option<Error>,
+}
+
 impl LaunchArgs {
     pub(crate) fn run(self) -> Outcome {
         let watch = Watch::new(&self.watch);
@@ -57,7 +67,14 @@ impl LaunchArgs {
         let cancel = interrupt::watch()?;
         let described = self.describe(&Control::new(cancel.clone(), &report));
         watch.finish();
-        let (description, target) = described?;
+        let Described {
+            description,
+            target,
+            kept_out,
+        } = described?;
+        if let Some(error) = kept_out.filter(|_| !self.watch.quiet) {
+            note(&format!("{error}: {}", error.hint().unwrap_or_default()));
+        }
         let Some((path, target)) = target else {
             write!(io::stdout(), "{}", description.text)?;
             return Ok(0);
@@ -73,8 +90,7 @@ impl LaunchArgs {
         Ok(0)
     }
 
-    /// What the launcher is told, and the file for it.
-    fn describe(&self, control: &Control<'_>) -> Result<(Description, Option<(&Path, TargetFile)>)> {
+    fn describe(&self, control: &Control<'_>) -> Result<Described<'_>> {
         let store = run::open(&self.store)?;
         let machine = run::find(&store, &self.name, &self.machine, control)?;
         let (accel, _) = match self.format {
@@ -94,7 +110,12 @@ impl LaunchArgs {
             None => None,
         };
         let description = self.format.ready(&machine, accel, files.as_deref(), control)?;
-        Ok((description, target))
+        let is_libvirt = self.format == Launcher::Libvirt;
+        Ok(Described {
+            description,
+            target,
+            kept_out: is_libvirt.then(|| libvirt_is_kept_out(&machine)).flatten(),
+        })
     }
 
     /// Makes ready to write a description, which takes the place of no machine and no image that is in use.

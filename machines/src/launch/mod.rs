@@ -13,6 +13,7 @@ mod kvmtool;
 mod libvirt;
 mod prepare;
 pub mod qemu;
+pub(crate) mod reach;
 mod shell;
 mod tap;
 pub mod vmlinux;
@@ -30,6 +31,7 @@ use crate::accel::Accel;
 use crate::machine::{Architecture, Boot, Disk, Machine};
 
 pub use prepare::prepare;
+pub use reach::libvirt_is_kept_out;
 pub use shell::quoted;
 
 /// A program that boots machines.
