@@ -3,6 +3,8 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 use common::{machine, make_chain, run};
 use machines::launch::{Launcher, prepare};
@@ -61,16 +63,60 @@ fn firecracker_gets_a_raw_disk_and_an_elf_kernel() {
         "nothing was copied for an error"
     );
 
-    let error = prepare(&machine, needs, directory.path(), &Control::unwatched()).unwrap_err();
-    assert!(
-        error.to_string().contains("a file of that name already"),
-        "{error}"
-    );
     let names = fs::read_dir(directory.path()).unwrap();
     let names: Vec<_> = names
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(names.len(), 7, "nothing is left over: {names:?}");
+}
+
+#[test]
+fn files_that_were_made_before_are_replaced_until_somebody_writes_to_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let chain = make_chain(directory.path());
+    let machine = machine(directory.path(), "", &chain);
+    let needs = Launcher::Firecracker.needs(&machine);
+    let again = || prepare(&machine, needs, directory.path(), &Control::unwatched());
+    let [disk, kernel] = ["web-1-disk0.raw", "web-1-vmlinux"].map(|name| directory.path().join(name));
+    let inode = || fs::metadata(&disk).unwrap().ino();
+    let prepared = again().unwrap();
+    let first = inode();
+    let write = |format: &str, image: &str| {
+        let mut command = Command::new("qemu-io");
+        command.args(["-f", format, "-c", "write -q -P 7 0 64k", image]);
+        let status = command.current_dir(directory.path()).status();
+        assert!(status.unwrap().success(), "{image}");
+    };
+    write("qcow2", "top");
+    assert_eq!(again().unwrap(), prepared);
+    assert_ne!(inode(), first);
+    run(
+        directory.path(),
+        "qemu-img compare -f qcow2 -F raw top web-1-disk0.raw",
+    );
+
+    let refused = |path: &std::path::Path, says: &str| {
+        let (before, kept) = (inode(), fs::read(path).unwrap());
+        let error = again().unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        assert_eq!(error.path(), Some(path));
+        assert_eq!((inode(), fs::read(path).unwrap()), (before, kept));
+    };
+    // Whoever has it open may be about to write to it.
+    let user = raw::OpenOptions::new().write(true).open(&disk).unwrap();
+    refused(&disk, "locked");
+    drop(user);
+    write("raw", "web-1-disk0.raw");
+    refused(&disk, "has been written to since");
+    fs::remove_file(&disk).unwrap();
+    again().unwrap();
+    // One of the same name that somebody else has made.
+    fs::remove_file(&kernel).unwrap();
+    fs::write(&kernel, "mine").unwrap();
+    refused(&kernel, "was not made by imgtool launch");
+    let names = fs::read_dir(directory.path()).unwrap().flatten();
+    let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    assert!(!names.any(|name| name.starts_with(".imgtool-")));
 }
 
 #[test]

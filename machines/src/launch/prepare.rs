@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use block::chain::{Chain, ChainOptions};
 use block::gate::Explicit;
 use block::{Error, Result};
 use ops::{Control, ConvertOptions};
+use rustix::fs::XattrFlags;
 use tempfile::TempPath;
 
 use super::{Needs, is_raw, vmlinux};
@@ -20,9 +22,12 @@ const MAX_KERNEL: u64 = 1 << 30;
 /// `directory`: `NAME-disk0.raw`, `NAME-vmlinux`. They are copies, which go their own way from then on. All get their names when
 /// all are whole.
 ///
+/// Files that this has made before are replaced if nothing was written to them since. They say so themselves, in an extended
+/// attribute with their length and time.
+///
 /// # Errors
-/// `InvalidInput` for a name that is taken, since a machine may write to it; whatever reading, converting and unpacking
-/// meet.
+/// `InvalidInput` for a name of another file, and for a copy that was written to: a machine does so; `Locked` for one that is in use;
+/// whatever reading, converting and unpacking meet.
 pub fn prepare(machine: &Machine, needs: Needs, directory: &Path, control: &Control<'_>) -> Result<Machine> {
     let mut machine = machine.clone();
     let mut made = Vec::new();
@@ -68,9 +73,8 @@ impl Made {
     /// Has `fill` write it.
     fn new(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let named = |error: Error| error.with_path(path);
-        if path.symlink_metadata().is_ok() {
-            return Err(is_taken(path));
-        }
+        // What is refused is, before anything is copied.
+        lock_replaced(path)?;
         let directory = path.parent().unwrap_or(Path::new("."));
         let file = tempfile::Builder::new()
             .prefix(".imgtool-")
@@ -94,12 +98,17 @@ impl Made {
         })
     }
 
-    /// Gives it its name, which nothing else may have.
+    /// Gives it its name, which it takes from an older one of its kind and from nothing else.
     fn name(self) -> Result<()> {
         let path = &self.path;
-        self.file.persist_noclobber(path).map_err(|error| {
+        sign(&self.file);
+        let named = match lock_replaced(path)? {
+            Some(_locked) => self.file.persist(path),
+            None => self.file.persist_noclobber(path),
+        };
+        named.map_err(|error| {
             if error.error.kind() == io::ErrorKind::AlreadyExists {
-                is_taken(path)
+                is_taken(path, "there is a file of that name already")
             } else {
                 Error::io("name a file", error.error).with_path(path)
             }
@@ -107,8 +116,45 @@ impl Made {
     }
 }
 
-fn is_taken(path: &Path) -> Error {
-    Error::invalid("there is a file of that name already")
+/// The attribute of files that were made here: length, and time of the last write in seconds and nanoseconds.
+const MADE: &str = "user.imgtool.launch";
+
+/// What a file's attribute says while nobody has written to it.
+fn signature(file: &fs::Metadata) -> String {
+    format!("{} {}.{:09}", file.len(), file.mtime(), file.mtime_nsec())
+}
+
+/// Notes in a file that it was made here. Where the file system keeps no such note, nobody replaces it later.
+fn sign(path: &Path) {
+    if let Ok(file) = fs::metadata(path) {
+        let _ = rustix::fs::setxattr(path, MADE, signature(&file).as_bytes(), XattrFlags::empty());
+    }
+}
+
+/// The file at `path`, locked, if it is one that can be replaced; `None` where there is none.
+fn lock_replaced(path: &Path) -> Result<Option<raw::File>> {
+    let file = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found.map_err(|error| Error::io("look at", error).with_path(path))?,
+    };
+    // Seconds, nanoseconds and a length, each of up to 20 digits.
+    let mut noted = [0; 64];
+    let noted = match rustix::fs::lgetxattr(path, MADE, &mut noted) {
+        Ok(len) if file.is_file() => &noted[..len],
+        _ => {
+            let message = "there is a file of that name already, which was not made by imgtool launch";
+            return Err(is_taken(path, message));
+        }
+    };
+    if noted != signature(&file).as_bytes() {
+        let message = "it was made by imgtool launch, and has been written to since";
+        return Err(is_taken(path, message));
+    }
+    raw::OpenOptions::new().write(true).open(path).map(Some)
+}
+
+fn is_taken(path: &Path, message: &'static str) -> Error {
+    Error::invalid(message)
         .with_path(path)
         .with_hint("remove it if no machine uses it any more, or choose another directory")
 }
