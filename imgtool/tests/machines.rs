@@ -1,6 +1,7 @@
 //! Machines by their names: of files beside, while they run only once, and for other users.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::stores::json;
 use crate::templates::imported;
@@ -63,6 +64,53 @@ fn commands_for_images_take_a_store_and_a_file_of_the_same_name_is_not_mistaken_
     for (name, size) in [("./web", "2 MiB"), ("store/instances/web.qcow2", "65 MiB")] {
         assert!(lab.imgtool(&format!("info --store store {name}")).contains(size));
     }
+}
+
+#[test]
+fn an_ephemeral_machine_that_run_has_made_is_gone_at_the_end() {
+    let lab = imported();
+    fs::create_dir(lab.path("bin")).unwrap();
+    let run = |qemu: &str, words: &str| {
+        let program = lab.path("bin/qemu-system-x86_64");
+        fs::write(&program, format!("#!/bin/sh\n{qemu}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("PATH={}:/usr/bin:/bin", lab.path("bin").display());
+        let mut all = vec![
+            "env",
+            &path,
+            env!("CARGO_BIN_EXE_imgtool"),
+            "run",
+            "-q",
+            "--store",
+            "store",
+        ];
+        all.extend(["--accel", "tcg", "--net", "none"]);
+        all.extend(words.split(' '));
+        lab.run_words(&all)
+    };
+    let files = || lab.run("find store/instances -name *try*").ok();
+    // While it runs the machine is there, and nobody else gets its name.
+    let look = format!(
+        "{} clone --store store try --from tiny",
+        env!("CARGO_BIN_EXE_imgtool")
+    );
+    let done = run(&format!("{look} 2>said; exit 0"), "--from tiny try --ephemeral");
+    assert_eq!(done.code(), 0, "{}", done.stderr());
+    let said = fs::read_to_string(lab.path("said")).unwrap();
+    assert!(said.contains("there is a machine \"try\" already"), "{said}");
+    assert_eq!(files(), "");
+    // Whatever has become of it.
+    run("exit 1", "--from tiny try --ephemeral").fails(1, &["QEMU failed"]);
+    run("kill -SEGV $$", "--from tiny try --ephemeral").fails(1, &["QEMU failed"]);
+    assert_eq!(files(), "");
+
+    run("exit 0", "--from tiny try").ok();
+    assert!(lab.imgtool("ls --store store").contains("try"));
+    let kept = files();
+    // One that was there before is nobody's to remove, and is not made anew.
+    run("exit 0", "--from tiny try --ephemeral").fails(1, &["there is a machine \"try\" already"]);
+    run("exit 0", "try --ephemeral").ok();
+    assert_eq!(files(), kept);
 }
 
 #[test]

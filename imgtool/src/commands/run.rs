@@ -32,10 +32,11 @@ use crate::stores::{MachineArgs, StoreArgs, tell_broken_keys};
   imgtool run web-1
   imgtool run web-1 --net user,fwd=2222:22 --memory 2G
   imgtool run --from debian-12 web-1            makes web-1 first
+  imgtool run --from debian-12 try --ephemeral  leaves nothing behind
   imgtool run web-1 --ephemeral --wait-for 'login: $' --timeout 120
   imgtool run web-1 --print                     only shows the command line")]
 pub(crate) struct RunArgs {
-    /// Make the machine first, of this template
+    /// Make the machine first, of this template; it is an error where there is a machine of that name
     #[arg(long, value_name = "TEMPLATE")]
     from: Option<String>,
     /// Print QEMU's command line, as a shell takes it (with credentials: as bash does), and run nothing
@@ -44,7 +45,7 @@ pub(crate) struct RunArgs {
     /// What runs the machine: kvm, tcg or auto, which is kvm where that works
     #[arg(long, default_value = "auto", value_name = "WHAT")]
     accel: Choice,
-    /// Throw away at the end what the machine has written
+    /// Throw away at the end what the machine has written, and a machine that --from has made
     #[arg(long)]
     ephemeral: bool,
     /// Run until a line of the console matches this regular expression, then turn the machine off
@@ -74,7 +75,7 @@ impl RunArgs {
         let control = Control::new(cancel.clone(), &|_| {});
         let store = open(&self.store)?;
         self.machine.settings()?;
-        // Gone again unless it has run.
+        // Gone again unless it has run, and where it is ephemeral in any case.
         let made = match &self.from {
             Some(from) => Some(Made::new(&store, from, &self.name, &control)?),
             None => None,
@@ -100,7 +101,7 @@ impl RunArgs {
         let mut console = Console::default();
         let ended = ready.run(&mut console, &cancel);
         console.finish();
-        if let Some(made) = made {
+        if let Some(made) = made.filter(|_| !self.ephemeral) {
             made.has_run(&ended);
         }
         Ok(exit_code(ended?))
