@@ -101,7 +101,8 @@ pub(crate) struct MachineArgs {
     /// The kernel's command line, where the launcher loads it
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
-    /// The network: user, user,fwd=2222:22 with ports of this host that lead into the guest, bridge=NAME or none
+    /// The network: user, user,fwd=2222:22 with ports of this host that lead into the guest, bridge=NAME, bridge where a profile says which
+    /// one, or none
     #[arg(long, value_name = "NETWORK")]
     net: Option<String>,
     /// A credential for systemd in the guest: NAME=VALUE, or NAME=@FILE for a text that is in a file; more than one can be given
@@ -169,8 +170,9 @@ fn credential(text: &str) -> Result<(CredentialName, String)> {
 /// What `--net` means.
 fn network(text: &str) -> Result<NetworkSettings> {
     let wrong = || {
-        Error::invalid(format!("there is no network \"{}\"", block::escape(text)))
-            .with_hint("there are user, user,fwd=HOST:GUEST, bridge=NAME and none")
+        Error::invalid(format!("there is no network \"{}\"", block::escape(text))).with_hint(
+            "there are user, user,fwd=HOST:GUEST, bridge=NAME, bridge (which a profile names) and none",
+        )
     };
     let mut parts = text.split(',');
     let kind = parts.next().unwrap_or_default();
@@ -183,6 +185,8 @@ fn network(text: &str) -> Result<NetworkSettings> {
             return Ok(network);
         }
         None if kind == "none" => network.kind = Some(NetworkKind::None),
+        // Which one is left to others, and missed where a machine is made or started.
+        None if kind == "bridge" => network.kind = Some(NetworkKind::Bridge),
         Some(("bridge", name)) if !name.is_empty() => {
             network.kind = Some(NetworkKind::Bridge);
             network.bridge = Some(name.to_owned());
@@ -266,13 +270,15 @@ mod tests {
         let forwards: Vec<String> = user.forward.unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(forwards, ["2222:22", "0.0.0.0:80:8080"]);
         assert_eq!(network("bridge=br0").unwrap().bridge.as_deref(), Some("br0"));
+        let open = network("bridge").unwrap();
+        assert_eq!((open.kind, open.bridge), (Some(NetworkKind::Bridge), None));
         assert_eq!(network("none").unwrap().kind, Some(NetworkKind::None));
         for wrong in [
             "",
             "users",
             "user,fwd",
             "user,2222:22",
-            "bridge",
+            "bridge,br0",
             "bridge=",
             "bridge=br0;id",
             "bridge=a-name-that-is-too-long",
