@@ -155,8 +155,11 @@ fn what_is_wrong_in_a_recipe_is_one_line_with_its_position() {
         fs::write(lab.path("wrong.toml"), text).unwrap();
         build(&lab, "wrong.toml").fails(1, &["wrong.toml: ", words]);
     }
-    fs::write(lab.path("wrong.toml"), b"\xff").unwrap();
-    build(&lab, "wrong.toml").fails(1, &["wrong.toml: "]);
+    fs::write(lab.path("wrong.toml"), b"os = \"a\"\nnotes = \"\xc3\xa4\xe4\"\n").unwrap();
+    build(&lab, "wrong.toml").fails(
+        1,
+        &["wrong.toml: line 2, column 11: the byte 0xe4 at offset 20 is no UTF-8"],
+    );
     // As is what is only found while it is built.
     let files = "[[files]]\npath = \"/none\"\nmode = 0\n";
     fs::write(
@@ -299,6 +302,55 @@ fn debootstrap_is_given_what_the_recipe_says_and_told_of_when_it_fails() {
     let line = line.replace("IMGTOOL", lab.path("bin/imgtool").to_str().unwrap());
     lab.run(&line)
         .fails(1, &["debootstrap has to be run by root", "hint: sudo"]);
+}
+
+#[test]
+fn packages_and_suites_that_a_program_does_not_find_are_told_of_where_the_recipe_has_them() {
+    let lab = lab();
+    let own = "extends = [\"base.toml\"]\n[source.KIND]\npackages = [\"a\",\n  \"b\"]\n";
+    for (kind, said, words) in [
+        (
+            "mmdebstrap",
+            "E: Unable to locate package b",
+            "own.toml: line 4, column 3: mmdebstrap failed",
+        ),
+        (
+            "mmdebstrap",
+            "E: Unable to locate package c",
+            "base.toml: line 3, column 13: mmdebstrap failed",
+        ),
+        (
+            "mmdebstrap",
+            "E: The repository 'http://m x Release' does not have a Release file.",
+            "base.toml: line 2, column 9: mmdebstrap failed",
+        ),
+        (
+            "mmdebstrap",
+            "E: Unable to locate package of-another",
+            "own.toml: line 2, column 1: mmdebstrap failed",
+        ),
+        (
+            "debootstrap",
+            "E: Couldn't find these debs: a",
+            "own.toml: line 3, column 13: debootstrap failed",
+        ),
+    ] {
+        let base = format!("[source.{kind}]\nsuite = \"x\"\npackages = [\"c\"]\nMIRROR\n");
+        let mirror = if kind == "mmdebstrap" {
+            "mirror = [\"m\"]"
+        } else {
+            "mirror = \"m\""
+        };
+        fs::write(lab.path("base.toml"), base.replace("MIRROR", mirror)).unwrap();
+        fs::write(lab.path("own.toml"), own.replace("KIND", kind)).unwrap();
+        program(
+            &lab,
+            kind,
+            &format!("echo \"{said}\" >&2; echo \"E: $0 failed\" >&2; exit 100"),
+        );
+        with_programs(&lab, "own.toml", false).fails(1, &[words, said]);
+    }
+    assert_nothing_is_made(&lab);
 }
 
 /// What mmdebstrap leaves in Debian 12 besides the system.

@@ -382,7 +382,17 @@ fn a_build_that_fails_leaves_nothing() {
         (
             &format!("{tree}[disk]\nsize = \"8M\"\ninodes = 1\n"),
             "recipe.toml",
-            &["inodes"],
+            &["line 3, column 1: the tree needs", "inodes"],
+        ),
+        (
+            &format!("{tree}[disk]\ninodes = 1\n"),
+            "recipe.toml",
+            &["line 4, column 10: the tree needs", "inodes"],
+        ),
+        (
+            &format!("{tree}[disk]\nsize = \"1M\"\n[machine.boot]\nkind = \"uefi\"\n"),
+            "recipe.toml",
+            &["line 4, column 8: a disk of 1048576 bytes"],
         ),
         (
             &format!("{tree}[disk]\nlabel = \"x\"\nsize = \"64k\"\n"),
@@ -527,6 +537,30 @@ fn what_is_wrong_in_a_recipe_is_told_with_file_line_and_column() {
         (
             "[disk]\nblock-size = 4096\njournal = \"2M\"\n",
             "line 1, column 1: a journal of 2097152 bytes",
+        ),
+        (
+            "[source.mmdebstrap]\nsuite = \"book worm\"\n",
+            "line 2, column 9: \"book worm\" is no name of a release",
+        ),
+        (
+            "[source.mmdebstrap]\npackages = []\nsuite = \"-x\"\n",
+            "line 3, column 9: \"-x\" is no name",
+        ),
+        (
+            "[source.debootstrap]\nsuite = \"../sid\"\n",
+            "line 2, column 9: \"../sid\" is no name",
+        ),
+        (
+            "[source.debootstrap]\nsuite = \"\"\n",
+            "line 2, column 9: \"\" is no name",
+        ),
+        (
+            "[source.debs]\npackages = [\"a\",\n  \"-o\"]\n",
+            "line 3, column 3: \"-o\" is no name of a package",
+        ),
+        (
+            "[source.debs]\nkernel = \"a b\"\n",
+            "line 2, column 10: \"a b\" is no name of a package",
         ),
         ("a = ", "line 1, column 5: "),
     ] {
@@ -720,8 +754,17 @@ fn what_this_hosts_programs_do_not_do_is_told() {
         .build(&recipe, &BuildOptions::default(), &Control::unwatched())
         .unwrap_err();
     assert!(error.to_string().contains("no-such-package-at-all"), "{error}");
-    let error = lab.build("[source.debs]\npackages = [\"-o\"]\n").unwrap_err();
-    assert!(error.to_string().contains("no name of a package"), "{error}");
+    assert!(
+        error.to_string().contains("recipe.toml: line 2, column 13: "),
+        "{error}"
+    );
+    let error = lab
+        .build("[source.debs]\npackages = []\nkernel = \"no-such-kernel\"\n")
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("recipe.toml: line 3, column 10: "),
+        "{error}"
+    );
     let nowhere = lab.path("nowhere");
     let error = lab
         .build(&format!(

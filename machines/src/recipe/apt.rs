@@ -7,7 +7,7 @@ use std::process::Command;
 use block::{Error, ErrorKind, Result, escape};
 use ops::Control;
 
-use super::command::output;
+use super::command::{Complaints, output};
 use super::source::Debs;
 
 /// Whose archive it is where a recipe does not say.
@@ -29,16 +29,14 @@ impl Debs {
     /// Fetches the packages into a directory, and gives their files.
     ///
     /// # Errors
-    /// `InvalidInput` for names that cannot be, and packages that apt does not know; `Interrupted`; `Io`.
+    /// `InvalidInput` for packages that apt does not know; `Interrupted`; `Io`.
     pub(super) fn fetch(&self, directory: &Path, control: &Control<'_>) -> Result<Vec<PathBuf>> {
         fs::create_dir(directory)
             .map_err(|error| Error::io("make a directory", error).with_path(directory))?;
         let mut packages = self.packages.clone();
         if let Some(kernel) = &self.kernel {
-            check(kernel)?;
             packages.push(with_kernel(kernel, control)?);
         }
-        packages.iter().try_for_each(|package| check(package))?;
         let mut command = Command::new("apt-get");
         // Whoever is root has no need to become another user, who could not write here.
         command.args(["download", "-qq", "-o", "APT::Sandbox::User=root", "--"]);
@@ -62,7 +60,11 @@ impl Debs {
 fn with_kernel(package: &str, control: &Control<'_>) -> Result<String> {
     let mut command = Command::new("apt-cache");
     command.args(["depends", "--important", "--", package]);
-    let text = output(command, "apt", control)?;
+    let text = match output(command, "apt", control) {
+        // It does not say of what it finds nothing; who fetches it does.
+        Err(error) if !Complaints::of(&error).is_empty() => String::new(),
+        result => result?,
+    };
     let depends = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "));
@@ -71,7 +73,7 @@ fn with_kernel(package: &str, control: &Control<'_>) -> Result<String> {
 }
 
 /// Names as packages have them (deb-control(5)), maybe with `=VERSION` or `/RELEASE` behind.
-fn check(package: &str) -> Result<()> {
+pub(super) fn check(package: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "+-.:=/~_".contains(c);
     if package.starts_with(|c: char| c.is_ascii_alphanumeric()) && package.chars().all(plain) {
         return Ok(());

@@ -9,12 +9,13 @@ use block::{Access, Backing, BlockDevice, DeviceStorage, Error, ErrorKind, Resul
 use disk_builder::{Arch, BootLoader};
 use ext4_builder::oci::Platform;
 use ext4_builder::source::{self, Copying, copy_archive};
-use ext4_builder::{Builder, Size, Time, tar};
+use ext4_builder::{Builder, Size, Time, TooSmall, tar};
 use ext4_reader::FileKind;
 use ops::Control;
 
-use super::command::piped;
-use super::origins::Step::Key;
+use super::blame::blamed;
+use super::command::{Complaints, piped};
+use super::origins::Step::{self, Key};
 use super::source::{Mmdebstrap, Source};
 use super::{Recipe, apt};
 use crate::personalise::Guest;
@@ -114,7 +115,10 @@ impl Build<'_> {
             self.make_disk(&shared, beside)
                 .map_err(|error| self.tell_disk(error))?;
         }
-        self.settle(&shared)?;
+        self.settle(&shared).map_err(|error| match error.kind() {
+            ErrorKind::NoSpace => self.tell_disk(error),
+            _ => error,
+        })?;
         new.look_at(&shared).map_err(|error| self.tell_kernel(error))?;
         drop(shared);
         match Arc::into_inner(disk) {
@@ -124,29 +128,56 @@ impl Build<'_> {
         Ok(new)
     }
 
-    /// An error, told of what the recipe has as its source.
+    /// An error, told of what the recipe has as its source, or of what there a program does not find.
     fn tell_source(&self, error: Error) -> Error {
-        let way = [Key("source"), Key(self.recipe.source.key())];
-        self.recipe.origins.tell(error, &way)
+        let Recipe { source, origins, .. } = self.recipe;
+        let way = blamed(source, Complaints::of(&error));
+        origins.tell(
+            error,
+            &way.unwrap_or_else(|| vec![Key("source"), Key(source.key())]),
+        )
     }
 
     /// An error, told of what the recipe asks of the disk, if that is the reason.
     fn tell_disk(&self, error: Error) -> Error {
-        if error.path().is_some() || error.io_kind().is_some() {
+        // What the host has no room for is not the recipe's.
+        if error.io_kind().is_some() {
             return error;
         }
-        let Recipe { disk, origins, .. } = self.recipe;
+        let Recipe { origins, .. } = self.recipe;
         let is_uefi = self.recipe.machine.boot.kind == Some(BootKind::Uefi);
         let told = match error.kind() {
-            // The tree has no room in the disk that is asked for, and not the disk on the host.
-            ErrorKind::NoSpace if disk.size.is_some() => origins.tell(error, &[Key("disk"), Key("size")]),
+            ErrorKind::NoSpace => {
+                let way = self.short_of(&error);
+                origins.tell(error, &way)
+            }
+            ErrorKind::InvalidInput if error.path().is_some() => return error,
             ErrorKind::InvalidInput if is_uefi && self.options.machine.boot.kind.is_none() => {
                 origins.tell(error, &[Key("machine"), Key("boot"), Key("kind")])
             }
-            ErrorKind::NoSpace | ErrorKind::InvalidInput => error,
+            ErrorKind::InvalidInput => error,
             _ => return error,
         };
         told.with_path(&self.recipe.name)
+    }
+
+    /// The way to what a tree has no room in: the key of `[disk]` that says so, where it can be only one, or else the table.
+    fn short_of(&self, error: &Error) -> Vec<Step<'static>> {
+        let disk = &self.recipe.disk;
+        let source = std::error::Error::source(error);
+        let is_size = disk.size.is_some() && source.is_some_and(|source| source.is::<TooSmall>());
+        let said = [
+            (disk.size.is_some(), "size"),
+            (disk.inodes.is_some() && !is_size, "inodes"),
+            (disk.esp_size.is_some() && !is_size, "esp-size"),
+            (disk.grow.is_some() && !is_size, "grow"),
+        ];
+        let mut way = vec![Key("disk")];
+        let mut said = said.iter().filter(|(is_said, _)| *is_said);
+        if let (Some((_, key)), None) = (said.next(), said.next()) {
+            way.push(Key(key));
+        }
+        way
     }
 
     /// An error of looking for what machines start with, told of what the recipe says of that.

@@ -5,6 +5,7 @@
 //! what it has mounted and put aside goes too, and a while later for good. Where this process is killed, the kernel tells the program to end ([`bound`]).
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -142,17 +143,34 @@ fn check(name: &str, status: ExitStatus, last: &VecDeque<String>) -> Result<()> 
     if status.success() {
         return Ok(());
     }
-    let said: Vec<&str> = last.iter().map(String::as_str).collect();
-    let said = if said.is_empty() {
-        "nothing".to_owned()
-    } else {
-        said.join(" | ")
-    };
-    Err(Error::invalid(format!(
-        "{name} failed ({status}), and said last: {}",
-        escape(&said)
-    )))
+    let error = Error::invalid(format!("{name} failed ({status}), and said last"));
+    Err(error.with_source(Complaints(last.iter().cloned().collect())))
 }
+
+/// The last lines of what a program said that failed.
+#[derive(Debug)]
+pub(super) struct Complaints(Vec<String>);
+
+impl Complaints {
+    /// Those that an error is about, if it is of a program that failed.
+    pub(super) fn of(error: &Error) -> &[String] {
+        let source = std::error::Error::source(error);
+        source
+            .and_then(|source| source.downcast_ref::<Self>())
+            .map_or(&[], |complaints| &complaints.0)
+    }
+}
+
+impl fmt::Display for Complaints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("nothing");
+        }
+        f.write_str(&escape(&self.0.join(" | ")))
+    }
+}
+
+impl std::error::Error for Complaints {}
 
 fn keep_last(from: impl Read, last: &Mutex<VecDeque<String>>) {
     let mut lines = BufReader::new(from);

@@ -13,6 +13,7 @@
 //! and root is not needed. All happens in a directory of its own in the store, which is removed whatever happens.
 
 mod apt;
+mod blame;
 mod build;
 mod command;
 mod cpio;

@@ -21,7 +21,7 @@ use super::shipped::{Shipped, meant, named, shipped};
 use super::source::{Source, SourceTable};
 use super::users::User;
 use crate::Settings;
-use crate::store::{InstanceName, parse};
+use crate::store::{InstanceName, parse, position};
 
 /// Bytes of a recipe at most.
 const MAX_LEN: u64 = 1 << 20;
@@ -102,6 +102,19 @@ impl Found {
     }
 }
 
+/// The text of a file.
+fn text_of(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        let before = String::from_utf8_lossy(&error.as_bytes()[..offset]);
+        let (line, column) = position(&before, offset);
+        let byte = error.as_bytes()[offset];
+        let message =
+            format!("line {line}, column {column}: the byte {byte:#04x} at offset {offset} is no UTF-8");
+        Error::invalid(message).with_hint("save the recipe as UTF-8")
+    })
+}
+
 /// The recipe of a name that another, `from` a directory, or a user gives.
 fn find(name: &Path, from: Option<&Path>) -> Result<Found> {
     let path = from.map_or(name.to_owned(), |directory| directory.join(name));
@@ -127,8 +140,10 @@ fn find(name: &Path, from: Option<&Path>) -> Result<Found> {
         let message = format!("a recipe is a file of at most {MAX_LEN} bytes");
         return Err(Error::invalid(message).with_path(path));
     }
-    let text =
-        fs::read_to_string(&path).map_err(|error| Error::io("read the recipe", error).with_path(&path))?;
+    let text = fs::read(&path)
+        .map_err(|error| Error::io("read the recipe", error))
+        .and_then(text_of)
+        .map_err(|error| error.with_path(&path))?;
     let directory = std::path::absolute(&path)
         .ok()
         .and_then(|path| path.parent().map(ToOwned::to_owned))
@@ -200,6 +215,7 @@ impl Merged {
             .source
             .chosen()
             .map_err(|error| origins.tell(error, &way))?;
+        source.check(&origins)?;
         Ok(Recipe {
             name: name.to_owned(),
             description: document.description,

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use block::{Error, Result};
+use block::{Error, Result, escape};
 use ext4_builder::source::Pattern;
 use serde::{Deserialize, Deserializer, de};
 
+use super::apt;
 use super::debootstrap::Debootstrap;
+use super::origins::Origins;
+use super::origins::Step::{self, Key, Text};
 
 /// What a root filesystem is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +223,26 @@ impl SourceTable {
 }
 
 impl Source {
+    /// Fails for what no release and no package is called, whatever else is said.
+    pub(super) fn check(&self, origins: &Origins) -> Result<()> {
+        let way = [Key("source"), Key(self.key())];
+        let tell = |error, rest: &[Step<'_>]| origins.tell(error, &[&way, rest].concat());
+        let suite = match self {
+            Self::Mmdebstrap(debian) => &debian.suite,
+            Self::Debootstrap(debian) => &debian.suite,
+            Self::Debs(Debs { packages, kernel }) => {
+                for package in packages {
+                    apt::check(package).map_err(|error| tell(error, &[Key("packages"), Text(package)]))?;
+                }
+                let kernel = kernel.as_deref().map_or(Ok(()), apt::check);
+                return kernel.map_err(|error| tell(error, &[Key("kernel")]));
+            }
+            _ => return Ok(()),
+        };
+        let suite = suite.as_deref().map_or(Ok(()), check_suite);
+        suite.map_err(|error| tell(error, &[Key("suite")]))
+    }
+
     /// The key of `[source]` that says it.
     pub(super) fn key(&self) -> &'static str {
         match self {
@@ -261,6 +284,18 @@ impl Source {
             Self::Oci(name) => base_name(Path::new(name)),
         }
     }
+}
+
+/// Names as releases have them: a program must not take one for an option, a path or two words.
+fn check_suite(suite: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~+".contains(c);
+    if suite.starts_with(|c: char| c.is_ascii_alphanumeric()) && suite.chars().all(plain) {
+        return Ok(());
+    }
+    let error = Error::invalid(format!("\"{}\" is no name of a release", escape(suite)));
+    Err(error.with_hint(
+        "a suite is one word of letters, digits and - . _ ~ +, such as \"bookworm\" or \"bookworm-updates\"",
+    ))
 }
 
 impl Mmdebstrap {
