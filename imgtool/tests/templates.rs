@@ -173,6 +173,30 @@ fn cloud_init_gets_a_disk_that_says_what_to_do() {
 }
 
 #[test]
+fn a_template_without_cloud_init_is_told_of_when_it_is_given_a_seed() {
+    let lab = imported();
+    let words = "--store store --seed nocloud";
+    let done = lab.run(&format!("imgtool clone a {words} --from tiny --count 3"));
+    assert_eq!(
+        done.stderr().matches("no cloud-init").count(),
+        1,
+        "{}",
+        done.stderr()
+    );
+    done.ok();
+    // Who does not ask for a seed, and who has what reads it, is told nothing.
+    let quiet = |line: &str| {
+        let done = lab.run(line);
+        assert_eq!(done.stderr(), "", "{line}");
+        done.ok();
+    };
+    quiet("imgtool clone b --store store --from tiny");
+    quiet("imgtool fs mkdir -p store/instances/b.qcow2 /etc/cloud");
+    lab.imgtool("template publish --store store b --alias with --no-lint");
+    quiet(&format!("imgtool clone c {words} --from with"));
+}
+
+#[test]
 fn commands_for_images_take_the_names_of_machines() {
     let lab = imported();
     lab.imgtool("clone web --store store --from tiny");

@@ -2,11 +2,14 @@
 //! the first time (cloud-init's documentation, "`NoCloud`"). For disks whose root is no ext4 filesystem, or whose maker wants it so.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use block::{Result, Storage};
+use block::{BlockDevice, Result, Storage};
+use ext4_reader::LastLink;
 use fat_builder::{Builder, Options, Time};
 use serde_json::{Value, json};
 
+use crate::Root;
 use crate::personalise::{Addressing, AuthorizedKeys};
 use crate::store::Instance;
 
@@ -15,6 +18,9 @@ const SIZE: u64 = 34 << 20;
 
 /// By which cloud-init knows the disk.
 const LABEL: &str = "CIDATA";
+
+/// What is there where a system reads seeds: cloud-init itself, its settings, or those of Alpine's tiny-cloud.
+const READERS: [&[u8]; 3] = [b"/usr/bin/cloud-init", b"/etc/cloud", b"/etc/tiny-cloud.conf"];
 
 /// What a guest is to make of itself.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +34,14 @@ pub struct Seed {
 }
 
 impl Seed {
+    /// Whether something in the system on a disk would read a seed; `None` for a disk without a root filesystem that could be
+    /// looked into.
+    pub fn has_reader(disk: &Arc<dyn BlockDevice>) -> Option<bool> {
+        let filesystem = Root::find(disk).ok()??.filesystem().ok()?;
+        let is_there = |path| filesystem.resolve(path, LastLink::Keep).is_ok();
+        Some(READERS.into_iter().any(is_there))
+    }
+
     /// Writes the disk for an instance.
     ///
     /// # Errors

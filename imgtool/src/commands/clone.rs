@@ -1,11 +1,12 @@
 //! `imgtool clone`: machines that are copy-on-write clones of a template.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use block::{BlockDevice, Error, Result, escape, size};
 use clap::Args;
+use machines::Seed;
 use machines::personalise::{has_system, personalise};
 use machines::store::{Instance, InstanceName, Mac, NewInstances, Store};
 use ops::Control;
@@ -145,7 +146,12 @@ pub(super) fn make(
         ..new.clone()
     };
     let foreign = AtomicBool::new(false);
+    // All of them have the same system.
+    let reads_seed = OnceLock::new();
     let own = |instance: &Instance, disk: &Arc<dyn BlockDevice>| {
+        if personal.seed.is_some() {
+            reads_seed.get_or_init(|| Seed::has_reader(disk));
+        }
         if personal.as_is {
             return Ok(());
         }
@@ -156,6 +162,12 @@ pub(super) fn make(
         personalise(disk, &personal.identity(instance)?, true)
     };
     let made = store.clone_template(&template, &new, &own, control)?;
+    if reads_seed.into_inner().flatten() == Some(false) {
+        note(
+            "the template has no cloud-init, and nothing in it reads the seed: no hostname, user, key or address is set by it; \
+             without --seed nocloud, imgtool changes the files itself",
+        );
+    }
     if foreign.into_inner() {
         note("the disk has no root filesystem of ext4 with a system in it: it is as in the template");
     }

@@ -26,7 +26,7 @@ pub(crate) struct PersonalArgs {
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<Addressing>,
     /// Who makes it a machine of its own: imgtool, by changing files on its disk, or cloud-init in the guest, which is given a second
-    /// disk that says what to do
+    /// disk that says what to do; a template without cloud-init is told of
     #[arg(long, value_enum, default_value_t, value_name = "WHO")]
     seed: SeedArg,
     /// Change nothing on the disk
