@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use block::{Error, Result};
+use block::Result;
 use ext4_reader::{FileKind, Inode};
-use regex::bytes::Regex;
 
+use super::keys::{PrivateKeys, START};
 use super::operations::{OPERATIONS, Operation};
 use super::parts::holds_something;
 use super::plan::{Deed, Search, Step};
@@ -26,18 +26,6 @@ const KEY_PLACES: [&str; 7] = [
 
 /// Where programs that give rights are not to be.
 const OPEN_PLACES: [&str; 6] = ["/dev/shm", "/home", "/root", "/srv", "/tmp", "/var/tmp"];
-
-/// Bytes at the start of a file in which keys are looked for.
-const KEY_START: u64 = 256 << 10;
-
-/// How a private key announces itself: in a file of its own, among other text, and in JSON. A program that reads such has no
-/// line that ends there.
-const KEY: &str = concat!(
-    r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[\r\n\\]",
-    r"|-----BEGIN OpenVPN Static key V1-----\r?\n",
-    r"|PuTTY-User-Key-File-[0-9]",
-    r"|AGE-SECRET-KEY-1[0-9A-Z]",
-);
 
 const SETUID_OR_SETGID: u16 = 0o6000;
 
@@ -84,10 +72,10 @@ pub fn lint(root: &Root, but_for: &[&'static Operation]) -> Result<Vec<Finding>>
             });
         }
     };
-    let key = Regex::new(KEY).map_err(|error| Error::invalid(error.to_string()))?;
+    let keys = PrivateKeys::new()?;
     for place in KEY_PLACES {
         search.files(place.into(), |path, file| {
-            if is_private_key(&search, &key, file)? {
+            if is_private_key(&search, &keys, file)? {
                 more(&path, "a private key");
             }
             Ok(())
@@ -137,38 +125,9 @@ fn swapped(root: &Root, file: &SwapFile) -> Result<Option<&'static str>> {
     Ok(None)
 }
 
-fn is_private_key(search: &Search<'_>, key: &Regex, file: &Inode) -> Result<bool> {
+fn is_private_key(search: &Search<'_>, keys: &PrivateKeys, file: &Inode) -> Result<bool> {
     if file.kind() != FileKind::Regular || file.is_encrypted() {
         return Ok(false);
     }
-    Ok(key.is_match(&search.start(file, KEY_START)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_told_from_programs_that_read_them() {
-        let key = Regex::new(KEY).unwrap();
-        for text in [
-            "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl",
-            "note: -----BEGIN RSA PRIVATE KEY-----\r\nMIIE",
-            "-----BEGIN PRIVATE KEY-----\nMIIE",
-            "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\n",
-            "{\"private_key\": \"-----BEGIN PRIVATE KEY-----\\nMIIE",
-            "PuTTY-User-Key-File-3: ssh-ed25519",
-            "# x\nAGE-SECRET-KEY-1QQ",
-        ] {
-            assert!(key.is_match(text.as_bytes()), "{text}");
-        }
-        for text in [
-            "-----BEGIN PUBLIC KEY-----\nMIIB",
-            "-----BEGIN OPENSSH PRIVATE KEY-----\0",
-            "b'-----BEGIN OPENSSH PRIVATE KEY-----' in text",
-            "PRIVATE KEY-----",
-        ] {
-            assert!(!key.is_match(text.as_bytes()), "{text}");
-        }
-    }
+    Ok(keys.are_in(&search.start(file, START)?))
 }

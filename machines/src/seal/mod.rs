@@ -9,10 +9,12 @@
 //! in room that is no partition's. What else there is on a disk is not looked into, and said by name: [`not_looked_into`].
 
 mod behind;
+mod keys;
 mod lint;
 mod operations;
 mod parts;
 mod plan;
+mod shares;
 mod swap;
 mod texts;
 mod wipe;

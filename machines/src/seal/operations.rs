@@ -38,6 +38,8 @@ pub(super) enum Action {
     Edit(fn(&str) -> Option<String>),
     /// A text goes where it is one that has to.
     RemoveIf(fn(&str) -> bool),
+    /// Texts go that a text names, where they are ones that have to.
+    RemoveNamed(fn(&str) -> Vec<String>, fn(&str) -> bool),
 }
 
 impl Action {
@@ -48,16 +50,26 @@ impl Action {
             Self::Clear => "emptied of all",
             Self::ClearFiles => "emptied of files",
             Self::Edit(_) => "edited",
+            Self::RemoveNamed(..) => "removed where they are named",
         }
     }
 }
 
-use Action::{Clear, ClearFiles, Edit, Empty, Remove, RemoveIf};
+use Action::{Clear, ClearFiles, Edit, Empty, Remove, RemoveIf, RemoveNamed};
 
+use super::shares::{credentials_files, has_password, without_share_passwords};
 use super::texts::{
-    has_network_key, has_secret_lines, names_initiator, with_generated_initiator, without_hwaddr,
-    without_mac_address, without_network_secrets, without_own_name, without_passwords,
+    has_netplan_secret, has_network_key, has_secret_lines, names_initiator, with_generated_initiator,
+    without_hwaddr, without_mac_address, without_network_secrets, without_own_name, without_passwords,
 };
+
+/// Where it is said what is mounted: fstab(5), systemd.mount(5), auto.master(5).
+const MOUNTS: &[&str] = &[
+    "/etc/fstab",
+    "/etc/systemd/system/*.mount",
+    "/etc/auto.*",
+    "/etc/autofs/auto.*",
+];
 
 /// Who the machine is to servers of iSCSI.
 const INITIATOR: &str = "/etc/iscsi/initiatorname.iscsi";
@@ -240,9 +252,14 @@ pub const OPERATIONS: &[Operation] = &[
         actions: &[
             (
                 Edit(without_network_secrets),
-                &["/etc/NetworkManager/system-connections/*"],
+                &[
+                    "/etc/NetworkManager/system-connections/*",
+                    "/usr/lib/NetworkManager/system-connections/*",
+                    "/var/lib/NetworkManager/system-connections/*",
+                ],
             ),
             (Clear, &["/var/lib/iwd"]),
+            (Remove, &["/etc/sysconfig/network-scripts/keys-*"]),
         ],
     },
     Operation {
@@ -562,9 +579,18 @@ pub const OPERATIONS: &[Operation] = &[
                 RemoveIf(has_network_key),
                 &[
                     "/etc/systemd/network/*.netdev",
+                    "/etc/wpa_supplicant.conf",
                     "/etc/wpa_supplicant/*.conf",
                     "/var/lib/connman/*.config",
                     "/var/lib/connman/*/settings",
+                ],
+            ),
+            (
+                RemoveIf(has_netplan_secret),
+                &[
+                    "/etc/netplan/*.yaml",
+                    "/usr/lib/netplan/*.yaml",
+                    "/lib/netplan/*.yaml",
                 ],
             ),
             (
@@ -574,6 +600,31 @@ pub const OPERATIONS: &[Operation] = &[
                     "/etc/ppp/pap-secrets",
                     "/etc/ipsec.secrets",
                 ],
+            ),
+        ],
+    },
+    Operation {
+        name: "share-passwords",
+        description: "passwords of shares of CIFS and WebDAV, without which the machine cannot mount them",
+        by_default: false,
+        actions: &[
+            (Edit(without_share_passwords), MOUNTS),
+            (RemoveNamed(credentials_files, has_password), MOUNTS),
+            (
+                RemoveIf(has_password),
+                &[
+                    "/etc/*credentials",
+                    "/etc/smbcredentials/*",
+                    "/etc/samba/*cred*",
+                    "/etc/cifs*/*",
+                    "~/.smb*",
+                    "~/.cifs*",
+                    "~/.credentials",
+                ],
+            ),
+            (
+                RemoveIf(has_secret_lines),
+                &["/etc/davfs2/secrets", "~/.davfs2/secrets"],
             ),
         ],
     },

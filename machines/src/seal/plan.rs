@@ -110,6 +110,15 @@ impl<'f> Search<'f> {
                     steps.insert(step(path, Deed::Remove));
                 }
             }
+            Action::RemoveNamed(names, goes) => {
+                let text = self.text(&path)?.unwrap_or_default();
+                for named in names(&text) {
+                    let found = self.expand(named.as_bytes())?;
+                    for path in found {
+                        self.steps(Action::RemoveIf(goes), path, steps)?;
+                    }
+                }
+            }
             Action::Clear => {
                 for name in self.names(&path)? {
                     steps.insert(step(below(&path, &name), Deed::Remove));

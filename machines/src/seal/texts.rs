@@ -1,7 +1,9 @@
 //! What texts in a guest become, without what is one machine's own or private.
 
+use std::cell::Cell;
+
 /// The text without the lines that are to go.
-fn without(text: &str, goes: impl Fn(&str) -> bool) -> Option<String> {
+fn without<'t>(text: &'t str, goes: impl Fn(&'t str) -> bool) -> Option<String> {
     let lines = text.split_inclusive('\n');
     let kept: String = lines.filter(|line| !goes(line.trim())).collect();
     (kept != text).then_some(kept)
@@ -26,11 +28,69 @@ pub(super) fn without_mac_address(text: &str) -> Option<String> {
     })
 }
 
+/// nm-settings-keyfile(5): what it calls secrets, and all lines of a VPN's section of them.
 pub(super) fn without_network_secrets(text: &str) -> Option<String> {
-    let keys = ["psk", "password", "private-key-password", "pin", "leap-password"];
+    let keys = [
+        "psk",
+        "password",
+        "password-raw",
+        "private-key-password",
+        "phase2-private-key-password",
+        "ca-cert-password",
+        "client-cert-password",
+        "phase2-ca-cert-password",
+        "phase2-client-cert-password",
+        "pin",
+        "leap-password",
+        "mka-cak",
+    ];
+    let section = Cell::new("");
     without(text, |line| {
-        line.contains('=') && (keys.contains(&key(line)) || key(line).starts_with("wep-key"))
+        if line.starts_with('[') {
+            section.set(line);
+        }
+        if !line.contains('=') {
+            return false;
+        }
+        let key = key(line);
+        let is_in = |name| section.get().starts_with(name);
+        is_in("[vpn-secrets]")
+            || keys.contains(&key)
+            || key.starts_with("wep-key")
+            // Elsewhere they are names of files.
+            || (is_in("[wireguard") && ["private-key", "preshared-key"].contains(&key))
     })
+}
+
+/// netplan-yaml(5): passwords of access points, of 802.1X and of modems, and keys of WireGuard.
+pub(super) fn has_netplan_secret(text: &str) -> bool {
+    let keys = ["password", "client-key-password", "pin", "private", "shared"];
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    lines
+        .flat_map(|line| keys.map(|key| (line, key)))
+        .any(|(line, key)| {
+            let mut places = line
+                .match_indices(key)
+                .map(|(at, _)| (&line[..at], &line[at + key.len()..]));
+            places.any(|(before, after)| {
+                let is_key = !before.ends_with(|c: char| c.is_alphanumeric() || c == '-' || c == '_');
+                is_key && has_value(after)
+            })
+        })
+}
+
+/// Whether what follows a key in YAML is a value that is no file's name; a line that ends there goes on in the next one.
+fn has_value(after: &str) -> bool {
+    let Some(value) = after
+        .trim_start_matches(['"', '\''])
+        .trim_start()
+        .strip_prefix(':')
+    else {
+        return false;
+    };
+    let first = value.split([',', '}', '#']).next().unwrap_or_default();
+    let first = first.trim().trim_matches(['"', '\'']);
+    value.trim().is_empty() || !(["", "null", "~"].contains(&first) || first.starts_with('/'))
 }
 
 /// Debian's open-iscsi makes another name where the file asks for that, and does not start without the file.
@@ -110,6 +170,14 @@ mod tests {
         assert_eq!(without_passwords(shadow).as_deref(), Some(locked));
         assert_eq!(without_passwords(locked), None);
         let connection = "[wifi]\nssid=home\n[wifi-security]\nkey-mgmt=wpa-psk\npsk=secret\n[ethernet]\nmac-address=52:54:00:00:00:01\n";
+        let tunnel = "[wireguard]\nprivate-key=YWJj=\n[wireguard-peer.YWJj=]\npreshared-key=YWJj=\nendpoint=a:1\n\
+                      [vpn-secrets]\nxauth=secret\n[802-1x]\nprivate-key=/etc/a.key\npassword-raw=YWJj\n";
+        assert_eq!(
+            without_network_secrets(tunnel).as_deref(),
+            Some(
+                "[wireguard]\n[wireguard-peer.YWJj=]\nendpoint=a:1\n[vpn-secrets]\n[802-1x]\nprivate-key=/etc/a.key\n"
+            )
+        );
         let open = without_network_secrets(connection).unwrap();
         assert!(!open.contains("secret") && open.contains("ssid=home") && open.contains("mac-address"));
         assert!(!without_mac_address(&open).unwrap().contains("52:54"));
@@ -140,6 +208,24 @@ mod tests {
         }
         for text in ["", "[NetDev]\nKind=bridge\n", "psk=\n", "# psk=secret\n"] {
             assert!(!has_network_key(text), "{text}");
+        }
+        for text in [
+            "      access-points:\n        home:\n          password: secret\n",
+            "access-points: {\"home\": {\"password\": \"secret\"}}\n",
+            "access-points: {home: {password: 'a/b'}}\n",
+            "auth:\n  password:\n    secret\n",
+            "tunnels: {wg0: {keys: {private: YWJj}}}\n",
+        ] {
+            assert!(has_netplan_secret(text), "{text}");
+        }
+        for text in [
+            "network: {version: 2, ethernets: {eth0: {dhcp4: true}}}\n",
+            "# password: secret\n",
+            "password: \"\"\n",
+            "a-password: x\npasswords: y\n",
+            "keys: {private: /etc/wireguard/key}\n",
+        ] {
+            assert!(!has_netplan_secret(text), "{text}");
         }
         assert!(has_secret_lines("# Secrets\n\nme * secret *\n"));
         assert!(!has_secret_lines(

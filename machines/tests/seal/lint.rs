@@ -114,3 +114,90 @@ fn keys_that_sealing_leaves_are_in_no_template_unless_that_is_said() {
         "{error}"
     );
 }
+
+#[test]
+fn keys_without_words_and_compressed_ones_are_found_and_what_is_no_key_is_not() {
+    let lab = Lab::new();
+    lab.mounted(
+        "mkdir -p opt/keys opt/none; cd opt/keys
+         openssl genpkey -quiet -algorithm rsa -pkeyopt rsa_keygen_bits:2048 -out ../none/rsa.pem
+         openssl rsa -in ../none/rsa.pem -traditional -outform der -out rsa.key
+         openssl pkcs8 -topk8 -nocrypt -in ../none/rsa.pem -outform der -out rsa.p8
+         openssl pkcs8 -topk8 -passout pass:a -in ../none/rsa.pem -outform der -out encrypted.p8
+         openssl ecparam -name prime256v1 -genkey -noout -outform der -out curve.der
+         openssl genpkey -quiet -algorithm ed25519 -outform der -out edwards
+         openssl dsaparam -genkey 1024 -noout -outform der -out dsa.der 2>/dev/null
+         gzip -c rsa.key >rsa.key.gz; gzip -c ../none/rsa.pem >words.gz; tar -cz rsa.p8 -C ../none rsa.pem >both.tar.gz
+         cd ../none; openssl rsa -in rsa.pem -pubout -outform der -out public.der
+         openssl req -x509 -key rsa.pem -subj /CN=a -outform der -out certificate.der
+         openssl rsa -in rsa.pem -RSAPublicKey_out -outform der -out public.key
+         (cat ../keys/rsa.key; echo) >longer.key; head -c 900 ../keys/rsa.key >shorter.key; head -c 20 ../keys/words.gz >cut.gz
+         head -c 200000000 /dev/zero | gzip >bomb.gz; rm rsa.pem",
+    );
+    let root = Root::find(&open(&lab.path("disk.raw"), Access::READ).device())
+        .unwrap()
+        .unwrap();
+    let found = lint(&root, &[]).unwrap();
+    let found: Vec<_> = found
+        .iter()
+        .filter_map(|finding| finding.path.strip_prefix("/opt/"))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "keys/both.tar.gz",
+            "keys/curve.der",
+            "keys/dsa.der",
+            "keys/edwards",
+            "keys/encrypted.p8",
+            "keys/rsa.key",
+            "keys/rsa.key.gz",
+            "keys/rsa.p8",
+            "keys/words.gz",
+        ]
+    );
+}
+
+#[test]
+fn passwords_of_networks_and_shares_are_found_and_taken_away_when_that_is_asked_for() {
+    let lab = Lab::new();
+    lab.mounted(
+        "mkdir -p etc/netplan etc/smbcredentials etc/systemd/system
+         printf 'network: {wifis: {w: {access-points: {a: {password: b}}}}}' >etc/netplan/50-wifi.yaml
+         printf 'network: {version: 2}' >etc/netplan/01-all.yaml
+         printf '//nas/a /a cifs ro,password=secret 0 0\n//nas/b /b cifs cred=/root/nas 0 0\n//nas/c /c cifs cred=/etc/passwd 0 0\n' >etc/fstab
+         printf 'username=a\npassword=b\n' | tee etc/smbcredentials/c >root/nas",
+    );
+    let names = ["network-keys", "share-passwords"];
+    let disk = open(&lab.path("disk.raw"), Access::WRITE).device();
+    let of_these = || {
+        let found = lint(&Root::find(&disk).unwrap().unwrap(), &[]).unwrap();
+        let found = found
+            .into_iter()
+            .filter(|finding| finding.operation.is_some_and(|name| names.contains(&name)));
+        found.map(|finding| finding.path).collect::<Vec<_>>()
+    };
+    for path in [
+        "/etc/netplan/50-wifi.yaml",
+        "/etc/fstab",
+        "/root/nas",
+        "/etc/smbcredentials/c",
+    ] {
+        assert!(
+            of_these().iter().any(|found| found == path),
+            "{path}: {:?}",
+            of_these()
+        );
+    }
+    assert!(
+        !of_these()
+            .iter()
+            .any(|path| path.contains("01-all") || path == "/etc/passwd")
+    );
+    let selection = Selection::new(&names.map(str::to_owned), &[]).unwrap();
+    seal(&disk, &selection, false, &Control::unwatched()).unwrap();
+    assert!(of_these().is_empty(), "{:?}", of_these());
+    let root = Root::find(&disk).unwrap().unwrap();
+    let fstab = root.read("/etc/fstab", 1000).unwrap();
+    assert!(fstab.starts_with(b"//nas/a /a cifs ro 0 0\n//nas/b /b cifs cred=/root/nas"));
+}
