@@ -109,7 +109,14 @@ impl Editor {
         }
         self.device.flush()?;
 
-        self.write_blocks(blocks, Some(&marked))?;
+        if self.copies.is_empty() {
+            self.write_blocks(blocks, Some(&marked))?;
+        } else {
+            // It has grown, and a kernel looks at all descriptors before it looks at the journal.
+            self.write_blocks(blocks, Some(&before))?;
+            self.device.flush()?;
+            self.write_superblock(&marked)?;
+        }
         self.device.flush()?;
         let (place, bytes) = log.emptied(true)?;
         self.write_block(place, &bytes)?;

@@ -1,6 +1,9 @@
 //! A filesystem that becomes larger: groups are added to it, and blocks of descriptors for them where blocks were kept for
 //! that ("Special inodes", inode 7), or with `meta_bg` at the start of the first of the groups that they describe ("Meta Block Groups").
 //!
+//! Where more descriptors are needed than blocks were kept for, the filesystem gets `meta_bg`: the blocks that were kept have
+//! descriptors from then on, those behind are in their groups, and the inode that had kept them has nothing to do any more.
+//!
 //! New groups have their metadata at their own start. Where groups have checksums, their descriptors say that nothing of
 //! them is initialised, so that of each only the descriptor is written: whoever uses the group first makes its bitmaps, and
 //! the kernel zeroes its inodes in the background. All of it is one change like others, and so happens or does not.
@@ -8,11 +11,12 @@
 use std::ops::Range;
 
 use block::{Error, Result, ZeroMode};
-use ext4_builder::format::Reserved;
+use ext4_builder::format::{MAP_SIZE, Reserved};
 use ext4_reader::Filesystem;
 
 use crate::bitmap;
 use crate::group_descriptor::{BLOCK_UNINIT, Group, INODE_UNINIT};
+use crate::inode::Inode;
 use crate::superblock::{COMPATIBLE, INCOMPATIBLE, OFFSET, Superblock};
 use crate::{Editor, damaged};
 
@@ -40,23 +44,19 @@ struct Growth {
     groups: Range<u32>,
     /// The new blocks of descriptors.
     descriptors: Range<u32>,
+    /// How many of all of them are behind the superblock, and not in groups of their own.
+    plain: u32,
     /// Blocks that are kept for more of them.
     reserved: u32,
+    /// The filesystem gets `meta_bg` for this.
+    converts: bool,
 }
 
 impl Editor {
-    /// The largest size that [`grow`](Self::grow) can give the filesystem, in bytes.
+    /// The largest size that [`grow`](Self::grow) can give the filesystem, in bytes: that of its block and inode numbers.
     pub fn largest_size(&self) -> u64 {
         let layout = self.layout();
-        let all = u64::from(self.descriptor_blocks(layout.groups()))
-            + u64::from(self.superblock.reserved_descriptor_blocks());
-        let by_descriptors = if self.has_meta_groups() {
-            u64::MAX
-        } else {
-            all * u64::from(self.descriptors_per_block())
-        };
-        let by_inodes = u64::from(u32::MAX / layout.inodes_per_group());
-        let groups = by_descriptors.min(by_inodes);
+        let groups = u64::from(u32::MAX / layout.inodes_per_group());
         let blocks = layout.first_data_block() + groups * u64::from(layout.blocks_per_group());
         let most = if self.superblock.is_64bit() {
             1 << 48
@@ -70,13 +70,15 @@ impl Editor {
     /// is too small for a group is left over.
     ///
     /// # Errors
-    /// `InvalidInput` for a smaller size, or a larger one than there is room for descriptors for, with the largest that can
-    /// be; `Corrupt`, `Io`.
+    /// `InvalidInput` for a smaller size, or a larger one than its numbers reach, with the largest that can be; `Corrupt`, `Io`.
     pub fn grow(&mut self, size: u64) -> Result<()> {
         let grown = self.atomically(|editor| {
             let Some(growth) = editor.growth(size)? else {
                 return Ok(Vec::new());
             };
+            if growth.converts {
+                editor.convert(&growth)?;
+            }
             editor.extend_last_group(&growth)?;
             editor.clear_descriptors(&growth)?;
             let free = editor.add_groups(&growth)?;
@@ -109,10 +111,12 @@ impl Editor {
         }
         if blocks > self.largest_size() / layout.block_size() {
             let message = format!(
-                "the filesystem can be grown to {} bytes at most: it has no room for more group descriptors",
+                "the filesystem can be grown to {} bytes at most: its numbers of blocks and inodes reach no further",
                 self.largest_size()
             );
-            return Err(Error::invalid(message).with_hint("resize2fs can do more, on a raw image"));
+            return Err(
+                Error::invalid(message).with_hint("make a new one, with larger blocks or fewer inodes")
+            );
         }
         let per_group = u64::from(layout.blocks_per_group());
         let mut growth = self.growth_to(blocks);
@@ -130,12 +134,21 @@ impl Editor {
         let old = self.descriptor_blocks(layout.groups());
         let new = self.descriptor_blocks(groups).max(old);
         let reserved = u32::from(self.superblock.reserved_descriptor_blocks());
-        let used = if self.has_meta_groups() { 0 } else { new - old };
+        let room = old + reserved;
+        let (plain, reserved, converts) = if self.has_meta_groups() {
+            (self.superblock.plain_descriptor_blocks(new), reserved, false)
+        } else if new > room {
+            (room, 0, true)
+        } else {
+            (new, room - new, false)
+        };
         Growth {
             blocks,
             groups: layout.groups()..groups,
             descriptors: old..new,
-            reserved: reserved.saturating_sub(used),
+            plain,
+            reserved,
+            converts,
         }
     }
 
@@ -161,11 +174,10 @@ impl Editor {
     /// Blocks of superblock and descriptors at the start of a group.
     fn copies_in(&self, group: u32, growth: &Growth) -> u64 {
         let superblock = u64::from(self.filesystem.has_superblock(group));
-        let plain = self.superblock.plain_descriptor_blocks(growth.descriptors.end);
-        if group / self.descriptors_per_block() >= plain {
+        if group / self.descriptors_per_block() >= growth.plain {
             return superblock + u64::from(self.holds_descriptors(group));
         }
-        superblock * (1 + u64::from(plain) + u64::from(growth.reserved))
+        superblock * (1 + u64::from(growth.plain) + u64::from(growth.reserved))
     }
 
     /// Whether the descriptors of a meta block group are in one of its groups, or a copy: in the first, the second and the last.
@@ -181,6 +193,34 @@ impl Editor {
     fn blocks_of(&self, group: u32, growth: &Growth) -> u32 {
         let left = growth.blocks - self.first_block(group);
         left.min(self.layout().blocks_per_group().into()) as u32
+    }
+
+    /// Has descriptors from here on be in their groups.
+    fn convert(&mut self, growth: &Growth) -> Result<()> {
+        if self.superblock.has(COMPATIBLE, RESIZE_INODE_FEATURE) {
+            let (mut inode, double_indirect) = self.resize_inode()?;
+            // The blocks that it kept are not free: they are those of descriptors now.
+            self.free_blocks(double_indirect..double_indirect + 1)?;
+            inode.set_map(&[0; MAP_SIZE]);
+            self.set_room(&mut inode, 0)?;
+            self.store(&mut inode)?;
+        }
+        self.change_superblock(|superblock| superblock.set_meta_groups(growth.plain))?;
+        // Where descriptors are follows from what it says.
+        self.filesystem = Filesystem::open(self.staging.clone())?;
+        Ok(())
+    }
+
+    /// The inode of blocks that are kept for descriptors, and the block of addresses that its map leads to.
+    fn resize_inode(&self) -> Result<(Inode, u64)> {
+        let inode = self.load(RESIZE_INODE)?;
+        let word = &inode.map()[DOUBLE_INDIRECT * 4..][..4];
+        let double_indirect = u64::from(u32::from_le_bytes(word.try_into().unwrap_or_default()));
+        let range = self.layout().first_data_block() + 1..self.layout().blocks();
+        if !range.contains(&double_indirect) {
+            return Err(damaged("the resize inode has no block of addresses".to_owned()));
+        }
+        Ok((inode, double_indirect))
     }
 
     /// Gives the last group the blocks that it was short of.
@@ -279,13 +319,7 @@ impl Editor {
             blocks: growth.reserved,
             groups: &groups,
         };
-        let mut inode = self.load(RESIZE_INODE)?;
-        let word = &inode.map()[DOUBLE_INDIRECT * 4..][..4];
-        let double_indirect = u64::from(u32::from_le_bytes(word.try_into().unwrap_or_default()));
-        let range = self.layout().first_data_block() + 1..self.layout().blocks();
-        if !range.contains(&double_indirect) {
-            return Err(damaged("the resize inode has no block of addresses".to_owned()));
-        }
+        let (mut inode, double_indirect) = self.resize_inode()?;
         self.staging.put(double_indirect, reserved.double_indirect())?;
         for (block, bytes) in reserved.indirect() {
             self.staging.put(block, bytes)?;
@@ -330,7 +364,7 @@ impl Editor {
     /// The copies of superblock and descriptors.
     fn copies_of(&self, growth: &Growth) -> Result<Vec<(u64, Vec<u8>)>> {
         let (first, _) = self.filesystem.descriptor_place(0);
-        let plain = self.superblock.plain_descriptor_blocks(growth.descriptors.end);
+        let plain = growth.plain;
         let mut descriptors = Vec::new();
         let count = u64::from(plain);
         for block in first..first + count {

@@ -211,6 +211,14 @@ impl Superblock {
         }
     }
 
+    /// Says that blocks of descriptors from the `first` on are in groups of their own, and that none are kept behind the others.
+    pub(crate) fn set_meta_groups(&mut self, first: u32) {
+        self.set_u32(COMPATIBLE, self.u32(COMPATIBLE) & !0x10);
+        self.set_u16(0xCE, 0);
+        self.set_u32(INCOMPATIBLE, self.u32(INCOMPATIBLE) | 0x10);
+        self.set_u32(0x104, first);
+    }
+
     /// Says that it was written to at a time, unless it was later.
     pub(crate) fn set_written(&mut self, seconds: i64) {
         // The upper bits are in the second sector, which stays as it is: 2106 is far.

@@ -146,17 +146,19 @@ fn what_is_made_here_is_grown_and_little_is_written() {
 }
 
 #[test]
-fn growth_goes_on_in_steps_until_the_reserve_is_used() {
+fn growth_goes_on_in_steps_past_the_reserve() {
     let image = Image::new("64M", "-t ext4 -b 1024 -E resize=1G");
     image.change(FILL);
-    let largest = image.open().largest_size();
-    for size in [
-        64 * MIB + 1024,
-        64 * MIB + 3_000_000,
-        128 * MIB,
-        200 * MIB,
-        900 * MIB,
-        largest,
+    let reserve = 1024 * MIB;
+    for (size, is_meta) in [
+        (64 * MIB + 1024, false),
+        (64 * MIB + 3_000_000, false),
+        (128 * MIB, false),
+        (200 * MIB, false),
+        (900 * MIB, false),
+        (reserve, false),
+        (reserve + 200 * MIB, true),
+        (3 * reserve, true),
     ] {
         set_len(&image, size);
         image.edit(|editor| {
@@ -169,17 +171,54 @@ fn growth_goes_on_in_steps_until_the_reserve_is_used() {
                 .unwrap();
         });
         image.assert_clean(&format!("{size}"));
+        let features = &fields(&image)["Filesystem features"];
+        assert_eq!(features.contains("meta_bg"), is_meta, "{size}: {features}");
+        assert_eq!(!features.contains("resize_inode"), is_meta, "{size}: {features}");
     }
-    assert_eq!(fields(&image)["Block count"], (largest / 1024).to_string());
-    set_len(&image, 2 * largest);
+    image.change("cp -a d d2; head -c 50000000 /dev/zero >much; sync; rm much");
+    image.assert_clean("after the kernel");
     let mut editor = image.open();
-    let error = editor.grow(2 * largest).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    assert!(error.to_string().contains(&largest.to_string()), "{error}");
-    let error = editor.grow(3 * largest).unwrap_err();
+    let error = editor.grow(4 * reserve).unwrap_err();
     assert!(error.to_string().contains("the disk has"), "{error}");
     let error = editor.grow(MIB).unwrap_err();
     assert!(error.to_string().contains("cannot be shrunk"), "{error}");
+    editor.commit().unwrap();
+    image.assert_clean("refused");
+}
+
+/// To more than a thousand times what it was made with.
+#[test]
+fn a_small_one_becomes_one_of_a_terabyte() {
+    const SIZE: u64 = (1 << 40) + 123 * MIB;
+    let image = Image::new("64M", "-t ext4 -b 4096");
+    image.change(FILL);
+    let before = image.tree();
+    grow(&image, SIZE);
+    image.assert_clean("grown");
+    assert!(image.tree() == before);
+    let fields = fields(&image);
+    assert!(fields["Filesystem features"].contains("meta_bg"));
+    let count: u64 = fields["Block count"].parse().unwrap();
+    assert!(count * 4096 > SIZE - 128 * MIB, "{count}");
+    let written = fs::metadata(&image.path).unwrap().blocks() * 512;
+    assert!(written < 64 * MIB, "{written}");
+    // The kernel goes on from there.
+    image.change(
+        "cp -a d d2; fallocate -l 200G far; for i in $(seq 40); do mkdir dir$i; echo $i >dir$i/file; done",
+    );
+    image.change("[ $(cat dir40/file) = 40 ]; [ $(stat -c %s far) = 214748364800 ]; cmp d/file d2/file");
+}
+
+#[test]
+fn a_size_that_numbers_do_not_reach_is_refused_with_the_largest() {
+    let image = Image::new("64M", "-t ext4 -b 1024 -O ^64bit");
+    let largest = image.open().largest_size();
+    assert!(largest <= u64::from(u32::MAX) * 1024);
+    set_len(&image, largest + MIB);
+    let mut editor = image.open();
+    let error = editor.grow(largest + MIB).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains(&largest.to_string()), "{error}");
     editor.commit().unwrap();
     image.assert_clean("refused");
 }

@@ -33,9 +33,7 @@ pub fn grow(disk: &Arc<dyn BlockDevice>, is_new: bool) -> Result<()> {
     let (size, most) = (root.device.size(), guest.editor.largest_size());
     if size > most {
         let message = format!("the root filesystem can grow to {most} bytes at most, and not to {size}");
-        return Err(
-            Error::invalid(message).with_hint("make the template with more room: imgtool mkfs --grow")
-        );
+        return Err(Error::invalid(message).with_hint("choose a smaller size"));
     }
     guest.editor.grow(size)?;
     guest.editor.commit()
