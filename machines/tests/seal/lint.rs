@@ -126,7 +126,8 @@ fn keys_without_words_and_compressed_ones_are_found_and_what_is_no_key_is_not() 
          openssl pkcs8 -topk8 -passout pass:a -in ../none/rsa.pem -outform der -out encrypted.p8
          openssl ecparam -name prime256v1 -genkey -noout -outform der -out curve.der
          openssl genpkey -quiet -algorithm ed25519 -outform der -out edwards
-         openssl dsaparam -genkey 1024 -noout -outform der -out dsa.der 2>/dev/null
+         openssl dsaparam -out ../none/parameters 1024; openssl gendsa -out ../none/dsa.pem ../none/parameters
+         openssl dsa -in ../none/dsa.pem -outform der -out dsa.der; rm ../none/dsa.pem ../none/parameters
          gzip -c rsa.key >rsa.key.gz; gzip -c ../none/rsa.pem >words.gz; tar -cz rsa.p8 -C ../none rsa.pem >both.tar.gz
          cd ../none; openssl rsa -in rsa.pem -pubout -outform der -out public.der
          openssl req -x509 -key rsa.pem -subj /CN=a -outform der -out certificate.der
