@@ -16,6 +16,12 @@ const FILL: &str = r"
     setfattr -n user.x -v $(head -c 500 /dev/zero | tr '\0' v) d/file; setfattr -n user.y -v y d
 ";
 
+/// One that two files share, and one that is another's alone.
+const LARGE_VALUES: &str = r"
+    for name in d/file d/big; do setfattr -n user.shared -v $(head -c 3000 /dev/zero | tr '\0' s) $name; done
+    setfattr -n user.large -v $(head -c 9000 /dev/zero | tr '\0' l) d/big
+";
+
 /// Tries everything. Gives how much of it was done.
 fn try_everything(storage: MemStorage) -> usize {
     let plain = Attributes::default();
@@ -51,6 +57,9 @@ fn try_everything(storage: MemStorage) -> usize {
     tried(editor.make_directories(b"/d/deep/er/still", &plain));
     tried(editor.rename(b"/d/deep", b"/many/deep"));
     tried(editor.set_xattr(b"/d", LastLink::Follow, b"user.z", &[7; 300]));
+    tried(editor.set_xattr(b"/d/big", LastLink::Follow, b"user.large", &[9; 4000]));
+    tried(editor.set_xattr(b"/d/file", LastLink::Follow, b"user.own", &[8; 3000]));
+    tried(editor.remove_xattr(b"/d/file", LastLink::Follow, b"user.shared"));
     tried(editor.remove(b"/pieces"));
     tried(editor.set_attributes(b"/link", LastLink::Keep, &Attributes::of(0o700)));
     tried(editor.remove_tree(b"/d"));
@@ -78,9 +87,14 @@ fn random_damage_never_panics_and_always_ends() {
         "-t ext4 -b 1024 -O inline_data",
         "-t ext3 -b 1024",
         "-t ext4 -b 1024 -O ^metadata_csum,meta_bg,^resize_inode",
+        "-t ext4 -b 1024 -O ^metadata_csum,^uninit_bg,ea_inode",
+        "-t ext4 -b 1024 -O ea_inode",
     ] {
         let image = Image::new("4M", kind);
         image.change(FILL);
+        if kind.contains("ea_inode") {
+            image.change(LARGE_VALUES);
+        }
         let bytes = image.in_memory().to_vec();
         let all = try_everything(image.in_memory());
         assert!(all > 30, "{kind}: {all}");
