@@ -2,9 +2,12 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
 
-use block::{BlockDevice, MemStorage, Preallocation, Resize, Storage};
+use block::test_utils::{Fault, FaultStorage, IoOp};
+use block::{BlockDevice, Error, HostExtent, MemStorage, Preallocation, Resize, Result, Storage, ZeroMode};
 use common::Bytes;
 
 /// Where the header says how long the disk is.
@@ -121,4 +124,197 @@ fn refcount_blocks(storage: &MemStorage) -> Vec<u64> {
         .map(|entry| u64::from_be_bytes(*entry))
         .filter(|entry| *entry != 0)
         .collect()
+}
+
+/// A storage on a full disk: so many pages can be written that are not there yet. Those that are can be written over.
+#[derive(Debug)]
+struct Full {
+    content: Mutex<MemStorage>,
+    pages: u64,
+}
+
+impl Full {
+    fn new(content: MemStorage, room: u64) -> Self {
+        let pages = content.allocated().unwrap().unwrap() / 4096 + room;
+        Self {
+            content: Mutex::new(content),
+            pages,
+        }
+    }
+
+    fn content(&self) -> MemStorage {
+        self.content.lock().unwrap().clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&MemStorage) -> Result<()>) -> Result<()> {
+        let mut content = self.content.lock().unwrap();
+        let changed = content.clone();
+        change(&changed)?;
+        if changed.allocated()?.unwrap() > self.pages * 4096 {
+            return Err(Error::io("write", io::ErrorKind::StorageFull.into()));
+        }
+        *content = changed;
+        Ok(())
+    }
+}
+
+impl Storage for Full {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.content().read_exact_at(buf, offset)
+    }
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.change(|content| content.write_all_at(buf, offset))
+    }
+    fn zero(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.change(|content| content.zero(offset, len, mode))
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.change(|content| content.discard(offset, len))
+    }
+    fn host_extent(&self, offset: u64, len: u64) -> Result<HostExtent> {
+        self.content().host_extent(offset, len)
+    }
+    fn sync_data(&self) -> Result<()> {
+        Ok(())
+    }
+    fn len(&self) -> Result<u64> {
+        self.content().len()
+    }
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.change(|content| content.set_len(len))
+    }
+}
+
+const MIB: u64 = 1 << 20;
+const OLD: u64 = (256 << 10) + 512;
+const NEW: u64 = 3 * MIB;
+
+/// Images that take metadata of each kind when they grow to 3 MiB: tables, a longer L1 table, refcount blocks and a longer table
+/// of them, bitmaps, a copy of a cluster that a snapshot shares.
+fn before_growth(options: &str) -> MemStorage {
+    let storage = Arc::new(common::create(options, OLD, None));
+    let image = common::open(storage.clone(), None);
+    image.write_at(&vec![7; OLD as usize], 0).expect("write");
+    if !options.contains("compat=0.10") {
+        let added = image.edit_bitmaps(|bitmaps| bitmaps.add("all", Some(512), true));
+        added.expect("a bitmap");
+        let now = std::time::UNIX_EPOCH;
+        let taken = image.create_snapshot("s", now, &mut |_| ControlFlow::Continue(()));
+        taken.expect("a snapshot");
+    }
+    image.close().expect("close");
+    (*storage).clone()
+}
+
+/// Grows the disk on a storage, which may fail; the disk then reads as before, and so does the image in memory.
+fn try_to_grow(storage: Arc<dyn Storage>, preallocation: Preallocation) -> bool {
+    let image = common::open(storage, None);
+    let how = Resize {
+        preallocation,
+        ..Resize::default()
+    };
+    let grown = image.resize(NEW, how).is_ok();
+    // Where the header was written and could not be made durable, the file says that the disk has grown.
+    assert!(image.size() == NEW || image.size() == OLD && !grown);
+    let disk = read(&image);
+    assert!(
+        disk[..OLD as usize].iter().all(|byte| *byte == 7),
+        "the data is gone"
+    );
+    assert!(
+        disk[OLD as usize..].iter().all(|byte| *byte == 0),
+        "growth is not zero"
+    );
+    // What fails here fails again, or was not part of the growth.
+    let _ = image.close();
+    grown
+}
+
+fn check(storage: &MemStorage) -> qcow2::CheckReport {
+    let options = qcow2::CheckOptions::default();
+    qcow2::check(storage, &options, &mut |_| ControlFlow::Continue(())).expect("a check")
+}
+
+const GROWING: [(&str, Preallocation); 7] = [
+    ("cluster_size=4096", Preallocation::Metadata),
+    ("cluster_size=4096", Preallocation::Off),
+    ("cluster_size=4096,compat=0.10", Preallocation::Full),
+    ("cluster_size=4096,lazy_refcounts=on", Preallocation::Metadata),
+    ("cluster_size=16384,extended_l2=on", Preallocation::Metadata),
+    ("cluster_size=512,refcount_bits=64", Preallocation::Metadata),
+    ("cluster_size=512,refcount_bits=64", Preallocation::Off),
+];
+
+#[test]
+fn a_growth_without_room_gives_back_what_it_took() {
+    for (options, preallocation) in GROWING {
+        let before = before_growth(options);
+        let mut refused = 0;
+        for room in 0.. {
+            let storage = Arc::new(Full::new(before.clone(), room * (room / 16 + 1)));
+            if try_to_grow(storage.clone(), preallocation) {
+                break;
+            }
+            refused += 1;
+            let file = storage.content();
+            let (code, words) = common::qemu_check(&file.to_vec());
+            assert_eq!(code, 0, "{options}, {preallocation:?}, room for {room}: {words}");
+            // Nothing is mapped past the end of the disk.
+            let [was, is] = [&before, &file].map(|storage| check(storage).allocated_clusters);
+            assert_eq!(was, is, "{options}, {preallocation:?}, room for {room}");
+        }
+        assert!(refused > 0, "{options}, {preallocation:?}: it takes no room");
+    }
+}
+
+#[test]
+fn a_growth_that_fails_at_any_call_gives_back_what_it_took() {
+    for (options, preallocation) in GROWING {
+        let before = before_growth(options);
+        let mut failures = 0;
+        for n in 1.. {
+            let file = Arc::new(before.clone());
+            let storage = Arc::new(FaultStorage::new(file.clone()));
+            storage.inject(Fault::nth(n, io::ErrorKind::Other).on(&IoOp::CHANGES));
+            let grown = try_to_grow(storage.clone(), preallocation);
+            if storage.failed() == 0 {
+                break;
+            }
+            failures += 1;
+            // One in three by QEMU, which takes as long as all the others.
+            let (code, words) = if n % 3 == 1 {
+                common::qemu_check(&file.to_vec())
+            } else {
+                (0, String::new())
+            };
+            let report = check(&file);
+            assert!(
+                code == 0 && report.is_clean() || grown,
+                "{options}, {preallocation:?}, call {n}: {report:?}, {words}"
+            );
+        }
+        assert!(failures > 5, "{options}, {preallocation:?}: {failures} calls");
+    }
+}
+
+/// Where giving back fails as well, clusters leak, and nothing else is wrong.
+#[test]
+fn a_growth_on_a_storage_that_stays_broken_leaks_at_worst() {
+    for (options, preallocation) in GROWING {
+        let before = before_growth(options);
+        for n in (1..).step_by(3) {
+            let file = Arc::new(before.clone());
+            let storage = Arc::new(FaultStorage::new(file.clone()));
+            storage.inject(Fault::from_nth(n, io::ErrorKind::StorageFull).on(&IoOp::CHANGES));
+            if try_to_grow(storage, preallocation) {
+                break;
+            }
+            let (code, words) = common::qemu_check(&file.to_vec());
+            let dirty = options.contains("lazy");
+            assert!(
+                code == 0 || code == 3 || dirty && code == 2,
+                "{options}, {preallocation:?}, from call {n} on: {words}"
+            );
+        }
+    }
 }

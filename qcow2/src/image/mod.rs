@@ -39,6 +39,7 @@ mod plan;
 mod read;
 mod resize;
 mod snapshot;
+mod undo_growth;
 mod write;
 mod zero;
 

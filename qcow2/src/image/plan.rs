@@ -19,8 +19,8 @@
 //! A plan that allocates holds its clusters, so that other allocating writes and discards there wait for it. No lock
 //! that other requests need is held while the caller does its I/O. A thread that holds plans may read, flush, commit, drop,
 //! and ask for more with [`Image::try_plan_write`], which never waits for another plan; anything else could wait for what
-//! it holds itself. Changes of size, of bitmaps and of snapshots wait until no plan is left; going back to a snapshot waits
-//! until nothing is mapped either, so a thread that holds a run must not do that.
+//! it holds itself. Changes of size, of bitmaps and of snapshots wait until no plan is left; going back to a snapshot, and
+//! a growth that fails, wait until nothing is mapped either, so a thread that holds a run must do neither.
 //!
 //! **Durability** is that of writes: a committed plan is durable after the next flush, whose sync covers what was
 //! written through other descriptors of the file too. After a power cut in between, clusters of a plan are leaks

@@ -76,9 +76,23 @@ impl Image {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
-        let old = self.size();
         self.check_mappable(size)?;
         self.check_preallocation(preallocation)?;
+        // What waits first: what fails from here on is the growth, and nothing else need be taken back with it.
+        self.write_back()?;
+        let data_len = self.data.len()?;
+        self.grow_in_order(writer, bitmaps, size, preallocation)
+            .inspect_err(|_| self.undo_growth(writer, size, data_len))
+    }
+
+    fn grow_in_order(
+        &self,
+        writer: &Writer,
+        bitmaps: &mut Bitmaps,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        let old = self.size();
         let entries = self.geometry.l1_entries(size);
         if entries as usize > self.l1.entries() {
             self.move_l1(writer, entries as usize)?;
@@ -188,13 +202,7 @@ impl Image {
         let old = self.size();
         // The size first: from here on nobody reaches what is about to go.
         self.switch_size(writer, bitmaps, size)?;
-        let cluster_size = self.geometry.cluster_size();
-        let first = GuestOffset(size.next_multiple_of(cluster_size));
-        let last = GuestOffset(old.next_multiple_of(cluster_size));
-        self.change_subclusters(writer, first, last, Becomes::Unallocated)?;
-        self.write_back()?;
-        self.drop_tables(writer, self.geometry.l1_entries(size) as usize)?;
-        self.write_back()?;
+        self.unmap_past_end(writer, old)?;
         self.drop_refcount_blocks(writer)?;
         self.cut_data_file(size)
     }
@@ -216,7 +224,7 @@ impl Image {
     }
 
     /// Takes back the L2 tables from `from` on. They map nothing any more.
-    fn drop_tables(&self, writer: &Writer, from: usize) -> Result<()> {
+    pub(super) fn drop_tables(&self, writer: &Writer, from: usize) -> Result<()> {
         let tables_per_l1 = self.geometry.l2_bits() - self.geometry.slice_bits();
         let mut meta = writer.meta();
         for index in from..self.l1.entries() {
