@@ -90,6 +90,7 @@ mod device;
 mod device_storage;
 mod error;
 mod extent;
+mod filter;
 mod foreign;
 mod format;
 pub mod gate;
@@ -113,6 +114,7 @@ pub use device::{
 pub use device_storage::DeviceStorage;
 pub use error::{Error, ErrorKind, Result, escape};
 pub use extent::{Extent, ExtentState};
+pub use filter::Filter;
 pub use foreign::{foreign_format, foreign_formats};
 pub use format::{Access, Backing, FileOpener, Format, References, SnapshotSelector};
 pub use keys::{KeyRing, Keys, Passphrase};

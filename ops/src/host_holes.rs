@@ -8,9 +8,7 @@
 use std::sync::Arc;
 
 use block::chain::Chain;
-use block::{
-    BlockDevice, CompressedWrite, DeviceInfo, Extent, ExtentState, Resize, Result, Storage, ZeroMode,
-};
+use block::{BlockDevice, Extent, ExtentState, Filter, Result, Storage};
 
 /// What the host knows about the files of a chain.
 #[derive(Clone, Debug)]
@@ -90,29 +88,9 @@ impl SparseChain {
     }
 }
 
-impl BlockDevice for SparseChain {
-    fn info(&self) -> DeviceInfo {
-        self.device.info()
-    }
-
-    fn size(&self) -> u64 {
-        self.device.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.device.read_at(buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.device.write_at(buf, offset)
-    }
-
-    fn zero_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.device.zero_at(offset, len, mode)
-    }
-
-    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
-        self.device.discard_at(offset, len)
+impl Filter for SparseChain {
+    fn below(&self) -> &dyn BlockDevice {
+        &*self.device
     }
 
     fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
@@ -121,22 +99,6 @@ impl BlockDevice for SparseChain {
             extent.state = ExtentState::Zero;
         }
         Ok(extent)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.device.flush()
-    }
-
-    fn settle(&self) -> Result<()> {
-        self.device.settle()
-    }
-
-    fn resize(&self, size: u64, how: Resize) -> Result<()> {
-        self.device.resize(size, how)
-    }
-
-    fn compressed(&self) -> Option<&dyn CompressedWrite> {
-        self.device.compressed()
     }
 }
 

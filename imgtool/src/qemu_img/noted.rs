@@ -1,10 +1,9 @@
 //! A disk that notes where it first could not be read, or written to: an error tells what the host has said of some file, and QEMU which of
 //! two disks it was, and where on that.
 
-use std::io::{IoSlice, IoSliceMut};
 use std::sync::{Mutex, PoisonError};
 
-use block::{BlockDevice, CompressedWrite, DeviceInfo, Extent, OffloadedWrite, Resize, Result, ZeroMode};
+use block::{BlockDevice, Filter, Result, ZeroMode};
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -34,13 +33,9 @@ impl<'a> Noted<'a> {
     }
 }
 
-impl BlockDevice for Noted<'_> {
-    fn info(&self) -> DeviceInfo {
-        self.device.info()
-    }
-
-    fn size(&self) -> u64 {
-        self.device.size()
+impl Filter for Noted<'_> {
+    fn below(&self) -> &dyn BlockDevice {
+        self.device
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -51,43 +46,11 @@ impl BlockDevice for Noted<'_> {
         self.note(offset, self.device.write_at(buf, offset))
     }
 
-    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
-        self.note(offset, self.device.read_vectored_at(bufs, offset))
-    }
-
-    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
-        self.note(offset, self.device.write_vectored_at(bufs, offset))
-    }
-
     fn zero_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
         self.note(offset, self.device.zero_at(offset, len, mode))
     }
 
     fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
         self.note(offset, self.device.discard_at(offset, len))
-    }
-
-    fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
-        self.device.extent_at(offset, len)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.device.flush()
-    }
-
-    fn settle(&self) -> Result<()> {
-        self.device.settle()
-    }
-
-    fn resize(&self, size: u64, how: Resize) -> Result<()> {
-        self.device.resize(size, how)
-    }
-
-    fn compressed(&self) -> Option<&dyn CompressedWrite> {
-        self.device.compressed()
-    }
-
-    fn offloaded(&self) -> Option<&dyn OffloadedWrite> {
-        self.device.offloaded()
     }
 }
