@@ -118,7 +118,11 @@ pub fn compare(
     let walk = Mutex::new(walk);
     thread::scope(|scope| {
         for _ in 1..options.threads.get() {
-            scope.spawn(|| work(&walk, control));
+            // Where no more threads can be started, those that there are do all of it.
+            let other = thread::Builder::new().spawn_scoped(scope, || work(&walk, control));
+            if other.is_err() {
+                break;
+            }
         }
         work(&walk, control);
     });

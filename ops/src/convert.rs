@@ -267,7 +267,13 @@ impl<'a> Copy<'a> {
     fn run(&self) -> Result<()> {
         thread::scope(|scope| {
             for _ in 1..self.options.threads.get() {
-                scope.spawn(|| self.work());
+                // Where no more threads can be started, those that there are do all of it.
+                if thread::Builder::new()
+                    .spawn_scoped(scope, || self.work())
+                    .is_err()
+                {
+                    break;
+                }
             }
             self.work();
         });

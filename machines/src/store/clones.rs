@@ -269,7 +269,9 @@ impl Job<'_> {
             .map_or(1, usize::from)
             .min(instances.len());
         thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            // Where no more threads can be started, those that there are do all of it.
+            let another = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+            let others: Vec<_> = (1..threads).map_while(another).collect();
             let mut result = work();
             for other in others {
                 let joined = other
