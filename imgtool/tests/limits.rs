@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::common::Lab;
+use crate::common::{Done, Lab};
 
 const MIB: u64 = 1 << 20;
 
@@ -163,20 +163,26 @@ fn container_images_are_not_deep_and_their_documents_not_long() {
     layout.refused(&[manifest], "more than 10000 layers");
 }
 
+/// The header of an empty file in a tar archive, or of a directory, whose name ends with a slash.
+fn tar_header(name: &str) -> [u8; 512] {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..108].copy_from_slice(b"0000755\0");
+    header[124..136].copy_from_slice(b"00000000000\0");
+    header[148..156].fill(b' ');
+    header[156] = if name.ends_with('/') { b'5' } else { b'0' };
+    header[157..165].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    header
+}
+
 #[test]
 fn an_archive_of_a_container_image_has_not_too_many_files() {
     let lab = Lab::new();
     let mut archive = BufWriter::new(File::create(lab.path("many.tar")).unwrap());
     for number in 0..=1 << 20 {
-        let mut header = [0; 512];
-        header[..8].copy_from_slice(format!("{number:08}").as_bytes());
-        header[100..108].copy_from_slice(b"0000644\0");
-        header[124..136].copy_from_slice(b"00000000000\0");
-        header[148..156].fill(b' ');
-        header[156..165].copy_from_slice(b"0ustar\x0000");
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        archive.write_all(&header).unwrap();
+        archive.write_all(&tar_header(&format!("{number:08}"))).unwrap();
     }
     archive.write_all(&[0; 1024]).unwrap();
     archive.into_inner().unwrap();
@@ -325,4 +331,130 @@ fn of_what_a_check_finds_the_first_are_listed_and_all_are_counted() {
         let leaks = (BLOCKS << 19) - 3 - BLOCKS;
         assert!(stdout.contains(&leaks.to_string()), "{command}: {stdout}");
     }
+}
+
+#[test]
+fn modules_are_looked_for_in_100000_directories() {
+    let lab = Lab::new();
+    let mut archive = BufWriter::new(File::create(lab.path("tree.tar")).unwrap());
+    let mut put = |name: &str| archive.write_all(&tar_header(name)).unwrap();
+    for name in [
+        "bin/busybox",
+        "boot/vmlinuz-1",
+        "lib/modules/1/000000/first.ko",
+        "lib/modules/1/099999/last.ko",
+    ] {
+        put(name);
+    }
+    // With the one that they are in one more than that, of which the first in the order of names comes last.
+    for number in 1..99_999 {
+        put(&format!("lib/modules/1/{number:06}/"));
+    }
+    archive.write_all(&[0; 1024]).unwrap();
+    archive.into_inner().unwrap();
+    let recipe = "[source]\ntar = \"tree.tar\"\n[initrd]\nmodules = [\"last\", \"first\"]\n";
+    fs::write(lab.path("recipe.toml"), recipe).unwrap();
+    lab.run("imgtool template build -q --store store recipe.toml")
+        .fails(1, &["has no module \"first\""]);
+}
+
+#[test]
+fn units_enable_64_others_at_most() {
+    let lab = Lab::new();
+    let units = lab.path("tree/etc/systemd/system");
+    fs::create_dir_all(&units).unwrap();
+    for number in 0..66 {
+        let unit = format!(
+            "[Service]\nExecStart=/x\n[Install]\nWantedBy=a.target\nAlso=u{}.service\n",
+            number + 1
+        );
+        fs::write(units.join(format!("u{number}.service")), unit).unwrap();
+    }
+    fs::write(units.join("u66.service"), "[Install]\nWantedBy=a.target\n").unwrap();
+    let build = |enable: &str, alias: &str| {
+        let recipe = format!("[source]\ndirectory = \"tree\"\n[services]\nenable = [{enable}]\n");
+        fs::write(lab.path("recipe.toml"), recipe).unwrap();
+        lab.run(&format!(
+            "imgtool template build -q --store store --alias {alias} recipe.toml"
+        ))
+    };
+    build("\"u1\"", "none").fails(1, &["line 4", "more than 64 other units"]);
+    // Those that are named are as many as they are.
+    let all: Vec<String> = (0..67).map(|number| format!("\"u{number}\"")).collect();
+    build(&all.join(", "), "all").ok();
+    build("\"u2\"", "fewer").ok();
+    for (alias, enabled) in [("all", 67), ("fewer", 65)] {
+        lab.imgtool(&format!(
+            "template export -q --store store --format tar {alias} -o {alias}.tar"
+        ));
+        let listed = lab.run(&format!("tar tf {alias}.tar")).ok();
+        let wanted = listed.lines().filter(|name| name.contains("a.target.wants/u"));
+        assert_eq!(wanted.count(), enabled, "{alias}: {listed}");
+    }
+}
+
+/// An image of a system, and what cloning it for a user says.
+fn clone_for_ann(lab: &Lab) -> Done {
+    lab.imgtool("mkfs -q --size 64M tree image");
+    let _ = fs::remove_dir_all(lab.path("store"));
+    lab.imgtool("template import -q --store store image --alias a");
+    fs::write(
+        lab.path("key.pub"),
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE0cNcl6Z8mOZ1FsdY0Y1Hk4FlkOSbBmBmKGvDB9rKgC ann\n",
+    )
+    .unwrap();
+    lab.run("imgtool clone -q --store store --from a --user ann --ssh-key key.pub web")
+}
+
+#[test]
+fn the_skeleton_of_a_home_has_1000_files_at_most() {
+    let lab = Lab::new();
+    fs::create_dir_all(lab.path("tree/etc/skel")).unwrap();
+    fs::write(lab.path("tree/etc/os-release"), "PRETTY_NAME=Tiny\n").unwrap();
+    for (name, text) in [
+        ("passwd", "root:x:0:0:root:/root:/bin/sh\n"),
+        ("group", "root:x:0:\n"),
+        ("shadow", "root:*:19000:0:99999:7:::\n"),
+    ] {
+        fs::write(lab.path("tree/etc").join(name), text).unwrap();
+    }
+    for number in 0..1000 {
+        fs::write(lab.path(&format!("tree/etc/skel/{number}")), "").unwrap();
+    }
+    clone_for_ann(&lab).ok();
+    let home = lab.imgtool("fs ls store/instances/web.qcow2 /home/ann");
+    assert!(home.lines().any(|name| name == "999"), "{home}");
+    fs::write(lab.path("tree/etc/skel/more"), "").unwrap();
+    clone_for_ann(&lab).fails(1, &["/etc/skel has more than 1000 files"]);
+    assert!(!lab.path("store/instances/web.qcow2").exists());
+}
+
+#[test]
+fn what_a_clone_changes_is_no_longer_than_a_mib() {
+    let lab = Lab::new();
+    fs::create_dir_all(lab.path("tree/etc")).unwrap();
+    fs::write(lab.path("tree/etc/os-release"), "PRETTY_NAME=Tiny\n").unwrap();
+    let line = "old:x:1000:1000:nobody:/home/old:/bin/sh\n";
+    let long = line.repeat(MIB as usize / line.len() + 1);
+    fs::write(lab.path("tree/etc/passwd"), long).unwrap();
+    clone_for_ann(&lab).fails(1, &["/etc/passwd is too long"]);
+    assert!(!lab.path("store/instances/web.qcow2").exists());
+}
+
+/// A text that is too long to be one is not changed by sealing, but goes where it would go whatever it says.
+#[test]
+fn what_sealing_reads_is_no_longer_than_a_mib() {
+    let lab = Lab::new();
+    fs::create_dir_all(lab.path("tree/etc/ssh")).unwrap();
+    fs::write(lab.path("tree/etc/os-release"), "PRETTY_NAME=Tiny\n").unwrap();
+    hole(&lab, "tree/etc/shadow", (1 << 40) + 1);
+    hole(&lab, "tree/etc/machine-id", (1 << 40) + 1);
+    lab.imgtool("mkfs -q --size 64M tree image");
+    let line = format!(
+        "ulimit -v 400000; exec {} template seal -q image",
+        env!("CARGO_BIN_EXE_imgtool")
+    );
+    lab.run_words(&["sh", "-c", &line]).ok();
+    let id = lab.imgtool("fs stat image /etc/machine-id");
+    assert!(!id.contains(&((1u64 << 40) + 1).to_string()), "{id}");
 }

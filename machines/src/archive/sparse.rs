@@ -22,19 +22,24 @@ pub(super) struct Map {
 impl Map {
     /// That of a file; `None` where it has no holes, or cannot be told in this way and is to be stored with zeros.
     pub(super) fn of(filesystem: &Filesystem, inode: &Inode) -> Result<Option<Self>> {
+        let runs = filesystem.content(inode)?;
+        Self::of_runs(runs.map(|run| run.map(|run| (run.offset, run.len))), inode.size())
+    }
+
+    /// That of a file of `size` bytes with data at these offsets, of these lengths.
+    fn of_runs(runs: impl Iterator<Item = Result<(u64, u64)>>, size: u64) -> Result<Option<Self>> {
         let mut pieces: Vec<(u64, u64)> = Vec::new();
-        for run in filesystem.content(inode)? {
-            let run = run?;
+        for run in runs {
+            let (start, more) = run?;
             let full = pieces.len() == MAX_PIECES;
             match pieces.last_mut() {
-                Some((offset, len)) if *offset + *len == run.offset => *len += run.len,
+                Some((offset, len)) if *offset + *len == start => *len += more,
                 // Only the last piece may end within a block.
                 Some((_, len)) if !len.is_multiple_of(BLOCK as u64) => return Ok(None),
                 _ if full => return Ok(None),
-                _ => pieces.push((run.offset, run.len)),
+                _ => pieces.push((start, more)),
             }
         }
-        let size = inode.size();
         let map = Self { pieces, size };
         // A map takes a block or more, which a hole of less does not make good.
         let is_smaller = map.stored() + (BLOCK as u64) < size;
@@ -69,5 +74,23 @@ impl Map {
     pub(super) fn stand_in(path: &[u8]) -> Vec<u8> {
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
         [b"./GNUSparseFile.0/", &name[..name.len().min(80)]].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_too_many_pieces_is_stored_with_its_holes() {
+        let every_other = |pieces: u64| (0..pieces).map(|piece| Ok((piece * 8192, 4096)));
+        let of = |pieces: u64| Map::of_runs(every_other(pieces), pieces * 8192).unwrap();
+        let most = MAX_PIECES as u64;
+        assert_eq!(of(most).unwrap().data(), most * 4096);
+        assert!(of(most + 1).is_none());
+        // What is adjacent is one piece.
+        let adjacent = (0..=most).map(|piece| Ok((piece * 4096, 4096)));
+        let size = (most + 1) * 8192;
+        assert_eq!(Map::of_runs(adjacent, size).unwrap().unwrap().pieces.len(), 1);
     }
 }

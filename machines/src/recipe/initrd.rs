@@ -139,13 +139,13 @@ impl Modules {
     fn add_below(&mut self, builder: &mut Builder<'_>, top: String) -> Result<()> {
         let mut left = vec![top];
         let mut seen = 0;
-        while let Some(directory) = left.pop() {
+        while let Some(directory) = left.pop().filter(|_| seen < MAX_DIRECTORIES) {
             seen += 1;
             for name in single::names(builder, &directory)?.unwrap_or_default() {
                 let path = format!("{directory}/{name}");
                 if let Some(module) = name_of(&name) {
                     self.paths.entry(module).or_insert(path);
-                } else if seen < MAX_DIRECTORIES && is_directory(builder, &path) {
+                } else if is_directory(builder, &path) {
                     left.push(path);
                 }
             }

@@ -30,7 +30,7 @@ const KINDS: [&str; 7] = [
     ".service", ".socket", ".timer", ".target", ".path", ".mount", ".swap",
 ];
 
-/// Units that enable one another at most.
+/// Units that others enable (`Also=`) at most.
 const MAX_ALSO: usize = 64;
 
 /// What starts, and what does not.
@@ -114,8 +114,13 @@ impl Services {
         let mut left: Vec<_> = units.map(|unit| (full_name(unit.as_str()), unit)).collect();
         let mut done: Vec<String> = Vec::new();
         while let Some((unit, stated)) = left.pop() {
-            if done.contains(&unit) || done.len() > MAX_ALSO {
+            if done.contains(&unit) {
                 continue;
+            }
+            if done.len() >= self.enable.len() + MAX_ALSO {
+                let message =
+                    format!("more than {MAX_ALSO} other units are enabled with those that are named");
+                return Err(told(Error::invalid(message), "enable", stated));
             }
             let also = enable(guest, &unit).map_err(|error| told(error, "enable", stated))?;
             left.extend(also.into_iter().map(|other| (other, stated)));
