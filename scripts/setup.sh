@@ -182,6 +182,10 @@ if [ "$task" = test ]; then
     need cpio cpio
     need strace strace
     need xorriso xorriso
+    need mksquashfs squashfs-tools
+    need mkntfs ntfs-3g
+    need pvcreate lvm2
+    need losetup mount
     need nbdkit nbdkit
     need nbdinfo libnbd-bin
     need ssh-keygen openssh-client

@@ -139,6 +139,114 @@ fn partitions_are_not_cut_off_unless_that_is_forced() {
     }
 }
 
+/// As the tools of each format make it.
+#[test]
+fn what_is_all_of_a_disk_is_not_cut_through_unless_that_is_forced() {
+    const MIB: u64 = 1 << 20;
+    let lab = Lab::new();
+    lab.run_words(&["sh", "-ec", "mkdir tree; head -c 3000000 /dev/urandom >tree/file"])
+        .ok();
+    for (make, name, len, end) in [
+        ("mkfs.xfs -q -d size=320M disk", "XFS", 400 * MIB, 320 * MIB),
+        ("mkfs.btrfs -q -b 128M disk", "Btrfs", 200 * MIB, 128 * MIB),
+        ("mkfs.ntfs -q -F -s 512 disk 40960", "NTFS", 30 * MIB, 20 * MIB),
+        ("mkfs.vfat -F 12 disk 4096", "FAT", 6 * MIB, 4 * MIB),
+        ("mkfs.vfat -F 16 disk 16384", "FAT", 20 * MIB, 16 * MIB),
+        ("mkfs.vfat -F 32 disk 65536", "FAT", 80 * MIB, 64 * MIB),
+        ("mkswap -q disk 8192", "swap", 10 * MIB, 8 * MIB),
+        (
+            "mksquashfs tree disk -quiet -no-progress -noappend",
+            "squashfs",
+            4 * MIB,
+            0,
+        ),
+        ("xorriso -as mkisofs -quiet -o disk tree", "ISO 9660", 8 * MIB, 0),
+    ] {
+        lab.run_words(&["rm", "-f", "disk"]).ok();
+        if end > 0 {
+            lab.run_words(&["truncate", "-s", &len.to_string(), "disk"]).ok();
+        }
+        let made = format!("PATH=$PATH:/usr/sbin:/sbin; {make} >&2");
+        lab.run_words(&["sh", "-ec", &made]).ok();
+        // These are as long as what is in them; their files may be a little longer.
+        let end = match end {
+            0 => size_of_archive(&lab, name),
+            end => end,
+        };
+        let file = lab.path("disk");
+        let len = len.max(file.metadata().unwrap().len().next_multiple_of(512));
+        std::fs::File::options()
+            .write(true)
+            .open(&file)
+            .unwrap()
+            .set_len(len)
+            .unwrap();
+        let least = end.next_multiple_of(512);
+        let cut = least - 512;
+        lab.run(&format!("imgtool resize -f raw --shrink disk {cut}"))
+            .fails(1, &["disk: ", name, &end.to_string(), "--shrink --force"]);
+        assert_eq!(lab.path("disk").metadata().unwrap().len(), len, "{name}");
+        lab.imgtool(&format!("resize -f raw -q --shrink disk {least}"));
+        lab.imgtool(&format!("resize -f raw -q --shrink --force disk {cut}"));
+    }
+}
+
+/// Bytes that a squashfs or an ISO 9660 filesystem in `disk` has, as its own tool says.
+fn size_of_archive(lab: &Lab, name: &str) -> u64 {
+    if name == "squashfs" {
+        let said = lab.run_words(&["unsquashfs", "-s", "disk"]).ok();
+        let line = said
+            .lines()
+            .find(|line| line.starts_with("Filesystem size "))
+            .unwrap();
+        return line.split(' ').nth(2).unwrap().parse().unwrap();
+    }
+    let said = lab
+        .run_words(&["sh", "-ec", "xorriso -indev disk -toc 2>&1"])
+        .ok();
+    let blocks = said
+        .split(" data blocks")
+        .next()
+        .unwrap()
+        .rsplit(' ')
+        .next()
+        .unwrap();
+    blocks.parse::<u64>().unwrap() * 2048
+}
+
+#[test]
+fn a_volume_that_does_not_say_where_it_ends_is_not_cut_unless_that_is_forced() {
+    let lab = Lab::new();
+    std::fs::write(lab.path("key"), "a passphrase").unwrap();
+    for version in ["luks1", "luks2"] {
+        lab.run("truncate -s 32M disk").ok();
+        lab.run(&format!(
+            "cryptsetup luksFormat -q --type {version} --pbkdf pbkdf2 --pbkdf-force-iterations 1000 disk key"
+        ))
+        .ok();
+        lab.run("imgtool resize -f raw --shrink disk 31M")
+            .fails(1, &["disk: ", "LUKS", "does not say where it ends"]);
+        lab.imgtool("resize -f raw -q --shrink --force disk 31M");
+        lab.run("rm disk").ok();
+    }
+}
+
+#[test]
+fn a_physical_volume_is_not_cut_through_unless_that_is_forced() {
+    let lab = Lab::new();
+    for sector in 0..3 {
+        let make = format!(
+            "PATH=$PATH:/usr/sbin:/sbin; rm -f disk; truncate -s 16M disk; device=$(losetup -f --show disk); trap 'losetup -d $device' EXIT
+             pvcreate -q -y --setphysicalvolumesize 12m --labelsector {sector} \
+                 --config 'devices {{ use_devicesfile=0 }} activation {{ udev_sync=0 udev_rules=0 }}' $device >&2"
+        );
+        lab.run_words(&["sh", "-ec", &make]).ok();
+        lab.run("imgtool resize -f raw --shrink disk 11M")
+            .fails(1, &["LVM", "12582912", "pvresize"]);
+        lab.imgtool("resize -f raw -q --shrink disk 12M");
+    }
+}
+
 #[test]
 fn a_cut_is_forced_only_where_one_is_allowed() {
     let lab = Lab::new();

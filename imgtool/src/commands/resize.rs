@@ -1,6 +1,7 @@
 //! `imgtool resize`: change the size of a disk.
 
 mod contents;
+mod superblocks;
 
 use std::any::Any;
 use std::io::Write;
@@ -22,8 +23,9 @@ use crate::size::NewSize;
 ///
 /// What is added reads as zeros, in luks images as noise unless --preallocation is full; partitions and file systems on the disk
 /// stay as they are, until imgtool partition grow and imgtool fs grow make them larger. Before a disk is made smaller, they must be
-/// made so: what would cut through a partition, or through an ext2, ext3 or ext4 filesystem that is all of the disk, is refused
-/// without --force.
+/// made so: what would cut through a partition is refused without --force, and so is what would cut through what is all of the
+/// disk: a filesystem (ext2, ext3, ext4, XFS, Btrfs, NTFS, FAT, ISO 9660, squashfs), a physical volume of LVM, or swap. A LUKS
+/// volume does not say where it ends, and is not cut at all.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool resize disk.qcow2 20G

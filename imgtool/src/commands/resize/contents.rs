@@ -1,5 +1,5 @@
 //! What is laid out on a disk, and so does not follow when the disk gets another size: an ext2, ext3 or ext4 filesystem that is all
-//! of it, or the partitions of a table.
+//! of it, the partitions of a table, or another [filesystem or volume](super::superblocks).
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use block::{BlockDevice, Error, ErrorKind, Result};
 use ext4_reader::Filesystem;
 use raw::partition::{Partition, PartitionTable};
 
+use super::superblocks::{Known, known};
 use crate::output::human_size;
 
 /// What is laid out on a disk.
@@ -16,8 +17,10 @@ use crate::output::human_size;
 pub(super) enum Contents {
     /// Nothing that is known.
     Unknown,
-    /// A filesystem that starts where the disk does, of so many bytes.
+    /// An ext filesystem that starts where the disk does, of so many bytes.
     Filesystem(u64),
+    /// Another filesystem, or what else there may be.
+    Known(Known),
     /// Partitions.
     Table(PartitionTable),
 }
@@ -34,8 +37,12 @@ impl Contents {
             return Ok(Self::Filesystem(superblock.blocks() * superblock.block_size()));
         }
         match PartitionTable::read(&**disk, None) {
-            Ok(table) => Ok(Self::Table(table)),
-            Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(Self::Unknown),
+            // Of partitions, what was there before them may have left its mark.
+            Ok(table) if last(&table).is_some() => Ok(Self::Table(table)),
+            Ok(table) => Ok(known(&**disk)?.map_or(Self::Table(table), Self::Known)),
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                Ok(known(&**disk)?.map_or(Self::Unknown, Self::Known))
+            }
             Err(error) => Err(error),
         }
     }
@@ -47,10 +54,20 @@ impl Contents {
     pub(super) fn check_fits(&self, size: u64) -> Result<()> {
         let (what, end, how) = match self {
             Self::Unknown => return Ok(()),
-            Self::Filesystem(end) => ("the ext filesystem on the disk".to_owned(), *end, "resize2fs"),
+            Self::Filesystem(end) => {
+                let how = "make it smaller first, with resize2fs say";
+                ("the ext filesystem on the disk".to_owned(), *end, how)
+            }
+            Self::Known(Known { name, end, how }) => match end {
+                Some(end) => (format!("what is on the disk, {name},"), *end, *how),
+                None => return Err(says_no_end(name, how)),
+            },
             Self::Table(table) => match last(table) {
                 None => return Ok(()),
-                Some(last) => (format!("partition {}", last.number), end_of(last), "parted"),
+                Some(last) => {
+                    let how = "make it smaller first, with parted say";
+                    (format!("partition {}", last.number), end_of(last), how)
+                }
             },
         };
         if end <= size {
@@ -60,9 +77,7 @@ impl Contents {
             "{what} ends at byte {end} ({}), and the disk would at {size}",
             human_size(end)
         );
-        let hint = format!(
-            "make it smaller first, with {how} say; --shrink --force cuts it off, and what lies there is lost"
-        );
+        let hint = format!("{how}; --shrink --force cuts it off, and what lies there is lost");
         Err(Error::invalid(message).with_hint(hint))
     }
 }
@@ -71,7 +86,7 @@ impl Contents {
     /// What has to be said of a `disk` called `name` that has grown: that this has not, and what makes it grow.
     pub(super) fn next_step(&self, disk: &Arc<dyn BlockDevice>, name: &str) -> Option<String> {
         let table = match self {
-            Self::Unknown => return None,
+            Self::Unknown | Self::Known(_) => return None,
             Self::Filesystem(_) => {
                 return Some(format!(
                     "the filesystem on the disk is as it was; next: imgtool fs grow {name}"
@@ -93,6 +108,12 @@ impl Contents {
         }
         Some(text)
     }
+}
+
+fn says_no_end(name: &str, how: &str) -> Error {
+    let message = format!("there is {name} on the disk, which does not say where it ends");
+    let hint = format!("{how}; --shrink --force cuts the disk off, and what lies there is lost");
+    Error::invalid(message).with_hint(hint)
 }
 
 /// The partition that ends last; what only protects a GPT spans the disk, whatever its size.
