@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use crate::common::{Lab, Mounted};
+use crate::common::{Lab, Mounted, interrupted_by};
 use serde_json::{Value, json};
 
 /// A tree with all kinds of files in `tree`.
@@ -98,6 +98,66 @@ fn what_fails_in_the_middle_takes_no_room_in_an_overlay() {
     judge(&lab, "after.ext4");
     lab.imgtool("fs cp root.qcow2 /large copy");
     lab.run("cmp large copy").ok();
+}
+
+/// strace sends the signal as a piece of the files is written, and the thread that writes it gets it before it goes on.
+#[test]
+fn an_interrupt_leaves_the_filesystem_as_it_was_and_gives_back_the_room() {
+    let lab = Lab::new();
+    let files = "
+        mkdir -p base/etc tree/many; echo old >base/etc/conf; head -c 50000000 /dev/urandom >tree/large
+        for n in $(seq 100); do head -c 9000 /dev/urandom >tree/many/$n; done";
+    script(&lab, files, "");
+    lab.imgtool("mkfs -q --size 128M base root.ext4");
+    lab.qemu_img("create -q -f qcow2 -b root.ext4 -F raw root.qcow2");
+    let list = |image: &str| lab.imgtool(&format!("fs ls -lR --output json {image}"));
+    let room = || lab.path("root.qcow2").metadata().unwrap().blocks() * 512;
+    let (tree, before) = (list("root.ext4"), room());
+    for image in ["root.qcow2", "root.ext4"] {
+        for (signal, number) in [("INT", 2), ("TERM", 25), ("HUP", 40)] {
+            let inject = format!("inject=pwrite64:signal={signal}:when={number}");
+            let strace = [
+                "strace",
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                "trace=pwrite64",
+                "-e",
+                &inject,
+            ];
+            let put = [
+                env!("CARGO_BIN_EXE_imgtool"),
+                "fs",
+                "put",
+                "-r",
+                image,
+                "tree",
+                "/",
+            ];
+            let done = lab.run_words(&[&strace[..], &put].concat());
+            let told = done.stderr();
+            assert_eq!(done.code(), interrupted_by(signal), "{image}, {number}: {told}");
+            assert!(
+                told.contains("interrupted; the filesystem is as it was"),
+                "{told}"
+            );
+            assert!(list(image) == tree, "{image}, {number}");
+            // Tables, and clusters that are shared with what is in use.
+            assert!(room() < before + (1 << 20), "{number}: {before} {}", room());
+            lab.qemu_img("check -q root.qcow2");
+            lab.qemu_img(&format!("convert -O raw {image} flat"));
+            judge(&lab, "flat");
+        }
+    }
+    for image in ["root.qcow2", "root.ext4"] {
+        lab.imgtool(&format!("fs put -r {image} tree /"));
+        lab.imgtool(&format!("fs cp {image} /tree/large copy"));
+        lab.run("cmp tree/large copy").ok();
+        lab.run("rm copy").ok();
+    }
+    judge(&lab, "root.ext4");
 }
 
 #[test]
