@@ -110,38 +110,58 @@ fn a_power_cut_leaves_the_old_tree_or_the_new() {
 
 #[test]
 fn a_power_cut_while_it_grows_leaves_the_old_size_or_the_new() {
-    for kind in [
-        "-t ext4 -b 1024 -E resize=400M",
-        "-t ext4 -b 1024 -O ^metadata_csum -E resize=400M",
+    for (kind, is_meta) in [
+        ("-t ext4 -b 1024 -E resize=400M", false),
+        ("-t ext4 -b 1024 -O ^metadata_csum -E resize=400M", false),
+        // Small groups, so that there are several blocks of descriptors: some there already in their groups, and some that come to be.
+        ("-t ext4 -b 1024 -g 256 -N 512 -O meta_bg,^resize_inode", true),
+        ("-t ext4 -b 1024 -g 256 -N 512 -O ^resize_inode", true),
+        ("-t ext4 -b 1024 -g 256 -N 512 -E resize=12M", true),
     ] {
         let image = with_journal(kind, Form::Kernels);
         let file = std::fs::File::options().write(true).open(&image.path).unwrap();
-        file.set_len(30 << 20).unwrap();
+        let (size, large, count) = if is_meta {
+            (14 << 20, 4 << 20, 6)
+        } else {
+            (30 << 20, 10 << 20, 8)
+        };
+        file.set_len(size).unwrap();
         let before = image.in_memory();
         let recorder = Recorder::new();
         let storage = recorder.storage(before.clone());
         let mut editor = Editor::open(disk(storage), options(Durability::Atomic)).unwrap();
-        editor.grow(30 << 20).unwrap();
+        editor.grow(size).unwrap();
         editor
-            .put(b"/large", &vec![1; 10 << 20], &Attributes::default())
+            .put(b"/large", &vec![1; large], &Attributes::default())
             .unwrap();
         let uncommitted = recorder.position();
         editor.commit().unwrap();
         let states = recorder.crash_states();
         let end = *states.points().end();
         let (old, new) = (tree_of(&before).unwrap(), tree_of(&states.at(end, 0)[0]).unwrap());
+        let last = Image::of(&states.at(end, 0)[0]);
+        last.assert_clean(kind);
+        let said = common::succeed(Command::new("dumpe2fs").arg("-h").arg(&last.path));
+        assert_eq!(said.contains("meta_bg"), is_meta, "{kind}: {said}");
+        let mut seen = [0; 2];
         for point in uncommitted..=end {
-            for seed in seeds(8) {
+            for seed in seeds(count) {
                 let when = format!("{kind}, point {point} of {end}, seed {seed}");
                 let crashed = states.at(point, seed).remove(0);
                 let tree = tree_of(&crashed).unwrap_or_else(|error| panic!("{when}: {error}"));
                 assert!(tree == old || tree == new, "{when}");
+                seen[usize::from(tree == new)] += 1;
                 if seed == 2 {
                     let found = recovered(&crashed, &when);
-                    assert!(without_lost(found) == without_lost(tree), "{when}");
+                    assert!(without_lost(found) == without_lost(tree.clone()), "{when}");
+                }
+                if seed == 5 && point % 3 == 0 {
+                    let mounted = Image::of(&crashed).tree_mounted("rw,noatime");
+                    assert!(mounted == tree, "{when}: the kernel finds another tree");
                 }
             }
         }
+        assert!(seen[0] > 0 && seen[1] > 0, "{kind}: {seen:?}");
     }
 }
 
