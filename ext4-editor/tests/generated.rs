@@ -9,6 +9,13 @@ use common::{Image, KINDS, Tree};
 use ext4_editor::{Attributes, Editor, LastLink};
 use proptest::prelude::*;
 
+/// Kinds besides those of all tests.
+const WITH_LARGE_VALUES: [&str; 3] = [
+    "-t ext4 -O ea_inode -b 4096",
+    "-t ext4 -O ea_inode,^metadata_csum -b 1024",
+    "-t ext4 -O ea_inode,inline_data -I 512",
+];
+
 /// What is done: numbers pick from what is there.
 #[derive(Clone, Debug)]
 enum Step {
@@ -55,6 +62,12 @@ enum Step {
         what: usize,
         name: usize,
     },
+    /// A value that has an inode of its own, where the filesystem allows that.
+    LargeValue {
+        what: usize,
+        name: usize,
+        len: usize,
+    },
     /// Many names in one directory, so that it gets an index, and levels of one.
     Fill {
         at: usize,
@@ -82,6 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any(), any(), any()).prop_map(|(what, at, name)| Step::Rename { what, at, name }),
         1 => (any(), 0..0o10000_u16).prop_map(|(what, permissions)| Step::Permissions { what, permissions }),
         2 => (any(), any(), 0..400_usize).prop_map(|(what, name, len)| Step::Xattr { what, name, len }),
+        1 => (any(), any(), 2000..30_000_usize).prop_map(|(what, name, len)| Step::LargeValue { what, name, len }),
         1 => (any(), any()).prop_map(|(what, name)| Step::RemoveXattr { what, name }),
         1 => (any(), 1..500_usize, 4..200_usize).prop_map(|(at, count, len)| Step::Fill { at, count, len }),
         1 => (any(), 1..4_usize).prop_map(|(at, every)| Step::Thin { at, every }),
@@ -115,6 +129,7 @@ enum Kind {
 struct Model {
     names: BTreeMap<Vec<u8>, usize>,
     files: Vec<File>,
+    has_large_values: bool,
 }
 
 fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
@@ -131,7 +146,7 @@ fn is_in(path: &[u8], directory: &[u8]) -> bool {
 }
 
 impl Model {
-    fn new() -> Self {
+    fn new(has_large_values: bool) -> Self {
         let root = File {
             kind: Kind::Directory,
             permissions: 0o755,
@@ -140,6 +155,7 @@ impl Model {
         Self {
             names: BTreeMap::from([(Vec::new(), 0)]),
             files: vec![root],
+            has_large_values,
         }
     }
 
@@ -365,6 +381,20 @@ fn take(editor: &mut Editor, model: &mut Model, step: &Step) {
             }
             expect(has_room, true);
         }
+        Step::LargeValue {
+            what,
+            name: number,
+            len,
+        } => {
+            let Some(path) = model.path(what) else { return };
+            let name = format!("trusted.{}", "x".repeat(1 + number % 3)).into_bytes();
+            // Some of them are shared, as they are the same.
+            let value = vec![(number % 2) as u8; len / 5000 * 5000 + 2000];
+            if model.has_large_values {
+                expect(editor.set_xattr(&path, LastLink::Keep, &name, &value), true);
+                model.file(&path).xattrs.insert(name, value);
+            }
+        }
         Step::RemoveXattr { what, name: number } => {
             let Some(path) = model.path(what) else { return };
             let name = format!("trusted.{}", "x".repeat(1 + number % 3)).into_bytes();
@@ -403,16 +433,17 @@ fn take(editor: &mut Editor, model: &mut Model, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 70, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_changes_does_what_the_model_says(kind in 0..KINDS.len(), steps in prop::collection::vec(step(), 1..50)) {
+    fn any_sequence_of_changes_does_what_the_model_says(kind in 0..KINDS.len() + WITH_LARGE_VALUES.len(), steps in prop::collection::vec(step(), 1..50)) {
         // A filesystem without attributes has none to set.
-        let kind = KINDS[kind].replace(",^ext_attr", "");
+        let all: Vec<&str> = KINDS.into_iter().chain(WITH_LARGE_VALUES).collect();
+        let kind = all[kind].replace(",^ext_attr", "");
         let inodes = if kind.starts_with('-') { " -N 8000" } else { "" };
         let image = Image::of_kind(64 << 20, &format!("{kind}{inodes}"));
         image.edit(|editor| editor.remove(b"/lost+found").unwrap());
-        let mut model = Model::new();
+        let mut model = Model::new(kind.contains("ea_inode"));
         let mut editor = image.open();
         for (number, step) in steps.iter().enumerate() {
             take(&mut editor, &mut model, step);
