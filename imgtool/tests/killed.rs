@@ -6,16 +6,19 @@
 //! second run must finish the job and tidy up.
 //!
 //! A run of the tests takes some of the calls of each command, the first and the last among them; with `TORTURE` in the environment,
-//! as `make torture` sets it, it takes all of them. Clones and imports of templates are killed at all of their names in `templates.rs`.
+//! as `make torture` sets it, it takes all of them. Clones of several machines at once, and imports of templates, are killed at all of their
+//! names in `templates.rs`.
 
 mod calls;
 mod case;
+mod full;
+mod memory;
 mod promise;
 
 use case::{case, kill_all, once};
 use promise::Promise::{
-    Files, FilesOrNone, Filesystem, Kept, Keys, Longer, OldOrNew, Repairable, Replaced, SameDisk, Sectors,
-    Store, Table, Unsure,
+    Files, FilesOrNone, Filesystem, Kept, Keys, Longer, Machines, OldOrNew, Repairable, Replaced, SameDisk,
+    Sectors, Store, Table, Text, Unlocked, Unsure,
 };
 
 /// A disk, images of it with snapshots and bitmaps, and other images to be replaced.
@@ -42,6 +45,10 @@ fn new_images() {
             case(
                 "create -q -f qcow2 -b a.qcow2 -F qcow2 new.qcow2",
                 &[("new.qcow2", OldOrNew), ("a.qcow2", Kept)],
+            ),
+            case(
+                "create -q -f raw -o preallocation=full old.raw 1M",
+                &[("old.raw", OldOrNew)],
             ),
             // A data file that is there is never replaced.
             once(
@@ -83,6 +90,49 @@ fn new_images() {
             case(
                 "snapshot export -q -O qcow2 a.qcow2 first old.qcow2",
                 &[("old.qcow2", OldOrNew), ("a.qcow2", Kept)],
+            ),
+        ],
+    );
+}
+
+/// The other words for commands that are elsewhere here, where they do something else with their files.
+#[test]
+fn images_as_qemu_img() {
+    // QEMU goes back to no snapshot of an image with bitmaps.
+    let plain = "cp a.qcow2 plain.qcow2; for name in all some; do $0 bitmap --remove plain.qcow2 $name; done";
+    kill_all(
+        &[IMAGES, plain],
+        &[
+            case(
+                "qemu-img create -q -f qcow2 old.qcow2 3M",
+                &[("old.qcow2", OldOrNew)],
+            ),
+            case("qemu-img snapshot -c second a.qcow2", &[("a.qcow2", OldOrNew)]),
+            case(
+                "qemu-img snapshot -a first plain.qcow2",
+                &[("plain.qcow2", OldOrNew)],
+            ),
+            case("qemu-img snapshot -d first a.qcow2", &[("a.qcow2", OldOrNew)]),
+            case(
+                "qemu-img resize -q --preallocation=metadata old.qcow2 9M",
+                &[("old.qcow2", OldOrNew)],
+            ),
+            case(
+                "qemu-img commit -q top.qcow2",
+                &[("top.qcow2", SameDisk), ("a.qcow2", Sectors)],
+            ),
+            case(
+                "qemu-img rebase -b a.raw -F raw top.qcow2",
+                &[("top.qcow2", SameDisk), ("a.qcow2", Kept), ("a.raw", Kept)],
+            ),
+            case(
+                "qemu-img amend -o compat=0.10 old.qcow2",
+                &[("old.qcow2", SameDisk)],
+            ),
+            once("qemu-img bitmap --add a.qcow2 new", &[("a.qcow2", OldOrNew)]),
+            case(
+                "map --svg picture.svg a.qcow2",
+                &[("picture.svg", Replaced), ("a.qcow2", Kept)],
             ),
         ],
     );
@@ -135,6 +185,14 @@ fn sizes_and_options() {
             case(
                 "resize -q -f luks --key old.key --preallocation full disk.luks 2M",
                 &[("disk.luks", Longer)],
+            ),
+            case(
+                "create -q -f luks --key old.key -o iter-time=10 new.luks 1M",
+                &[("new.luks", Unlocked)],
+            ),
+            case(
+                "convert -q --key old.key -O luks -o iter-time=10 a.raw disk.luks",
+                &[("disk.luks", Unlocked), ("a.raw", Kept)],
             ),
             case(
                 "commit -q -d --key old.key longer.qcow2",
@@ -298,6 +356,10 @@ fn new_filesystems_and_disks() {
                 &[("root.qcow2", OldOrNew)],
             ),
             case("mkfs -q other new.img", &[("new.img", Files)]),
+            case(
+                "mkfs -q --size 16M -O qcow2 other root.qcow2",
+                &[("root.qcow2", Files)],
+            ),
             case("mkfs -q --size 16M other old.img", &[("old.img", Files)]),
             case(
                 "mkfs -q other disk.raw#1",
@@ -333,26 +395,48 @@ fn changes_of_filesystems() {
             case("fs chmod root.img 600 /etc/hostname", &[("root.img", Files)]),
             case("fs chown root.img 7:8 /etc/hostname", &[("root.img", Files)]),
             case("fs grow longer.img", &[("longer.img", Files)]),
+            // What a kill leaves has a name of its own.
+            once(
+                "fs cp root.img /var/log/syslog copy",
+                &[("copy", Replaced), ("root.img", Kept)],
+            ),
             case("template seal -q root.qcow2", &[("root.qcow2", Filesystem)]),
         ],
     );
 }
 
+/// Templates with aliases, machines and a profile, and what more templates can be made of.
+const STORE: &str = "
+    $0 template import -q --store store root.qcow2 --alias tiny --memory 256M
+    $0 template import -q --store store root.img --alias other
+    $0 template tag --store store tiny small
+    for name in web db; do $0 clone -q --store store --from tiny $name; done
+    printf '[source]\\ndirectory = \"tree\"\\n[disk]\\nuuid = \"6a1e5bd0-0000-4000-8000-0123456789ab\"\\n' >built.toml
+    $0 template export -q --store store other -o old.qcow2
+    $0 mkfs -q --size 18M tree more.img; mkdir -p store/profiles; printf 'memory = \"1G\"\\n' >store/profiles/small.toml";
+
 #[test]
 fn stores() {
-    let store = "
-        $0 template import -q --store store root.qcow2 --alias tiny --memory 256M
-        $0 template import -q --store store root.img --alias other
-        $0 template tag --store store tiny small
-        for name in web db; do $0 clone -q --store store --from tiny $name; done
-        printf '[source]\\ndirectory = \"tree\"\\n[disk]\\nuuid = \"6a1e5bd0-0000-4000-8000-0123456789ab\"\\n' >built.toml
-        $0 template export -q --store store other -o old.qcow2";
     kill_all(
-        &[FILESYSTEMS, store],
+        &[FILESYSTEMS, STORE],
         &[
             case("rename --store store web www", &[("store", Store)]),
             case("rm --store store db", &[("store", Store)]),
             case("config set --store store web --memory 512M", &[("store", Store)]),
+            case(
+                "config set --store store web --profile small",
+                &[("store", Store)],
+            ),
+            case("clone -q --store store --from tiny new", &[("store", Machines)]),
+            case(
+                "launch -q --store store --accel tcg --format libvirt -o web.xml web",
+                &[("web.xml", Text), ("store", Store)],
+            ),
+            // A kill leaves the unfinished copy of the disk under a name of its own.
+            once(
+                "launch -q --store store --format kvmtool -o web.sh web",
+                &[("web.sh", Text), ("web-disk0.raw", OldOrNew), ("store", Store)],
+            ),
             case("template tag --store store tiny first", &[("store", Store)]),
             case("template untag --store store small", &[("store", Store)]),
             once("template rm --store store other", &[("store", Store)]),
@@ -384,6 +468,10 @@ fn stores() {
             case(
                 "template export -q --store store tiny -o old.qcow2",
                 &[("old.qcow2", OldOrNew), ("old.qcow2.toml", Replaced)],
+            ),
+            case(
+                "template export -q --store store --format raw tiny -o new.raw",
+                &[("new.raw", OldOrNew), ("new.raw.toml", Replaced)],
             ),
             case(
                 "template export -q --store store --format tar tiny -o new.tar",

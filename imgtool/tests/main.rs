@@ -6,6 +6,7 @@ mod amend;
 mod bad_input;
 mod bitmap;
 mod boot;
+mod changed;
 mod check;
 mod commit;
 mod convert;

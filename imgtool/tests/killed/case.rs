@@ -1,4 +1,4 @@
-//! Commands that are killed or whose calls fail, and that are run again.
+//! Commands that are killed, whose calls fail, or that have no room or no memory, and that are run again.
 
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +39,21 @@ pub(crate) const fn once(line: &'static str, promises: &'static [(&'static str, 
 
 /// Kills every command of a table, each in copies of the directory that the lines of `setup` make.
 pub(crate) fn kill_all(setup: &[&str], cases: &[Case]) {
+    each(setup, cases, Case::kill);
+}
+
+/// Runs every command of a table where there is little room or none, each in copies of the directory that the lines of
+/// `setup` make.
+pub(crate) fn fill_all(setup: &[&str], cases: &[Case]) {
+    each(setup, cases, Case::fill);
+}
+
+/// Runs every command of a table with little memory, each in copies of the directory that the lines of `setup` make.
+pub(crate) fn starve_all(setup: &[&str], cases: &[Case]) {
+    each(setup, cases, Case::starve);
+}
+
+fn each(setup: &[&str], cases: &[Case], run: fn(&Case, &Lab)) {
     let origin = Lab::new();
     for script in setup {
         origin
@@ -46,8 +61,8 @@ pub(crate) fn kill_all(setup: &[&str], cases: &[Case]) {
             .ok();
     }
     // One that fails is told of, and hides none of the others.
-    let kill = |case: &&Case| catch_unwind(AssertUnwindSafe(|| case.kill(&origin))).is_err();
-    let broken: Vec<&str> = cases.iter().filter(kill).map(|case| case.line).collect();
+    let fails = |case: &&Case| catch_unwind(AssertUnwindSafe(|| run(case, &origin))).is_err();
+    let broken: Vec<&str> = cases.iter().filter(fails).map(|case| case.line).collect();
     assert!(broken.is_empty(), "promises are broken by {broken:#?}");
 }
 
@@ -75,6 +90,56 @@ fn fates(number: usize) -> Vec<Fate> {
     fates
 }
 
+/// How many KiB are left to a command on a disk that is full but for them.
+fn rooms() -> Vec<u64> {
+    if all_of_them() {
+        (0..=64)
+            .step_by(4)
+            .chain((7..=12).map(|bits| 1 << bits))
+            .collect()
+    } else {
+        vec![0, 24, 300, 2000]
+    }
+}
+
+/// Runs a line of words with so many KiB of memory and addresses.
+fn with_memory(lab: &Lab, memory: u64, line: &str) -> Done {
+    let script = format!(
+        "ulimit -v {memory}; exec env {} '{}' {line}",
+        calls::ENVIRONMENT
+            .map(|variable| format!("'{variable}'"))
+            .join(" "),
+        env!("CARGO_BIN_EXE_imgtool")
+    );
+    lab.run_words(&["sh", "-c", &script])
+}
+
+/// How many KiB of memory and addresses the program takes to begin.
+fn least_memory(lab: &Lab) -> u64 {
+    let begins = |memory: u64| {
+        let done = with_memory(lab, memory, "--version");
+        done.signal().is_none() && done.code() == 0
+    };
+    let (mut few, mut enough) = (0_u64, 1 << 21);
+    while enough - few > 64 {
+        let middle = few.midpoint(enough);
+        if begins(middle) {
+            enough = middle;
+        } else {
+            few = middle;
+        }
+    }
+    enough
+}
+
+/// Fills the file system that a lab is on, but for so many KiB.
+fn fill_up(lab: &Lab, left: u64) {
+    // What the file system keeps for itself at first it may give away once it is full.
+    let script = "dd if=/dev/zero of=filler bs=64k 2>/dev/null; dd if=/dev/zero of=filler bs=1k oflag=append conv=notrunc 2>/dev/null
+        truncate -s -$0K filler; sync .";
+    lab.run_words(&["sh", "-c", script, &left.to_string()]).ok();
+}
+
 /// The files of a case, before and after a run that nothing happens to.
 struct Ends {
     before: Vec<State>,
@@ -84,9 +149,11 @@ struct Ends {
 }
 
 impl Case {
-    fn kill(&self, origin: &Lab) {
+    /// What there is without any accident, and the calls that it takes.
+    fn ends(&self, origin: &Lab) -> (Ends, Vec<Call>) {
         let before = self.observe(origin);
-        let whole = copy(origin);
+        let whole = Lab::new();
+        copy(origin, &whole);
         let calls = calls::of(&whole, self.line);
         assert!(calls.len() > 1, "{}: it changes nothing", self.line);
         let ends = Ends {
@@ -94,11 +161,21 @@ impl Case {
             after: self.observe(&whole),
             names: whole.names(),
         };
+        (ends, calls)
+    }
+
+    fn kill(&self, origin: &Lab) {
+        let (ends, calls) = self.ends(origin);
         let sampled = sample(&calls);
         let mut killed = 0;
         for (number, call) in sampled.iter().enumerate() {
             for fate in fates(number) {
-                killed += usize::from(self.meet(*call, fate, &copy(origin), &ends));
+                let lab = Lab::new();
+                copy(origin, &lab);
+                let what = format!("{}, {call}: {fate:?}", self.line);
+                let end = call.meet(fate, &lab, self.line);
+                self.judge(end.as_ref(), &lab, &ends, &what);
+                killed += usize::from(end.is_none());
             }
         }
         // Threads take turns as they like, so that a call may come to be made by another.
@@ -110,10 +187,49 @@ impl Case {
         );
     }
 
-    /// Whether it was killed.
-    fn meet(&self, call: Call, fate: Fate, lab: &Lab, ends: &Ends) -> bool {
-        let what = format!("{}, {call}: {fate:?}", self.line);
-        let end = call.meet(fate, lab, self.line);
+    fn fill(&self, origin: &Lab) {
+        let (ends, _) = self.ends(origin);
+        let mut refused = 0;
+        for left in rooms() {
+            let (lab, _mounted) = Lab::on("ext4", 96);
+            lab.run("rmdir lost+found").ok();
+            copy(origin, &lab);
+            fill_up(&lab, left);
+            let end = self.run(&lab);
+            lab.run("rm filler").ok();
+            let what = format!("{}, with room for {left} KiB", self.line);
+            let without_room = end.stderr().contains("No space left");
+            assert!(end.code() == 0 || without_room, "{what}: {}", describe(&end));
+            refused += usize::from(without_room);
+            self.judge(Some(&end), &lab, &ends, &what);
+        }
+        assert!(refused > 0, "{}: it takes no room", self.line);
+    }
+
+    fn starve(&self, origin: &Lab) {
+        let (ends, _) = self.ends(origin);
+        let least = least_memory(origin);
+        let more: &[u64] = if all_of_them() {
+            &[
+                0, 500, 1000, 2000, 3000, 4000, 8000, 12_000, 16_000, 32_000, 64_000, 90_000, 128_000,
+                200_000,
+            ]
+        } else {
+            &[0, 2000, 16_000, 128_000]
+        };
+        for memory in more.iter().map(|more| least + more) {
+            let lab = Lab::new();
+            copy(origin, &lab);
+            let end = with_memory(&lab, memory, self.line);
+            // Where there is no memory for an error either, the process ends itself; libdeflate does not even ask.
+            let aborted = end.signal() == Some(6) || end.stderr().contains("out of memory");
+            let what = format!("{}, with {memory} KiB of memory", self.line);
+            self.judge((!aborted).then_some(&end), &lab, &ends, &what);
+        }
+    }
+
+    /// Judges what a run has left that ended so, or was killed.
+    fn judge(&self, end: Option<&Done>, lab: &Lab, ends: &Ends, what: &str) {
         let now = self.observe(lab);
         for (number, (name, promise)) in self.promises.iter().enumerate() {
             let what = format!("{what}: {name}");
@@ -121,11 +237,10 @@ impl Case {
             promise.judge(lab, name, &now[number], ends, &what);
         }
         // What cannot be done in one way may be done in another; whoever cannot do it says so.
-        match end.as_ref().map(Done::code) {
+        match end.map(|done| (done.code(), done)) {
             None => {}
-            Some(0) => self.assert_finished(&now, &ends.after, &what),
-            Some(code) => {
-                let done = end.as_ref().expect("it has ended");
+            Some((0, _)) => self.assert_finished(&now, &ends.after, what),
+            Some((code, done)) => {
                 let says = ["imgtool: ", "qemu-img: "]
                     .iter()
                     .any(|name| done.stderr().contains(name));
@@ -133,9 +248,16 @@ impl Case {
             }
         }
         if self.again && now != ends.after {
-            self.finish(lab, ends, &what);
+            self.finish(lab, ends, what);
         }
-        end.is_none()
+    }
+
+    fn run(&self, lab: &Lab) -> Done {
+        let mut words = vec!["env"];
+        words.extend(calls::ENVIRONMENT);
+        words.push(env!("CARGO_BIN_EXE_imgtool"));
+        words.extend(self.line.split(' '));
+        lab.run_words(&words)
     }
 
     fn observe(&self, lab: &Lab) -> Vec<State> {
@@ -155,11 +277,7 @@ impl Case {
 
     /// A second run finishes the job, and leaves nothing lying about.
     fn finish(&self, lab: &Lab, ends: &Ends, what: &str) {
-        let mut words = vec!["env"];
-        words.extend(calls::ENVIRONMENT);
-        words.push(env!("CARGO_BIN_EXE_imgtool"));
-        words.extend(self.line.split(' '));
-        let again = lab.run_words(&words);
+        let again = self.run(lab);
         let what = format!("{what}: another run, with {}", describe(&again));
         self.assert_finished(&self.observe(lab), &ends.after, &what);
         assert_eq!(lab.names(), ends.names, "{what}");
@@ -170,9 +288,7 @@ fn describe(done: &Done) -> String {
     format!("exit code {}, {}{}", done.code(), done.stdout(), done.stderr())
 }
 
-fn copy(origin: &Lab) -> Lab {
-    let lab = Lab::new();
+fn copy(origin: &Lab, lab: &Lab) {
     let words = ["cp", "-a", "--sparse=always", ".", lab.dir().to_str().unwrap()];
     origin.run_words(&words).ok();
-    lab
 }

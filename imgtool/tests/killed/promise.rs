@@ -24,6 +24,10 @@ pub(crate) enum Promise {
     Repairable,
     /// It is an encrypted disk that `old.key` opens, old or new or something between: what it has of the new end reads as that.
     Longer,
+    /// It is an encrypted disk that `old.key` opens, old or new.
+    Unlocked,
+    /// A text, old or new but for the name of the directory that all is in.
+    Text,
     /// It may be anything, and read as a whole disk; both programs read the same, or say what is wrong.
     Unsure,
     /// The files in a filesystem are old or new, and e2fsck finds nothing wrong once the journal is replayed.
@@ -38,6 +42,8 @@ pub(crate) enum Promise {
     Keys,
     /// What is listed of a store is old or new, and all templates are what they should be.
     Store,
+    /// The names of machines and templates are old or new, and each has a disk that is sound.
+    Machines,
 }
 
 /// What is seen of a file or a directory.
@@ -67,11 +73,16 @@ impl Promise {
             Self::OldOrNew | Self::SameDisk | Self::Sectors | Self::Repairable | Self::Unsure => {
                 image(lab, name)
             }
-            Self::Longer => State::Bytes(decrypted(lab, name)),
+            Self::Longer | Self::Unlocked => State::Bytes(decrypted(lab, name)),
+            Self::Text => {
+                let text = fs::read_to_string(lab.path(name)).unwrap();
+                State::Listed(text.replace(lab.dir().to_str().unwrap(), "."))
+            }
             Self::Files | Self::Filesystem | Self::FilesOrNone => files(lab, name),
             Self::Table => table(lab, name),
             Self::Keys => keys(lab, name),
             Self::Store => store(lab, name),
+            Self::Machines => machines(lab, name),
         }
     }
 
@@ -82,9 +93,14 @@ impl Promise {
         }
         let ok = match self {
             Self::Kept => now == before,
-            Self::Replaced | Self::OldOrNew | Self::Files | Self::Table | Self::Store => {
-                now == before || now == after
-            }
+            Self::Replaced
+            | Self::OldOrNew
+            | Self::Unlocked
+            | Self::Text
+            | Self::Files
+            | Self::Table
+            | Self::Store
+            | Self::Machines => now == before || now == after,
             Self::Longer => match (now, before, after) {
                 (State::Bytes(now), State::Bytes(before), State::Bytes(after)) => {
                     now.starts_with(before) && after.starts_with(now)
@@ -348,6 +364,32 @@ fn store(lab: &Lab, name: &str) -> State {
             });
         }
         writeln!(listed, "{found}").unwrap();
+    }
+    let verified = lab.run(&format!("imgtool template verify -q --store {name}"));
+    assert_eq!(verified.stderr(), "", "{name}");
+    State::Listed(listed)
+}
+
+/// The machines and templates of a store, of which each machine is another one every time it is made.
+fn machines(lab: &Lab, name: &str) -> State {
+    let list = |what: &str| -> Vec<Value> {
+        let text = lab.imgtool(&format!("{what} --output json --store {name}"));
+        serde_json::from_str(&text).unwrap()
+    };
+    let mut listed = String::new();
+    for machine in list("ls") {
+        let machine = machine["name"].as_str().unwrap();
+        lab.imgtool(&format!("show --store {name} {machine}"));
+        lab.assert_harmless("qcow2", &format!("{name}/instances/{machine}.qcow2"), machine);
+        writeln!(listed, "machine {machine}").unwrap();
+    }
+    for template in list("template ls") {
+        writeln!(
+            listed,
+            "template {} {}",
+            template["fingerprint"], template["aliases"]
+        )
+        .unwrap();
     }
     let verified = lab.run(&format!("imgtool template verify -q --store {name}"));
     assert_eq!(verified.stderr(), "", "{name}");
