@@ -187,10 +187,6 @@ fn sizes_and_options() {
                 &[("disk.luks", Longer)],
             ),
             case(
-                "create -q -f luks --key old.key -o iter-time=10 new.luks 1M",
-                &[("new.luks", Unlocked)],
-            ),
-            case(
                 "convert -q --key old.key -O luks -o iter-time=10 a.raw disk.luks",
                 &[("disk.luks", Unlocked), ("a.raw", Kept)],
             ),
