@@ -130,10 +130,6 @@ fn images_as_qemu_img() {
                 &[("old.qcow2", SameDisk)],
             ),
             once("qemu-img bitmap --add a.qcow2 new", &[("a.qcow2", OldOrNew)]),
-            case(
-                "map --svg picture.svg a.qcow2",
-                &[("picture.svg", Replaced), ("a.qcow2", Kept)],
-            ),
         ],
     );
 }
