@@ -165,7 +165,7 @@ impl Build<'_> {
     fn short_of(&self, error: &Error) -> Vec<Step<'static>> {
         let disk = &self.recipe.disk;
         let source = std::error::Error::source(error);
-        let is_size = disk.size.is_some() && source.is_some_and(|source| source.is::<TooSmall>());
+        let is_size = disk.size.is_some() && source.is_some_and(<dyn std::error::Error>::is::<TooSmall>);
         let said = [
             (disk.size.is_some(), "size"),
             (disk.inodes.is_some() && !is_size, "inodes"),

@@ -62,7 +62,7 @@ pub(super) fn without_network_secrets(text: &str) -> Option<String> {
     })
 }
 
-/// netplan-yaml(5): passwords of access points, of 802.1X and of modems, and keys of WireGuard.
+/// netplan-yaml(5): passwords of access points, of 802.1X and of modems, and keys of `WireGuard`.
 pub(super) fn has_netplan_secret(text: &str) -> bool {
     let keys = ["password", "client-key-password", "pin", "private", "shared"];
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));

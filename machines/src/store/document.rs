@@ -6,11 +6,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use block::{Error, Result};
+use rustix::fs::OFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Bytes of a document at most.
 const MAX_LEN: u64 = 1 << 20;
+
+/// Opens a file to read it. What there would be something to wait for, such as a pipe that somebody has put in its place, is refused.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no file"));
+    }
+    Ok(file)
+}
 
 /// Reads the document at `path`; `None` where there is none.
 pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
@@ -21,7 +34,7 @@ pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 /// The text of the document at `path`; `None` where there is none.
 pub(super) fn read(path: &Path) -> Result<Option<String>> {
     let failed = |error| Error::io("read", error).with_path(path);
-    let file = match File::open(path) {
+    let file = match open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),

@@ -1,7 +1,6 @@
 //! Fingerprints: what a template is called whatever its aliases are, the SHA-256 of its image file.
 
 use std::fmt::{self, Write as _};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::str::FromStr;
@@ -10,6 +9,8 @@ use block::{Error, Result, escape};
 use ops::Control;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use super::document;
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
@@ -26,7 +27,7 @@ impl Fingerprint {
     /// `Io`; `Interrupted` when the job is stopped.
     pub fn of_file(path: &Path, control: &Control<'_>) -> Result<Self> {
         let failed = |error| Error::io("read", error).with_path(path);
-        let mut file = File::open(path).map_err(failed)?;
+        let mut file = document::open(path).map_err(failed)?;
         let total = file.metadata().map_err(failed)?.len();
         let (mut hash, mut buffer, mut done) = (Sha256::new(), vec![0; CHUNK], 0);
         loop {

@@ -91,7 +91,7 @@ impl Instance {
     /// `Io`.
     pub fn user(&self) -> Result<Option<Error>> {
         let path = self.image();
-        let file = fs::File::open(&path).map_err(|error| Error::io("open", error).with_path(&path))?;
+        let file = document::open(&path).map_err(|error| Error::io("open", error).with_path(&path))?;
         match raw::lock::look(file.as_fd(), LockMode::Write) {
             Ok(()) => Ok(None),
             Err(error) if error.kind() == ErrorKind::Locked => Ok(Some(error)),
@@ -322,7 +322,7 @@ impl Store {
         }
         let _lock = image.exists().then(|| lock(&image)).transpose()?;
         self.refuse_overlays(name)?;
-        self.finish(&held, Unfinished::machines([name]), || document::remove(&image))
+        self.finish_removal(&held, Unfinished::machines([name]), || document::remove(&image))
     }
 
     /// Fails for a name that an instance has, be its disk away for a while: what is known of it is replaced by nobody.

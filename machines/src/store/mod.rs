@@ -58,7 +58,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result, escape};
-use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 
 pub(crate) use clones::create_private;
 pub use clones::{NewInstances, Personalise};
@@ -165,17 +165,39 @@ impl Store {
         let path = self.directory.join(".lock");
         let failed = |error| self.explain(Error::io("lock the store", error).with_path(&path));
         self.make_directory().map_err(failed)?;
+        self.refuse_links_of_others()?;
         let mut options = OpenOptions::new();
         let file = options
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed())
             .open(&path)
             .map_err(failed)?;
         share(&file, &self.directory).map_err(failed)?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         Ok(Held(file))
+    }
+
+    /// Fails where somebody who may write to the store has made a part of it a link: what is there would be changed and removed as the
+    /// store's own, by users who may do so and with files that the one who laid the link may not touch. One's own links, root's, and those of the
+    /// store's owner are a way to have the disks elsewhere.
+    fn refuse_links_of_others(&self) -> Result<()> {
+        let failed = |error| Error::io("look at", error).with_path(&self.directory);
+        let owner = fs::metadata(&self.directory).map_err(failed)?.uid();
+        let may_link = [owner, 0, rustix::process::geteuid().as_raw()];
+        for part in ["templates", "instances", "profiles", "trusted", "keys"] {
+            let path = self.directory.join(part);
+            let is_strange = |found: fs::Metadata| found.is_symlink() && !may_link.contains(&found.uid());
+            if path.symlink_metadata().is_ok_and(is_strange) {
+                let error = Error::new(ErrorKind::Denied, "this is a link that another user has laid");
+                return Err(error
+                    .with_path(path)
+                    .with_hint("remove it, or make it as the owner of the store"));
+            }
+        }
+        Ok(())
     }
 
     /// Makes its directory, if it is not there, for nobody else to read: disks have passwords and keys in them.

@@ -21,7 +21,7 @@
 //! what is signed is taken.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -368,10 +368,7 @@ fn suffixed(path: &Path) -> PathBuf {
 /// A short file.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let failed = |error| Error::io("read", error).with_path(path);
-    let file = File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(Error::invalid("this is no file").with_path(path));
-    }
+    let file = document::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_LEN {
@@ -383,7 +380,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// Goes through a file.
 fn hash(path: &Path, control: &Control<'_>, take: &mut dyn FnMut(&[u8])) -> Result<()> {
     let failed = |error| Error::io("read", error).with_path(path);
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = document::open(path).map_err(failed)?;
     let total = file.metadata().map_err(failed)?.len();
     let (mut buffer, mut done) = (vec![0; CHUNK], 0);
     loop {

@@ -525,7 +525,7 @@ impl Store {
                 .with_hint("remove those first; clones made with --full need no template"));
         }
         let image = Self::file(&self.templates_directory(), fingerprint, "qcow2");
-        self.finish(&held, Unfinished::template(fingerprint), || {
+        self.finish_removal(&held, Unfinished::template(fingerprint), || {
             document::remove(&image)
         })
     }

@@ -19,6 +19,9 @@
 //! When the job is done, has failed, or was killed and another gets the lock, such aliases go where all are, the files of the last row are removed, and
 //! then what was written down. Readers have no lock: they do not see aliases of the last row, and do see those that are only written down here.
 //!
+//! A disk that is full takes no note. What removes, which makes room there, goes on without one: killed there, it leaves what looks like a template or a
+//! machine whose disk is away, to be removed again.
+//!
 //! It is synced only where it has an alias: a file system that keeps the order of names needs none of it. Where it is lost with a power cut, a name is
 //! refused as that of a machine whose disk is away, and nothing else is lost.
 
@@ -85,7 +88,11 @@ impl Store {
     /// Those that have no disk, of which nothing is to stay, and aliases of those that have one now. What cannot be read is of nobody's.
     pub(super) fn unfinished(&self) -> Unfinished {
         let read = load::<Unfinished>(&self.unfinished_path());
-        let mut unfinished = read.ok().flatten().unwrap_or_default();
+        self.of_no_disk(read.ok().flatten().unwrap_or_default())
+    }
+
+    /// What of that has no disk, and aliases of what has one.
+    fn of_no_disk(&self, mut unfinished: Unfinished) -> Unfinished {
         let (templates, machines) = (self.templates_directory(), self.instances_directory());
         unfinished
             .templates
@@ -106,18 +113,43 @@ impl Store {
         unfinished: Unfinished,
         job: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
+        self.write_down(&self.with_left(unfinished))?;
+        self.settle_after(held, job)
+    }
+
+    fn settle_after(&self, held: &Held, job: impl FnOnce() -> Result<()>) -> Result<()> {
+        let done = job();
+        let settled = self.settle(held);
+        done.and(settled)
+    }
+
+    /// The same for what removes disks, on a full disk too.
+    pub(super) fn finish_removal(
+        &self,
+        held: &Held,
+        unfinished: Unfinished,
+        job: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let all = self.with_left(unfinished);
+        match self.write_down(&all) {
+            Err(error) if is_full(&error) => {
+                job()?;
+                self.clear(held, &self.of_no_disk(all))
+            }
+            written => written.and_then(|()| self.settle_after(held, job)),
+        }
+    }
+
+    /// With what could not be removed before, which stays written down.
+    fn with_left(&self, unfinished: Unfinished) -> Unfinished {
         let mut all = unfinished;
-        // What could not be removed before stays written down.
         let left = self.unfinished();
         all.templates.extend(left.templates);
         all.machines.extend(left.machines);
         left.aliases.into_iter().for_each(|(alias, fingerprint)| {
             all.aliases.entry(alias).or_insert(fingerprint);
         });
-        self.write_down(&all)?;
-        let done = job();
-        let settled = self.settle(held);
-        done.and(settled)
+        all
     }
 
     /// Gives templates the aliases that are written down, and removes what goes with no disk.
@@ -179,7 +211,10 @@ impl Store {
         // Who holds the lock is alone here.
         let new = path.with_extension("new");
         document::remove(&new)?;
-        let file = document::create_unsynced(&new, text_of(unfinished)?.as_bytes(), 0o644)?;
+        let text = text_of(unfinished)?;
+        let file = document::create_unsynced(&new, text.as_bytes(), 0o644).inspect_err(|_| {
+            let _ = fs::remove_file(&new);
+        })?;
         let is_durable = !unfinished.aliases.is_empty();
         if is_durable {
             file.sync_all()
@@ -191,6 +226,13 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn is_full(error: &Error) -> bool {
+    matches!(
+        error.io_kind(),
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    )
 }
 
 /// Whether there is surely no file of a name: a link that leads nowhere is one that is elsewhere, for now.

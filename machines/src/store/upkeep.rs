@@ -185,8 +185,7 @@ impl Store {
         if work.exists() {
             rubbish.extend(Scratch::stale(&work)?);
             if !collecting.tried {
-                // To begin is to tidy up.
-                drop(Scratch::new(&work)?);
+                Scratch::tidy(&work)?;
             }
         }
         collected.removed = rubbish;
