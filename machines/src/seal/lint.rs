@@ -101,9 +101,15 @@ pub fn lint(root: &Root, but_for: &[&'static Operation]) -> Result<Vec<Finding>>
 }
 
 fn found(operation: &Operation, step: &Step) -> Finding {
-    let reason = match step.deed {
+    let reason = match &step.deed {
         Deed::Replace(_) => format!("it has {}", operation.description),
         Deed::Empty | Deed::Remove => operation.description.to_owned(),
+        Deed::Leave(real) => {
+            let (what, real) = (operation.description, shown(real));
+            format!(
+                "{what}: links lead to {real}, which is not emptied; move what is there to where it belongs"
+            )
+        }
     };
     Finding {
         path: shown(&step.path),

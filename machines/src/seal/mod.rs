@@ -146,7 +146,7 @@ pub struct Change {
     pub operation: &'static str,
     /// To what, from the root on, with bytes that are no text escaped.
     pub path: String,
-    /// In a word.
+    /// In a word, or that it was left and why.
     pub done: &'static str,
 }
 
@@ -185,7 +185,8 @@ fn forget(guest: &mut Guest, names: &[&str]) -> Result<()> {
 }
 
 /// Takes from a disk what must be unique or private, and makes zeros of what that leaves. `is_new` says that the disk is deleted if
-/// this fails; otherwise each operation is done or not, whenever the power goes, and it can be begun anew.
+/// this fails; otherwise each operation is done or not, whenever the power goes, and it can be begun anew. A directory to whose place links
+/// lead, and where an operation has nothing to do, is not emptied, and said to be left.
 ///
 /// # Errors
 /// `InvalidInput` for a disk without a root filesystem of ext4, and for one with the memory of a machine that is hibernated;
@@ -233,6 +234,7 @@ fn apply(guest: &mut Guest, step: &Step) -> Result<&'static str> {
         Deed::Replace(text) => editor
             .put(&step.path, text.as_bytes(), &Attributes::default())
             .map(|()| "edited"),
+        Deed::Leave(_) => Ok("left, as a link to elsewhere"),
     }
 }
 

@@ -7,6 +7,9 @@ use ext4_reader::{FileKind, Filesystem, Inode, LastLink, Visits};
 
 use super::operations::{Action, LOGIN_RECORDS, Operation};
 
+/// Where nothing is that has to last, whatever leads there.
+const TEMPORARY: [&[u8]; 3] = [b"/run", b"/tmp", b"/var/tmp"];
+
 /// Bytes of a text that is changed at most.
 const MAX_TEXT: u64 = 1 << 20;
 
@@ -27,6 +30,8 @@ pub(super) enum Deed {
     Remove,
     /// It gets another content.
     Replace(String),
+    /// It stays: a directory that would be emptied, and whose path has links that lead to this one, which is something else.
+    Leave(Vec<u8>),
 }
 
 /// A look at a guest.
@@ -70,10 +75,29 @@ impl<'f> Search<'f> {
         for (action, patterns) in operation.actions {
             for pattern in *patterns {
                 for path in self.expand_in_homes(pattern)? {
-                    self.steps(*action, path, &mut steps)?;
+                    let emptied = emptied(*action, pattern, &path).map(<[u8]>::to_vec);
+                    let mut found = BTreeSet::new();
+                    self.steps(*action, path, &mut found)?;
+                    match emptied.filter(|_| !found.is_empty()) {
+                        Some(directory) => match self.elsewhere(&directory, operation)? {
+                            Some(real) => steps.extend([Step {
+                                path: directory,
+                                deed: Deed::Leave(real),
+                            }]),
+                            None => steps.append(&mut found),
+                        },
+                        None => steps.append(&mut found),
+                    }
                 }
             }
         }
+        let left: BTreeSet<Vec<u8>> = steps
+            .iter()
+            .filter(|step| matches!(step.deed, Deed::Leave(_)))
+            .map(|step| step.path.clone())
+            .collect();
+        // Without its link it would be found no more.
+        steps.retain(|step| step.deed != Deed::Remove || !left.contains(&step.path));
         let removed: BTreeSet<Vec<u8>> = steps
             .iter()
             .filter(|step| step.deed == Deed::Remove)
@@ -87,6 +111,58 @@ impl<'f> Search<'f> {
                 .any(|above| removed.contains(above))
         };
         Ok(steps.into_iter().filter(|step| !goes(step)).collect())
+    }
+
+    /// Where a directory that is emptied is, if links lead from its path to one that an operation is not about: the system's own files
+    /// may be there. A link to what the operation empties anyway leads to more of the same, and one to temporary files to what
+    /// is nobody's.
+    fn elsewhere(&self, path: &[u8], operation: &Operation) -> Result<Option<Vec<u8>>> {
+        let real = self.real(path)?;
+        let is_in = |place: &[u8]| {
+            real.strip_prefix(place)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
+        let mut emptied = operation.actions.iter().flat_map(|(action, patterns)| {
+            let each = patterns.iter();
+            each.filter_map(|pattern| emptied(*action, pattern, pattern.as_bytes()))
+        });
+        let is_usual = real == path || TEMPORARY.iter().any(|place| is_in(place)) || emptied.any(is_in);
+        Ok((!is_usual).then_some(real))
+    }
+
+    /// The path without links of what is there.
+    fn real(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let parts = |path: &[u8]| -> Vec<Vec<u8>> {
+            path.split(|byte| *byte == b'/')
+                .rev()
+                .map(<[u8]>::to_vec)
+                .collect()
+        };
+        let (mut ahead, mut real) = (parts(path), Vec::new());
+        // It ends, since there are not too many links to what was looked up before.
+        while let Some(part) = ahead.pop() {
+            match part.as_slice() {
+                b"" | b"." => {}
+                b".." => {
+                    let end = real.iter().rposition(|byte| *byte == b'/');
+                    real.truncate(end.unwrap_or(0));
+                }
+                name => {
+                    let next = below(&real, name);
+                    let link = self.own(&next)?.filter(|file| file.kind() == FileKind::Symlink);
+                    let Some(link) = link else {
+                        real = next;
+                        continue;
+                    };
+                    let target = self.filesystem.read_link(&link)?;
+                    if target.starts_with(b"/") {
+                        real.clear();
+                    }
+                    ahead.extend(parts(&target));
+                }
+            }
+        }
+        Ok(if real.is_empty() { b"/".to_vec() } else { real })
     }
 
     fn steps(&self, action: Action, path: Vec<u8>, steps: &mut BTreeSet<Step>) -> Result<()> {
@@ -270,6 +346,18 @@ impl<'f> Search<'f> {
             Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// The directory of which all goes by an action, for a path that is as its pattern.
+fn emptied<'a>(action: Action, pattern: &str, path: &'a [u8]) -> Option<&'a [u8]> {
+    match action {
+        Action::Clear | Action::ClearFiles => Some(path),
+        Action::Empty | Action::Remove if pattern.ends_with("/*") => {
+            let end = path.iter().rposition(|byte| *byte == b'/')?;
+            Some(&path[..end])
+        }
+        _ => None,
     }
 }
 

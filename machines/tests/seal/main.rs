@@ -1,6 +1,7 @@
 //! Sealed disks and templates made of machines: nothing that was taken away is found in them any more, by any means.
 
 mod fat;
+mod links;
 mod lint;
 mod swap;
 
