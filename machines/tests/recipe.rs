@@ -484,6 +484,10 @@ fn what_is_wrong_in_a_recipe_is_told_with_file_line_and_column() {
             "line 3, column 9: \"sh\" is no shell",
         ),
         (
+            "[[users]]\nname = \"a\"\nuid = 4294967295\n",
+            "line 3, column 7: 4294967295 is no number of a user",
+        ),
+        (
             "os = \"a\"\nextends = [\"none\"]\n",
             "line 2, column 11: what it extends: ",
         ),

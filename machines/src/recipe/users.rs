@@ -18,7 +18,7 @@ pub struct User {
     /// As in passwd.
     pub name: UserName,
     /// The number, of a group of the same name too; the next one that is free where nothing is said.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     pub uid: Option<u32>,
     /// What is run at login.
     #[serde(default, deserialize_with = "shell")]
@@ -103,6 +103,16 @@ checked_text!(
     PublicKey,
     |text| AuthorizedKeys::parse(text).map(drop)
 );
+
+/// Of a user: the last number stands for none, in chown(2).
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    match u32::deserialize(deserializer)? {
+        u32::MAX => Err(de::Error::custom(
+            "4294967295 is no number of a user: it stands for none",
+        )),
+        number => Ok(Some(number)),
+    }
+}
 
 impl User {
     /// Users that two recipes have: of one that both have, the later one says more.
