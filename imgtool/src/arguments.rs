@@ -1,7 +1,9 @@
 //! Arguments that several commands have.
 
-use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use block::{Error, Result};
 use clap::{Args, ValueEnum};
@@ -11,6 +13,30 @@ use crate::keys;
 use crate::output;
 use crate::sandbox::{self, Names};
 use crate::stores::StoreArgs;
+
+/// Longest text in bytes that is in a file which an argument names.
+const LONGEST_TEXT: u64 = 1 << 20;
+
+/// The text in a file, or what a pipe has to say.
+pub(crate) fn text_of(path: &Path) -> Result<String> {
+    let failed = |error| Error::io("read", error).with_path(path);
+    let refuse = |message: String| Err(Error::invalid(message).with_path(path));
+    let file = File::open(path).map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_fifo() {
+        return refuse("a text is read from a file or a pipe, and this is neither".to_owned());
+    }
+    let mut bytes = Vec::new();
+    file.take(LONGEST_TEXT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > LONGEST_TEXT {
+        return refuse(format!(
+            "a text has at most {LONGEST_TEXT} bytes, and this has more"
+        ));
+    }
+    String::from_utf8(bytes).or_else(|_| refuse("this is no text: it is not UTF-8".to_owned()))
+}
 
 /// What images may open by naming it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

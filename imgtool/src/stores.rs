@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Once, OnceLock};
@@ -11,6 +12,7 @@ use clap::{Args, ValueEnum};
 use machines::store::{InstanceName, Store};
 use machines::{BootKind, CredentialName, MAX_CPUS, NetworkKind, NetworkSettings, Settings};
 
+use crate::arguments::text_of;
 use crate::output::note;
 
 /// Names the store, where no option does.
@@ -160,8 +162,7 @@ fn credential(text: &str) -> Result<(CredentialName, String)> {
         )
     })?;
     let value = match value.strip_prefix('@') {
-        Some(file) => fs::read_to_string(file)
-            .map_err(|error| Error::io("read the credential", error).with_path(file))?,
+        Some(file) => text_of(Path::new(file))?,
         None => value.to_owned(),
     };
     Ok((name.parse()?, value))
@@ -213,7 +214,7 @@ pub(crate) fn image_at(path: &Path) -> Cow<'_, Path> {
 pub(crate) fn image_to_open(path: &Path, access: Access) -> Result<Cow<'_, Path>> {
     let image = image_at(path);
     let Some(other) = image_of_machine(path).filter(|_| matches!(image, Cow::Borrowed(_))) else {
-        return Ok(image);
+        return refuse_name_of_template(path).map(|()| image);
     };
     let name = block::escape(&path.to_string_lossy()).into_owned();
     let other = other.to_string_lossy();
@@ -234,6 +235,19 @@ pub(crate) fn image_to_open(path: &Path, access: Access) -> Result<Cow<'_, Path>
     Ok(image)
 }
 
+/// Fails for a name that is no file's and no machine's, and that of a template.
+fn refuse_name_of_template(path: &Path) -> Result<()> {
+    let is_missing = || path.symlink_metadata().is_err();
+    let Some(name) = path.to_str().filter(|name| !name.contains('/') && is_missing()) else {
+        return Ok(());
+    };
+    match StoreArgs::default().open() {
+        // Its own words say what to make of it.
+        Ok(store) if store.template(name).is_ok() => store.instance(name).map(|_| ()),
+        _ => Ok(()),
+    }
+}
+
 /// The disk of the machine that has a name.
 fn image_of_machine(name: &Path) -> Option<PathBuf> {
     let name: InstanceName = name.to_str()?.parse().ok()?;
@@ -250,6 +264,29 @@ pub(crate) fn is_machine(name: &Path) -> bool {
 /// looked for in the store that commands use where none is named.
 pub(crate) fn refuse_template(path: &Path) -> Result<()> {
     StoreArgs::default().refuse_template(path)
+}
+
+/// Fails for what no new file takes the place of: a file of a template, in whichever store, and one of the store that commands use
+/// where none is named. The disk of a machine is an image as others are.
+pub(crate) fn refuse_target(path: &Path) -> Result<()> {
+    refuse_template(path)?;
+    let Ok(store) = StoreArgs::default().open() else {
+        return Ok(());
+    };
+    match store.refuse_own_file(path) {
+        Err(error) if !is_disk(&store, path) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a file is the disk of a machine.
+fn is_disk(store: &Store, path: &Path) -> bool {
+    let name = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+    let Ok(instance) = store.instance(name) else {
+        return false;
+    };
+    let places = (fs::canonicalize(instance.image()), fs::canonicalize(path));
+    matches!(places, (Ok(disk), Ok(path)) if disk == path)
 }
 
 #[cfg(test)]

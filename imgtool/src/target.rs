@@ -32,7 +32,7 @@ use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
 use crate::images::directory_of;
 use crate::interrupt::Unfinished;
 use crate::opener::export;
-use crate::stores::refuse_template;
+use crate::stores::refuse_target;
 
 /// What to do where no file can be put in another's place.
 const IN_PLACE: &str = "the new file is made beside the one that it replaces: choose a directory that you may write to, or have `imgtool convert \
@@ -106,7 +106,7 @@ impl TargetFile {
             Place::Path(path) => path,
             // Its name may be gone, or another file's.
             Place::Descriptor(name) => {
-                refuse_template(&name)?;
+                refuse_target(&name)?;
                 let device = fs::metadata(&name).is_ok_and(|file| file.file_type().is_block_device());
                 // Standard output was emptied by whoever said where it goes.
                 if !device && !making.in_place && !making.or_in_place && !is_standard_output(path) {
@@ -116,7 +116,7 @@ impl TargetFile {
                 return Self::in_place(name, making, true, device);
             }
         };
-        refuse_template(&path)?;
+        refuse_target(&path)?;
         let existing = match fs::metadata(&path) {
             Ok(metadata) => Some(metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,

@@ -89,6 +89,70 @@ fn nothing_that_makes_a_file_replaces_one_of_a_template() {
 }
 
 #[test]
+fn nothing_that_makes_a_file_replaces_one_of_the_store_but_for_disks() {
+    let store = Store::new();
+    let lab = &store.lab;
+    let link = lab.path("link.raw");
+    symlink(lab.path("store/instances/web.toml"), &link).unwrap();
+    let files = || {
+        ["store/aliases.toml", "store/instances/web.toml"]
+            .map(|name| fs::read_to_string(lab.path(name)).unwrap())
+    };
+    let names = || {
+        ["store", "store/instances"].map(|name| {
+            let names = fs::read_dir(lab.path(name)).unwrap();
+            let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        })
+    };
+    let before = (files(), names());
+    for line in [
+        "convert -O raw other.qcow2 store/aliases.toml",
+        "convert -O raw other.qcow2 store/instances/x.kernel",
+        "convert -O raw other.qcow2 link.raw",
+        "convert --in-place -O raw other.qcow2 store/instances/web.toml",
+        "create -f qcow2 store/instances/new.qcow2 1M",
+        "dd if=other.qcow2 of=store/instances/web.toml",
+        "mkfs -q root store/aliases.toml",
+        "mkfs -q root store/keys",
+        "man store/instances",
+        "launch web --format firecracker --net none --files store/instances",
+        "fs cp --force root.qcow2 /boot/vmlinuz-6 store/instances/web.toml",
+        "fs cp root.qcow2 /boot/vmlinuz-6 store/instances",
+    ] {
+        store.run(line).fails(1, &["it is a file of the store"]);
+        assert_eq!((files(), names()), before, "{line}");
+    }
+    for line in [
+        "convert -O raw other.qcow2 store/aliases.toml",
+        "create -f raw store/instances/x.initrd 1M",
+        "dd if=other.qcow2 of=store/instances/web.toml",
+    ] {
+        let done = store.run(&format!("qemu-img {line}"));
+        assert_eq!(done.code(), 1, "{line}");
+        assert_eq!((files(), names()), before, "{line}");
+    }
+    // The disk of a machine is an image like any other.
+    store
+        .run("convert -O qcow2 other.qcow2 store/instances/web.qcow2")
+        .ok();
+    lab.qemu_img("compare -q other.qcow2 store/instances/web.qcow2");
+}
+
+#[test]
+fn a_template_that_is_named_where_a_machine_is_taken_is_told_what_to_make_of_it() {
+    let store = Store::new();
+    fs::write(store.lab.path("k.pub"), "key").unwrap();
+    for line in ["fs put tiny k.pub /x", "fs ls tiny", "resize tiny +1M"] {
+        store.run(line).fails(
+            1,
+            &["there is no machine \"tiny\"", "imgtool clone NAME --from tiny"],
+        );
+    }
+}
+
+#[test]
 fn nothing_changes_a_template_in_place_nor_by_a_hard_link() {
     let store = Store::new();
     let lab = &store.lab;

@@ -447,6 +447,36 @@ fn a_description_takes_the_place_of_no_machine_and_fails_before_anything_is_made
 }
 
 #[test]
+fn a_description_replaces_what_launch_has_made_and_nothing_else() {
+    let lab = lab();
+    let line = "launch -q --store store web --format libvirt --accel tcg -o web.xml";
+    let refused = || {
+        let done = lab.run(&format!("imgtool {line}"));
+        done.fails(
+            1,
+            &[
+                "web.xml",
+                "is not a description as imgtool launch has made it",
+                "--force",
+            ],
+        );
+    };
+    fs::write(lab.path("web.xml"), "mine").unwrap();
+    refused();
+    assert_eq!(fs::read(lab.path("web.xml")).unwrap(), b"mine");
+    lab.imgtool(&format!("{line} --force"));
+    let made = fs::read_to_string(lab.path("web.xml")).unwrap();
+    assert!(made.contains("<domain"), "{made}");
+    lab.imgtool(line);
+    assert_eq!(fs::read_to_string(lab.path("web.xml")).unwrap(), made);
+    // What somebody has changed is theirs.
+    fs::write(lab.path("web.xml"), made + "<!-- mine -->").unwrap();
+    refused();
+    fs::write(lab.path("web.xml"), "").unwrap();
+    lab.imgtool(line);
+}
+
+#[test]
 fn credentials_of_profiles_machines_and_the_command_line_reach_launchers_and_nobody_else() {
     let lab = lab();
     let mode = |path: &str| fs::metadata(lab.path(path)).unwrap().permissions().mode() & 0o777;

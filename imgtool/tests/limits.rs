@@ -51,6 +51,37 @@ fn what_is_kept_in_memory_whole_is_short() {
 }
 
 #[test]
+fn texts_of_the_command_line_are_short_and_in_files() {
+    let lab = Lab::new();
+    fs::create_dir_all(lab.path("root")).unwrap();
+    lab.imgtool("mkfs -q --size 4M root root.img");
+    lab.imgtool("template import -q --store store root.img --alias tiny");
+    lab.imgtool("clone -q web --store store --from tiny --as-is");
+    hole(&lab, "long", MIB + 1);
+    for line in [
+        "clone --store store db --from tiny --ssh-key",
+        "clone --store store db --from tiny --credential a=@",
+        "config set --store store web --credential a=@",
+    ] {
+        let line = format!("imgtool {line}");
+        let line = if line.ends_with('@') { line } else { line + " " };
+        lab.run(&format!("{line}long"))
+            .fails(1, &["long", "at most 1048576 bytes"]);
+        lab.run(&format!("{line}/dev/zero"))
+            .fails(1, &["/dev/zero", "from a file or a pipe"]);
+    }
+    assert!(!lab.path("store/instances/db.toml").exists());
+    // A pipe says something in the end, too.
+    let piped = format!(
+        "printf hello | {} config set --store store web --credential a=@/dev/stdin",
+        env!("CARGO_BIN_EXE_imgtool")
+    );
+    lab.run_words(&["sh", "-c", &piped]).ok();
+    let kept = fs::read_to_string(lab.path("store/instances/web.toml")).unwrap();
+    assert!(kept.contains("hello"), "{kept}");
+}
+
+#[test]
 fn recipes_are_not_deep_and_not_many() {
     let lab = Lab::new();
     let recipe = |name: &str, text: &str| fs::write(lab.path(name), text).unwrap();

@@ -1,12 +1,13 @@
 //! `imgtool launch`: describe a machine to a launcher.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result, escape};
 use clap::Args;
 use machines::Choice;
-use machines::launch::{Description, Launcher, libvirt_is_kept_out, quoted};
+use machines::launch::{Description, Launcher, is_as_made, libvirt_is_kept_out, quoted, sign};
 use ops::Control;
 
 use super::{Outcome, doctor, run};
@@ -38,6 +39,9 @@ pub(crate) struct LaunchArgs {
     /// Where files are made that the launcher wants in another form [default: the directory of FILE]
     #[arg(long, value_name = "DIR")]
     files: Option<PathBuf>,
+    /// Replace FILE whatever it is: what launch has not made, or somebody has changed since
+    #[arg(long)]
+    force: bool,
     /// What runs the machine, for libvirt and qemu: kvm, tcg or auto, which is kvm where that works here
     #[arg(long, default_value = "auto", value_name = "WHAT")]
     accel: Choice,
@@ -81,6 +85,7 @@ impl LaunchArgs {
         };
         target.storage().write_all_at(description.text.as_bytes(), 0)?;
         target.finish(&cancel)?;
+        sign(path);
         if !self.watch.quiet {
             let file = quoted(&path.to_string_lossy());
             for step in &description.steps {
@@ -104,6 +109,9 @@ impl LaunchArgs {
         let files = self.files.as_deref().or_else(|| out.map(directory_of));
         let absolute = files.map(std::path::absolute).transpose();
         let files = absolute.map_err(|error| Error::io("find the directory for files", error))?;
+        if let Some(files) = self.files.as_deref() {
+            self.store.refuse_store_file(&files.join(&self.name))?;
+        }
         // Before all that takes time, and leaves files.
         let target = match out {
             Some(out) => Some((out, self.target(out, !machine.credentials.is_empty())?)),
@@ -130,6 +138,12 @@ impl LaunchArgs {
         if target.is_device() {
             let error = Error::invalid("a description is written to a file, and this is a device");
             return Err(error.with_path(path).with_hint("name a file with -o"));
+        }
+        let holds_something = fs::metadata(path).is_ok_and(|file| file.len() > 0);
+        if holds_something && !self.force && !is_as_made(path) {
+            let message = "it is there already, and is not a description as imgtool launch has made it";
+            let error = Error::invalid(message).with_path(path);
+            return Err(error.with_hint("--force replaces it"));
         }
         Ok(target)
     }

@@ -6,6 +6,7 @@ use block::Error;
 use clap::Args;
 
 use super::Outcome;
+use crate::stores::refuse_target;
 
 /// Write manual pages, one for each command, into a directory
 #[derive(Debug, Args)]
@@ -18,6 +19,8 @@ pub(crate) struct ManArgs {
 
 impl ManArgs {
     pub(crate) fn run(self) -> Outcome {
+        // All are alike in where they are.
+        refuse_target(&self.directory.join("imgtool.1"))?;
         clap_mangen::generate_to(crate::command(), &self.directory)
             .map_err(|error| Error::io("write manual pages", error).with_path(&self.directory))?;
         Ok(0)

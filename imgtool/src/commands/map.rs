@@ -17,6 +17,7 @@ use crate::images::{Opening, directory_of};
 use crate::output::OutputFormat;
 use crate::picture::{self, Part, Survey};
 use crate::sandbox::Names;
+use crate::stores::refuse_target;
 use crate::target::is_one_of;
 use crate::{interrupt, size};
 
@@ -141,6 +142,7 @@ fn write_picture(path: &Path, picture: &str, chain: &Chain, out: &mut dyn Write)
     if path == Path::new("-") {
         return Ok(out.write_all(picture.as_bytes())?);
     }
+    refuse_target(path)?;
     let files = chain.layers().iter().map(|layer| &layer.storage);
     let mut head = [0; 4];
     let is_other = match fs::metadata(path) {

@@ -1,6 +1,5 @@
 //! What makes a clone a machine of its own, as the command line says it.
 
-use std::fs;
 use std::path::PathBuf;
 
 use block::{Error, Result};
@@ -8,6 +7,8 @@ use clap::{Args, ValueEnum};
 use machines::Seed;
 use machines::personalise::{Addressing, AuthorizedKeys, Identity};
 use machines::store::{Hostname, Instance, NewInstances, Template};
+
+use crate::arguments::text_of;
 
 /// What is changed on the disk of a clone.
 #[derive(Clone, Debug, Default, Args)]
@@ -73,7 +74,7 @@ impl PersonalArgs {
         }
         let mut keys = String::new();
         for path in &self.ssh_key {
-            let text = fs::read_to_string(path).map_err(|error| Error::io("read", error).with_path(path))?;
+            let text = text_of(path)?;
             AuthorizedKeys::parse(&text).map_err(|error| error.with_path(path))?;
             keys.push_str(text.trim_end());
             keys.push('\n');

@@ -30,7 +30,7 @@ use ops::Control;
 use crate::accel::Accel;
 use crate::machine::{Architecture, Boot, Disk, Machine};
 
-pub use prepare::prepare;
+pub use prepare::{is_as_made, prepare, sign};
 pub use reach::libvirt_is_kept_out;
 pub use shell::quoted;
 

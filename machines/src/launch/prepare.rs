@@ -119,13 +119,26 @@ impl Made {
 /// The attribute of files that were made here: length, and time of the last write in seconds and nanoseconds.
 const MADE: &str = "user.imgtool.launch";
 
+/// Bytes of seconds, nanoseconds and a length, each of up to 20 digits.
+const MAX_SIGNATURE: usize = 64;
+
 /// What a file's attribute says while nobody has written to it.
 fn signature(file: &fs::Metadata) -> String {
     format!("{} {}.{:09}", file.len(), file.mtime(), file.mtime_nsec())
 }
 
+/// Whether a file was made and [signed](sign) here, and nobody has written to it since.
+pub fn is_as_made(path: &Path) -> bool {
+    let mut noted = [0; MAX_SIGNATURE];
+    let noted = match rustix::fs::getxattr(path, MADE, &mut noted) {
+        Ok(len) => &noted[..len],
+        Err(_) => return false,
+    };
+    fs::metadata(path).is_ok_and(|file| file.is_file() && noted == signature(&file).as_bytes())
+}
+
 /// Notes in a file that it was made here. Where the file system keeps no such note, nobody replaces it later.
-fn sign(path: &Path) {
+pub fn sign(path: &Path) {
     if let Ok(file) = fs::metadata(path) {
         let _ = rustix::fs::setxattr(path, MADE, signature(&file).as_bytes(), XattrFlags::empty());
     }
@@ -137,8 +150,7 @@ fn lock_replaced(path: &Path) -> Result<Option<raw::File>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found.map_err(|error| Error::io("look at", error).with_path(path))?,
     };
-    // Seconds, nanoseconds and a length, each of up to 20 digits.
-    let mut noted = [0; 64];
+    let mut noted = [0; MAX_SIGNATURE];
     let noted = match rustix::fs::lgetxattr(path, MADE, &mut noted) {
         Ok(len) if file.is_file() => &noted[..len],
         _ => {

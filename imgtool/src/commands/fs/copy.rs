@@ -30,7 +30,7 @@ use crate::arguments::{ProgressMode, WatchArgs};
 use crate::images::directory_of;
 use crate::interrupt;
 use crate::output::{self, OutputFormat};
-use crate::stores::refuse_template;
+use crate::stores::refuse_target;
 use crate::watch::Watch;
 
 /// Copy files and directories out of a filesystem
@@ -191,6 +191,7 @@ impl CopyArgs {
 
     /// Fails for what must not be replaced.
     fn check_place(&self, source: &Source, job: &Job, place: &Path) -> Result<()> {
+        refuse_target(place)?;
         let existing = match fs::symlink_metadata(place) {
             Ok(existing) => existing,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -212,7 +213,7 @@ impl CopyArgs {
         if !self.force {
             return refuse("it exists already", "--force replaces it");
         }
-        refuse_template(place)
+        Ok(())
     }
 
     fn copy(
