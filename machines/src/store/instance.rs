@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use block::{Error, ErrorKind, Format, Result, escape};
+use block::{Error, ErrorKind, Result, escape};
 use jiff::Timestamp;
 use raw::lock::{Conflict, LockMode};
 use serde::{Deserialize, Serialize};
@@ -107,15 +107,6 @@ impl Instance {
 
     pub(super) fn file(&self, extension: &str) -> PathBuf {
         Store::file(&self.directory, &self.name, extension)
-    }
-
-    /// What the header of its disk names below it.
-    pub(super) fn backing(&self) -> Result<Option<String>> {
-        let storage = raw::OpenOptions::new().lock(false).open(self.image())?;
-        Ok(qcow2::Qcow2
-            .references(&storage)?
-            .backing
-            .map(|backing| backing.name))
     }
 }
 

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use block::chain::MAX_LAYERS;
 use block::{Error, ErrorKind, Format, Result, escape};
 use ops::Control;
 
-use super::{Fingerprint, Instance, InstanceName, Store, Template, stems};
+use super::bases::plain;
+use super::{Fingerprint, Instance, InstanceName, Store, Template};
 use crate::machine::Layer;
 
 /// The cause of the error for an image that is not there and that another is based on.
@@ -63,27 +64,20 @@ impl Store {
         Ok(layers)
     }
 
-    /// The instances whose disks are based on a template, as far as can be seen: by their headers, and where those cannot be
-    /// read, by what is known of them.
-    pub(super) fn instances_on(&self, template: Fingerprint) -> Result<Vec<String>> {
+    /// The disks below the store that are based on a template, as far as can be seen: by their headers, and where those cannot be
+    /// read, by what is known of their machines.
+    pub(super) fn disks_on(&self, template: Fingerprint) -> Result<Vec<String>> {
         let image = Self::file(&self.templates_directory(), template, "qcow2");
-        let image = fs::canonicalize(&image).unwrap_or(image);
-        let directory = self.instances_directory();
         let mut users = Vec::new();
-        for stem in stems(&directory, "qcow2")? {
-            let stands_on = match chain(Self::file(&directory, &stem, "qcow2")) {
-                Ok(layers) => layers[1..].iter().any(|layer| layer.path == image),
-                // Rather one too many than a base too few.
-                Err(_) => true,
-            };
-            // What it is started with comes from there, too.
+        for disk in self.disks()? {
+            // What a machine is started with comes from there, too.
             let needs = || {
-                let instance = self.load_instance(stem.parse().ok()?).ok()?;
+                let instance = self.load_instance(disk.machine.as_ref()?.parse().ok()?).ok()?;
                 Some(instance.document.template == template && !instance.document.alone)
             };
-            let stands_on = stands_on || needs() == Some(true);
-            if stands_on {
-                users.push(stem);
+            // Rather one too many than a base too few.
+            if !disk.is_known || disk.is_on(&image) || needs() == Some(true) {
+                users.push(disk.name);
             }
         }
         for name in self.away()? {
@@ -98,21 +92,14 @@ impl Store {
         Ok(users)
     }
 
-    /// Fails if another disk in the store is based on that of an instance.
+    /// Fails if another disk below the store is based on that of an instance.
     pub(super) fn refuse_overlays(&self, name: &InstanceName) -> Result<()> {
-        let directory = self.instances_directory();
-        let image = Self::file(&directory, name, "qcow2");
-        let image = fs::canonicalize(&image).unwrap_or(image);
-        for stem in stems(&directory, "qcow2")? {
-            let layers = chain(Self::file(&directory, &stem, "qcow2")).unwrap_or_default();
-            if layers.iter().skip(1).any(|layer| layer.path == image) {
-                let message = format!("{stem} is based on the disk of machine {name}");
-                return Err(
-                    Error::invalid(message).with_hint("make that one stand alone first: imgtool stream")
-                );
-            }
-        }
-        Ok(())
+        let image = Self::file(&self.instances_directory(), name, "qcow2");
+        let Some(overlay) = self.overlay_of(&image)? else {
+            return Ok(());
+        };
+        let message = format!("{} is based on the disk of machine {name}", overlay.name);
+        Err(Error::invalid(message).with_hint("make that one stand alone first: imgtool stream"))
     }
 }
 
@@ -168,13 +155,4 @@ pub(super) fn chain(path: PathBuf) -> Result<Vec<Layer>> {
         layers.push(Layer { path, format });
     }
     Ok(layers)
-}
-
-/// The path of a file that is not there, without `..` where its directory is.
-fn plain(path: &Path) -> PathBuf {
-    let directory = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
-    match (directory, path.file_name()) {
-        (Some(directory), Some(name)) => directory.join(name),
-        _ => path.to_owned(),
-    }
 }

@@ -27,12 +27,13 @@
 //! All files of a template or an instance are made, and durable, in `.work` before they get their names, and the disk gets its name last.
 //! In the same way the disk is what is removed first. What has no disk is therefore not there, or away for a while: `unfinished` tells
 //! these apart. Names are given and taken under one lock, so a template cannot go while a clone of
-//! it comes; and what is removed is looked for in the headers of all instances' disks, not only in what is written about them.
+//! it comes; and what is removed is looked for in the headers of all disks below the store, whatever they are called, not only in what is written about them.
 //!
 //! The lock is for who may change the store: `.lock` can be opened by those who can write to the store's directory, and by nobody
 //! else, so that nobody who only reads a store can keep others from changing it.
 
 mod aliases;
+mod bases;
 mod clones;
 mod document;
 mod fingerprint;

@@ -503,7 +503,7 @@ impl Store {
     /// Removes a template with its aliases.
     ///
     /// # Errors
-    /// `InvalidInput` while instances stand on it, which are named.
+    /// `InvalidInput` while disks below the store are based on it, which are named.
     pub fn remove_template(&self, template: &Template) -> Result<()> {
         self.remove_image(template.fingerprint, &template.name())
     }
@@ -518,11 +518,11 @@ impl Store {
 
     fn remove_image(&self, fingerprint: Fingerprint, name: &str) -> Result<()> {
         let held = self.hold()?;
-        let users = self.instances_on(fingerprint)?;
+        let users = self.disks_on(fingerprint)?;
         if !users.is_empty() {
             let message = format!("template {name} is what {} based on", several(&users));
             return Err(Error::invalid(message)
-                .with_hint("remove those first; clones made with --full need no template"));
+                .with_hint("remove those first, or make them stand alone: imgtool stream; clones made with --full need no template"));
         }
         let image = Self::file(&self.templates_directory(), fingerprint, "qcow2");
         self.finish_removal(&held, Unfinished::template(fingerprint), || {

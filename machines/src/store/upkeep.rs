@@ -51,7 +51,8 @@ pub struct Collected {
 }
 
 impl Store {
-    /// Reads all templates, checks their signatures where keys are trusted, and follows the disks of all instances.
+    /// Reads all templates, checks their signatures where keys are trusted, follows the disks of all instances, and names disks
+    /// that are none's.
     ///
     /// # Errors
     /// `Io` where the store cannot be read; `Interrupted`. What is wrong with one of them is no error of this.
@@ -112,6 +113,12 @@ impl Store {
                 Err(error) if is_others(&error) => verified.others += 1,
                 Err(error) => verified.add(error),
             }
+        }
+        for path in self.strays()? {
+            let error = Error::invalid("a disk below the store that is no machine's").with_path(path);
+            verified.add(error.with_hint(
+                "what it is based on is kept for it; if it is needed, make it stand alone (imgtool stream) and move it elsewhere",
+            ));
         }
         Ok(verified)
     }
@@ -214,24 +221,21 @@ impl Store {
         is_there("toml") || is_there("vars")
     }
 
-    /// The fingerprints that instances name, in their documents and in the headers of their disks; `None` where one of these
+    /// The fingerprints that instances name, in their documents, and all disks in their headers; `None` where one of these
     /// cannot be read, and could name any.
     fn named(&self) -> Result<Option<BTreeSet<String>>> {
         let instances = self.instances_with_disks()?;
         if !instances.broken.is_empty() || !instances.others.is_empty() {
             return Ok(None);
         }
-        let mut named = BTreeSet::new();
-        for instance in &instances.found {
-            named.insert(instance.document.template.to_string());
-            let Ok(Some(backing)) = instance.backing() else {
-                continue;
-            };
-            named.extend(
-                Path::new(&backing)
-                    .file_stem()
-                    .map(|stem| stem.to_string_lossy().into_owned()),
-            );
+        let templates = instances.found.iter().map(|instance| instance.document.template);
+        let mut named: BTreeSet<String> = templates.map(|template| template.to_string()).collect();
+        for disk in self.disks()? {
+            // Of a machine's it is known, though its base may be away.
+            if !disk.is_known && disk.machine.is_none() && disk.stems().next().is_none() {
+                return Ok(None);
+            }
+            named.extend(disk.stems());
         }
         Ok(Some(named))
     }

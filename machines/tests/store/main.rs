@@ -1,6 +1,7 @@
 //! Templates and clones in a store, with qemu-img as the judge of their images, and other processes beside.
 
 mod away;
+mod bases;
 mod shared;
 
 use std::fs;
