@@ -215,6 +215,10 @@ impl Store {
             error.with_hint(hint)
         };
         let Some(document) = load(&path).map_err(unreadable)? else {
+            let disk = Self::file(&directory, &name, "qcow2");
+            if disk.is_dir() {
+                return Err(a_directory(&disk, Some(&name)));
+            }
             let error = Error::invalid("a disk without the description of its machine").with_path(path);
             return Err(error.with_hint(format!(
                 "bring that back from a copy, or remove the disk: imgtool rm --force {name}"
@@ -311,9 +315,17 @@ impl Store {
         if !self.is_taken(name) {
             return Err(Error::invalid(format!("there is no machine \"{name}\"")));
         }
-        let _lock = image.exists().then(|| lock(&image)).transpose()?;
+        let is_directory = image.is_dir();
+        let _lock = (image.exists() && !is_directory)
+            .then(|| lock(&image))
+            .transpose()?;
         self.refuse_overlays(name)?;
-        self.finish_removal(&held, Unfinished::machines([name]), || document::remove(&image))
+        self.finish_removal(&held, Unfinished::machines([name]), || {
+            if is_directory && !image.is_symlink() {
+                return fs::remove_dir(&image).map_err(|_| a_directory(&image, None));
+            }
+            document::remove(&image)
+        })
     }
 
     /// Fails for a name that an instance has, be its disk away for a while: what is known of it is replaced by nobody.
@@ -367,6 +379,19 @@ impl Store {
         })?;
         Ok(renamed)
     }
+}
+
+/// The error for a directory that is called as the disk of a machine. A machine's `name` is given where that can be removed, if nothing is in it.
+fn a_directory(disk: &Path, name: Option<&InstanceName>) -> Error {
+    let is_empty = fs::read_dir(disk).is_ok_and(|mut entries| entries.next().is_none());
+    let hint = match name {
+        Some(name) if is_empty => format!("remove it: imgtool rm --force {name}"),
+        _ => "what is in it is not a store's: move that elsewhere or remove it by hand, with the directory"
+            .to_owned(),
+    };
+    Error::invalid("a directory where the disk of a machine would be")
+        .with_path(disk)
+        .with_hint(hint)
 }
 
 /// What to do about a machine whose disk is away.

@@ -47,7 +47,7 @@ impl Store {
     /// machine and its template have it; the kernel that launchers load is that on the disk.
     ///
     /// # Errors
-    /// `Locked` while the machine runs; `InvalidInput` for an alias that another template has, and with [`Leftovers::Refused`] for what
+    /// `Locked` while the machine runs; `Corrupt` for a template that has changed, which is read; `InvalidInput` for an alias that another template has, and with [`Leftovers::Refused`] for what
     /// [`seal::lint`] finds after sealing, but for what the selection leaves out and passwords of users; as [`seal::seal`].
     pub fn publish(
         &self,
@@ -68,6 +68,10 @@ impl Store {
             Err(_) if instance.document.alone => None,
             found => Some(found?),
         };
+        if let Some(template) = template.as_ref().filter(|_| !instance.document.alone) {
+            // As for an export: it is copied, and what is copied is called right ever after.
+            template.verify_contents(control)?;
+        }
         let scratch = self.scratch()?;
         let chain = overlay(instance, &scratch.path("overlay"))?;
         let disk = chain.device();

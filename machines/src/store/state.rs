@@ -19,7 +19,7 @@ pub enum TemplateFault {
     Missing,
     /// Its image cannot be looked at.
     Unreadable,
-    /// Its image has another length than it had.
+    /// Its image has another length than it had, or was read and found to be another.
     Changed,
     /// Its image was written to, be it with what it had before: only reading it tells.
     Touched,
@@ -130,7 +130,7 @@ impl Template {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(TemplateFault::Missing),
             Err(_) => return Some(TemplateFault::Unreadable),
         };
-        if image.size != self.document.image_size {
+        if image.size != self.document.image_size || self.is_marked() {
             Some(TemplateFault::Changed)
         } else if self.check_is_whole().is_err() {
             Some(TemplateFault::WithoutKernel)

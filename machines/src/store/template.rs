@@ -235,6 +235,9 @@ impl Template {
         };
         let image = self.image();
         self.check_is_there()?;
+        if self.is_marked() {
+            return self.verify_contents(control);
+        }
         if !is_as_it_was(&image, Some(was))? {
             is_that_of(&image, self.fingerprint, control)?;
         }
@@ -267,7 +270,7 @@ impl Template {
             let (Some(path), Some(wanted)) = (path, wanted) else {
                 continue;
             };
-            if path.exists() && !is_as_it_was(&path, was)? {
+            if path.exists() && (self.is_marked() || !is_as_it_was(&path, was)?) {
                 is_that_of(&path, wanted, control)?;
             }
         }
@@ -298,8 +301,38 @@ impl Template {
         self.verify_contents(control)
     }
 
-    /// [`verify`](Self::verify), of what is there of a kernel and an initrd.
+    /// [`verify`](Self::verify), of what is there of a kernel and an initrd. What is found is kept for [`check`](Self::check).
     pub(crate) fn verify_contents(&self, control: &Control<'_>) -> Result<()> {
+        let read = self.read_contents(control);
+        // Who may not write there leaves it to others.
+        match &read {
+            Ok(()) if self.is_marked() => drop(fs::remove_file(self.mark())),
+            Err(error) if error.kind() == ErrorKind::Corrupt => drop(self.make_mark()),
+            _ => {}
+        }
+        read
+    }
+
+    /// There while the files were last found to be others than they were.
+    fn mark(&self) -> PathBuf {
+        Store::file(
+            &self.directory.with_file_name("trusted"),
+            self.fingerprint,
+            "changed",
+        )
+    }
+
+    /// Whether its files were last found to be others than they were, whatever their size and times.
+    pub(super) fn is_marked(&self) -> bool {
+        self.mark().exists()
+    }
+
+    fn make_mark(&self) -> io::Result<()> {
+        fs::create_dir_all(self.directory.with_file_name("trusted"))?;
+        fs::write(self.mark(), "")
+    }
+
+    fn read_contents(&self, control: &Control<'_>) -> Result<()> {
         is_that_of(&self.image(), self.fingerprint, control)?;
         let files = [
             (self.kernel(), self.document.kernel),

@@ -6,6 +6,9 @@
 //! or one that cannot be read, nothing was found right: signatures are checked, and a document that is not signed is refused. To remove a
 //! note therefore opens nothing.
 //!
+//! A template whose files were read and found changed is marked by `trusted/FINGERPRINT.changed`, until they are read and found right: their size and
+//! times say nothing then. Without the mark, as where it cannot be made, they are read where those say that they may have changed.
+//!
 //! Notes lie beside `templates/` and not in it, so that who may write images need not be able to write what is believed of them.
 
 use std::fs;
@@ -51,6 +54,10 @@ impl Store {
         Self::file(&self.trusted_directory(), fingerprint, "toml")
     }
 
+    pub(super) fn changed_path(&self, fingerprint: Fingerprint) -> PathBuf {
+        Self::file(&self.trusted_directory(), fingerprint, "changed")
+    }
+
     /// What is noted of a template: nothing, where that cannot be read.
     pub(super) fn noted(&self, template: &Template) -> Option<Noted> {
         load(&self.trusted_path(template.fingerprint)).ok().flatten()
@@ -80,8 +87,12 @@ impl Store {
     pub(super) fn notes_of_nothing(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
         let (notes, templates) = (self.trusted_directory(), self.templates_directory());
         let is_there = |stem: &str| Self::file(&templates, stem, "qcow2").symlink_metadata().is_ok();
-        let stems = stems(&notes, "toml")?.into_iter();
-        let of_nothing = stems.filter(|stem| !is_there(stem) && !wanted(stem));
-        Ok(of_nothing.map(|stem| Self::file(&notes, stem, "toml")).collect())
+        let mut of_nothing = Vec::new();
+        for extension in ["toml", "changed"] {
+            let stems = stems(&notes, extension)?.into_iter();
+            let stems = stems.filter(|stem| !is_there(stem) && !wanted(stem));
+            of_nothing.extend(stems.map(|stem| Self::file(&notes, stem, extension)));
+        }
+        Ok(of_nothing)
     }
 }

@@ -202,6 +202,7 @@ impl Store {
                 document::remove(&Self::file(&templates, fingerprint, beside))?;
             }
             document::remove(&self.trusted_path(*fingerprint))?;
+            document::remove(&self.changed_path(*fingerprint))?;
         }
         self.forget_aliases(held, &unfinished.templates)
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use block::Error;
-use machines::store::{Collecting, Store};
+use machines::store::{Collecting, NewTemplate, Store, TemplateFault};
 
 use crate::{Lab, run};
 
@@ -122,4 +122,70 @@ fn disks_are_found_where_directories_of_the_store_and_disks_are_links() {
     assert_eq!(verified(&lab.store).faults.len(), 1);
     fs::remove_file(&path).unwrap();
     lab.store.remove_instance(&clones[0]).unwrap();
+}
+
+#[test]
+fn a_template_that_was_found_changed_is_not_used_until_it_is_right_again() {
+    let lab = Lab::new();
+    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    let web = lab.clones(&template, &["web"]).unwrap().remove(0);
+    let (image, unwatched) = (template.image(), ops::Control::unwatched());
+    let kept = lab.path("kept");
+    run(&["cp", "-a", image.to_str().unwrap(), kept.to_str().unwrap()]);
+    // Another content of the same length and time.
+    let mut bytes = fs::read(&image).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::remove_file(&image).unwrap();
+    fs::write(&image, bytes).unwrap();
+    let reference = kept.to_str().unwrap();
+    run(&["touch", "-r", reference, image.to_str().unwrap()]);
+    assert_eq!(template.fault(), None);
+    lab.store.layers(&web, &unwatched).unwrap();
+    let publish = || lab.store.publish(&web, NewTemplate::default(), None, &unwatched);
+    // It copies the image, and so it reads it.
+    let changed = "the file has changed: its SHA-256 is";
+    refused(publish(), changed);
+    fs::remove_file(lab.path(&format!("store/trusted/{}.changed", template.fingerprint))).unwrap();
+    let verified = lab.store.verify(&unwatched).unwrap();
+    assert!(verified.faults[0].to_string().contains(changed), "{verified:?}");
+    refused(lab.clones(&template, &["mail"]), changed);
+    refused(lab.store.layers(&web, &unwatched), changed);
+    refused(template.check(&unwatched), changed);
+    refused(publish(), changed);
+    assert_eq!(template.fault(), Some(TemplateFault::Changed));
+    fs::remove_file(&image).unwrap();
+    run(&["cp", "-a", reference, image.to_str().unwrap()]);
+    lab.clones(&template, &["mail"]).unwrap();
+    assert_eq!(template.fault(), None);
+    assert!(lab.store.verify(&unwatched).unwrap().faults.is_empty());
+}
+
+#[test]
+fn a_directory_where_a_disk_would_be_is_removed_if_nothing_is_in_it() {
+    let lab = Lab::new();
+    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    let web = lab.clones(&template, &["web"]).unwrap().remove(0);
+    let before = lab.files();
+    let (directory, name) = (lab.path("store/instances/dd.qcow2"), "dd".parse().unwrap());
+    fs::create_dir(&directory).unwrap();
+    let hint = || {
+        let listed = lab.store.instances().unwrap();
+        assert_eq!(listed.found.len(), 1);
+        let [error] = listed.broken.as_slice() else {
+            panic!("{listed:?}")
+        };
+        error.hint().unwrap().to_owned()
+    };
+    assert!(hint().contains("imgtool rm --force dd"), "{}", hint());
+    // Somebody's own things stay.
+    fs::write(directory.join("file"), "somebody's").unwrap();
+    assert!(hint().contains("by hand"), "{}", hint());
+    let error = refused(lab.store.remove_disk(&name), "a directory");
+    assert!(error.hint().unwrap().contains("by hand"), "{error}");
+    assert!(directory.join("file").exists());
+    fs::remove_file(directory.join("file")).unwrap();
+    lab.store.remove_disk(&name).unwrap();
+    assert!(!directory.exists());
+    assert_eq!(lab.files(), before);
+    lab.store.remove_instance(&web).unwrap();
 }
