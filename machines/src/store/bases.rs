@@ -195,6 +195,12 @@ impl Store {
         Ok(self.disks()?.into_iter().find(|disk| disk.is_on(image)))
     }
 
+    /// The files of all disks below the store that are based on the image at a path.
+    pub(super) fn disks_based_on(&self, image: &Path) -> Result<Vec<PathBuf>> {
+        let disks = self.disks()?.into_iter().filter(|disk| disk.is_on(image));
+        Ok(disks.map(|disk| disk.path).collect())
+    }
+
     /// Disks below the store that are no machine's and no template's.
     pub(super) fn strays(&self) -> Result<Vec<PathBuf>> {
         let disks = self.disks()?;

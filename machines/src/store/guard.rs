@@ -1,4 +1,4 @@
-//! Files of templates, which no command writes to or replaces, whoever may.
+//! Files of templates, which no command writes to or replaces, whoever may, and disks that others in a store are based on, whose content stays.
 //!
 //! # How they are known
 //!
@@ -31,6 +31,36 @@ impl Store {
         Err(Error::invalid(message)
             .with_path(path)
             .with_hint("change a machine that is a clone of it, and publish that: imgtool template publish"))
+    }
+
+    /// Fails for a file that a disk in a store is based on, and whose content is about to change: that disk would read something else. Stores are
+    /// those that the file lies in, and this `own` one, by whatever name.
+    ///
+    /// # Errors
+    /// `InvalidInput`, which names such a disk; `Io` where a store cannot be read.
+    pub fn refuse_base(path: &Path, own: Option<&Self>) -> Result<()> {
+        match Self::overlays(path, own)?.first() {
+            Some(overlay) => {
+                let shown = block::escape(&overlay.to_string_lossy()).into_owned();
+                let message = format!("{shown} is based on it, and would read something else afterwards");
+                Err(Error::invalid(message)
+                    .with_path(path)
+                    .with_hint("make that one stand alone first: imgtool stream"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The disks that are based on a file, in the stores that [`refuse_base`](Self::refuse_base) looks into.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn overlays(path: &Path, own: Option<&Self>) -> Result<Vec<PathBuf>> {
+        let mut overlays = Vec::new();
+        for store in stores_of(path, own) {
+            overlays.extend(store.disks_based_on(path)?);
+        }
+        Ok(overlays)
     }
 
     /// Fails for the name of a file in one of this store's directories, or of the names of its templates: only the store makes those.
@@ -71,18 +101,51 @@ impl Store {
 
     /// What of a template in this store a file is, whatever it is called.
     fn part_of_same_file(&self, path: &Path) -> Option<&'static str> {
-        let file = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-        let is_same = |other: &fs::DirEntry| {
-            let is_link = other.file_type().is_ok_and(|kind| kind.is_symlink());
-            // The directory knows the inode of what is no link, so that hardly a file has to be looked at.
-            (is_link || other.ino() == file.ino())
-                && fs::metadata(other.path())
-                    .is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()))
-        };
-        let mut entries = fs::read_dir(self.templates_directory()).ok()?.flatten();
-        let same = entries.find(is_same)?;
-        Some(part_of(&same.path()).map_or("file", |(_, part)| part))
+        let same = same_file(&self.templates_directory(), path)?;
+        Some(part_of(&same).map_or("file", |(_, part)| part))
     }
+}
+
+/// The name in a directory of a file, or of a link to it.
+fn same_file(directory: &Path, path: &Path) -> Option<PathBuf> {
+    let file = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    let is_same = |other: &fs::DirEntry| {
+        let is_link = other.file_type().is_ok_and(|kind| kind.is_symlink());
+        // The directory knows the inode of what is no link, so that hardly a file has to be looked at.
+        (is_link || other.ino() == file.ino())
+            && fs::metadata(other.path())
+                .is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()))
+    };
+    let mut entries = fs::read_dir(directory).ok()?.flatten();
+    entries.find(is_same).map(|entry| entry.path())
+}
+
+/// The stores that a file lies in, by its name and with links followed, and this `own` one if it is in there by any name.
+fn stores_of(path: &Path, own: Option<&Store>) -> Vec<Store> {
+    let mut stores: Vec<Store> = Vec::new();
+    for place in [place(path), std::path::absolute(path).ok()]
+        .into_iter()
+        .flatten()
+    {
+        for directory in place.ancestors().skip(1) {
+            let is_store = ["templates", "instances"]
+                .iter()
+                .all(|name| directory.join(name).is_dir());
+            if is_store && stores.iter().all(|store| store.directory != directory) {
+                stores.push(Store::at(directory));
+            }
+        }
+    }
+    let has = |own: &&Store| {
+        let directory = fs::canonicalize(&own.directory).ok();
+        stores
+            .iter()
+            .all(|store| Some(&store.directory) != directory.as_ref())
+            && same_file(&own.instances_directory(), path).is_some()
+    };
+    let own = own.filter(has).cloned();
+    stores.extend(own);
+    stores
 }
 
 /// Where a file is or would be, with links followed.

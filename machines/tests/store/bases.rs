@@ -189,3 +189,35 @@ fn a_directory_where_a_disk_would_be_is_removed_if_nothing_is_in_it() {
     assert_eq!(lab.files(), before);
     lab.store.remove_instance(&web).unwrap();
 }
+
+#[test]
+fn the_content_of_a_base_is_kept_by_whatever_name_and_in_whichever_store() {
+    let lab = Lab::new();
+    let template = lab.import(&lab.image("image.qcow2", "template"), "one").unwrap();
+    let web = lab.clones(&template, &["web"]).unwrap().remove(0);
+    let (link, hard) = (lab.path("link.qcow2"), lab.path("hard.qcow2"));
+    symlink(web.image(), &link).unwrap();
+    fs::hard_link(web.image(), &hard).unwrap();
+    let (image, own) = (web.image(), Some(&lab.store));
+    for path in [&image, &link, &hard] {
+        Store::refuse_base(path, own).unwrap();
+    }
+    let path = lab.path("store/sub/web.snap");
+    overlay(&path, "../instances/web.qcow2");
+    assert!(chain(&path).contains("instances/web.qcow2"));
+    for path in [&image, &link, &hard] {
+        refused(Store::refuse_base(path, own), "sub/web.snap is based on it");
+    }
+    // Where it lies says which store it is in; a hard link says nothing.
+    refused(Store::refuse_base(&image, None), "sub/web.snap");
+    refused(
+        Store::refuse_base(&link, Some(&Store::at(lab.path("other")))),
+        "sub/web.snap",
+    );
+    Store::refuse_base(&path, own).unwrap();
+    Store::refuse_base(&lab.path("image.qcow2"), own).unwrap();
+    Store::refuse_base(&lab.path("store/new.qcow2"), own).unwrap();
+    assert_eq!(Store::overlays(&image, own).unwrap(), [path.clone()]);
+    fs::remove_file(&path).unwrap();
+    Store::refuse_base(&image, own).unwrap();
+}
