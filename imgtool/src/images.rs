@@ -14,7 +14,7 @@ use crate::arguments::Nested;
 use crate::image_name::hint_for_missing;
 use crate::keys;
 use crate::opener::Opener;
-use crate::stores::image_to_open;
+use crate::stores::{image_to_open, refuse_base};
 
 /// The formats that images can be in.
 pub(crate) const FORMATS: [&dyn Format; 3] = [&qcow2::Qcow2, &encryption::LuksFormat, &raw::Raw];
@@ -35,11 +35,13 @@ impl Opening {
         self.open(path, format, Below::AsStored)
     }
 
-    /// The same, for a change of what is on the disk where it is: that must not be mounted, be it by a loop device over a file.
+    /// The same, for a change of what is on the disk where it is: no other disk in a store may be based on that, nor may it be mounted, be it by a loop
+    /// device over a file.
     pub(crate) fn chain_to_change(self, path: &Path, format: Option<&str>) -> Result<Chain> {
         let chain = self.chain(path, format)?;
         if self.access.write {
             let active = &chain.layers()[0];
+            refuse_base(&active.path)?;
             for file in std::iter::once(&active.storage).chain(&active.data_file) {
                 let refused = file.file_id().map_or(Ok(()), raw::refuse_mounted);
                 refused.map_err(|error| error.with_path(file.path().unwrap_or(path)))?;

@@ -12,6 +12,7 @@ use block::{Access, BackingReference, Error, FileId, FileOpener, Result, Storage
 use raw::HostOpener;
 
 use crate::images::{FORMATS, Opening, backing_path, directory_of};
+use crate::stores::overlays_in_stores;
 use crate::target::is_one_of;
 
 /// Other images, and snapshots, are named up to this many.
@@ -157,7 +158,7 @@ pub(crate) fn some_of<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> Stri
 }
 
 /// Images that are based on one of `layers` and are none of `chain`, as far as they or links to them lie in the directory
-/// of one of these. Only headers are read.
+/// of one of these, or in a store with it. Only headers are read.
 pub(crate) fn others_based_on(layers: &[Layer], chain: &[Layer]) -> Vec<PathBuf> {
     let id = |layer: &Layer| layer.storage.file_id();
     let bases: Vec<FileId> = layers.iter().filter_map(id).collect();
@@ -178,6 +179,17 @@ pub(crate) fn others_based_on(layers: &[Layer], chain: &[Layer]) -> Vec<PathBuf>
     let mut others = Vec::new();
     for path in names {
         if let Some(id) = based_on(&path, &bases, &known) {
+            known.push(id);
+            others.push(path);
+        }
+    }
+    for path in layers.iter().flat_map(|layer| overlays_in_stores(&layer.path)) {
+        let Ok(found) = fs::metadata(&path) else { continue };
+        let id = FileId {
+            device: found.dev(),
+            inode: found.ino(),
+        };
+        if !known.contains(&id) {
             known.push(id);
             others.push(path);
         }

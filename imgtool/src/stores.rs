@@ -266,10 +266,11 @@ pub(crate) fn refuse_template(path: &Path) -> Result<()> {
     StoreArgs::default().refuse_template(path)
 }
 
-/// Fails for what no new file takes the place of: a file of a template, in whichever store, and one of the store that commands use
-/// where none is named. The disk of a machine is an image as others are.
+/// Fails for what no new file takes the place of: a file of a template, in whichever store, an image that a disk in a store is based on, and
+/// a file of the store that commands use where none is named. The disk of a machine is an image as others are.
 pub(crate) fn refuse_target(path: &Path) -> Result<()> {
     refuse_template(path)?;
+    refuse_base(path)?;
     let Ok(store) = StoreArgs::default().open() else {
         return Ok(());
     };
@@ -287,6 +288,16 @@ fn is_disk(store: &Store, path: &Path) -> bool {
     };
     let places = (fs::canonicalize(instance.image()), fs::canonicalize(path));
     matches!(places, (Ok(disk), Ok(path)) if disk == path)
+}
+
+/// Fails for an image that a disk in a store is based on, of which what guests see is about to change.
+pub(crate) fn refuse_base(path: &Path) -> Result<()> {
+    Store::refuse_base(path, StoreArgs::default().open().ok().as_ref())
+}
+
+/// Disks in stores that are based on an image, as far as can be seen.
+pub(crate) fn overlays_in_stores(path: &Path) -> Vec<PathBuf> {
+    Store::overlays(path, StoreArgs::default().open().ok().as_ref()).unwrap_or_default()
 }
 
 #[cfg(test)]

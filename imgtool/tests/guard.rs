@@ -254,3 +254,41 @@ fn qemu_imgs_commands_change_no_template() {
     store.run("qemu-img resize store/instances/web.qcow2 200M").ok();
     store.run("qemu-img snapshot -c a store/instances/web.qcow2").ok();
 }
+
+#[test]
+fn nothing_changes_a_disk_that_another_in_the_store_is_based_on() {
+    let store = Store::new();
+    let lab = &store.lab;
+    let disk = "store/instances/web.qcow2";
+    lab.qemu_img("snapshot -c a store/instances/web.qcow2");
+    fs::create_dir(lab.path("store/sub")).unwrap();
+    fs::hard_link(lab.path(disk), lab.path("hard.qcow2")).unwrap();
+    lab.qemu_img("create -q -f qcow2 -b ../instances/web.qcow2 -F qcow2 store/sub/web.snap");
+    lab.qemu_img("create -q -f qcow2 -b web.snap -F qcow2 store/sub/other.img");
+    let chain = lab.qemu_img("info --backing-chain store/sub/other.img");
+    assert!(chain.contains("instances/web.qcow2"), "{chain}");
+    fs::write(lab.path("file"), "a file").unwrap();
+    let before = fs::read(lab.path(disk)).unwrap();
+    let refuses = |line: &str| {
+        store.run(line).fails(1, &["based on it", "store/sub/"]);
+        assert!(fs::read(lab.path(disk)).unwrap() == before, "{line}");
+    };
+    for name in ["web", disk, "./hard.qcow2"] {
+        refuses(&format!("fs put {name} file /boot/file"));
+        refuses(&format!("fs rm {name} /boot/vmlinuz-6"));
+        refuses(&format!("fs mkdir {name} /directory"));
+        refuses(&format!("fs chmod {name} 600 /boot/vmlinuz-6"));
+        refuses(&format!("resize {name} 200M"));
+        refuses(&format!("snapshot apply {name} a"));
+        refuses(&format!("template seal {name}"));
+    }
+    refuses("run web");
+    // What is committed reads the same afterwards, and what else is based on that does not.
+    refuses("commit store/sub/web.snap");
+    refuses(&format!("convert -n -O qcow2 other.qcow2 {disk}"));
+    refuses(&format!("create -q -f qcow2 {disk} 1M"));
+    fs::remove_file(lab.path("store/sub/other.img")).unwrap();
+    store.run("commit -q store/sub/web.snap").ok();
+    fs::remove_file(lab.path("store/sub/web.snap")).unwrap();
+    store.run("fs put web file /boot/file").ok();
+}

@@ -28,7 +28,7 @@ use crate::{interrupt, layers, size};
 ///
 /// Others that are based on what is written to would change. So it is refused where the image, or one between it and the
 /// base, has internal snapshots, and where another image is based on what changes; such are looked for in the directories
-/// of the images of the chain, and cannot be found elsewhere.
+/// of the images of the chain, and in stores that these are in, and cannot be found elsewhere.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   imgtool commit clone.qcow2

@@ -24,6 +24,7 @@ use crate::image_name::ImageName;
 use crate::images::{Opening, backing_path};
 use crate::option_list::OptionList;
 use crate::sandbox::Names;
+use crate::stores::refuse_base;
 use crate::target::{Making, is_one_of};
 use crate::targets::{Targets, data_path};
 use crate::watch::Watch;
@@ -531,6 +532,7 @@ impl ConvertArgs {
         };
         let name = ImageName::parse(path)?;
         let target = opening.chain(&name.path, Some(&self.target_format))?;
+        refuse_base(&target.layers()[0].path)?;
         let disk = name.on(target.device())?;
         copy.before = if self.target_is_zero {
             Before::Zeros

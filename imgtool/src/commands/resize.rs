@@ -18,6 +18,7 @@ use crate::formats;
 use crate::images::Opening;
 use crate::output::note;
 use crate::size::NewSize;
+use crate::stores::refuse_base;
 
 /// Change the size of a disk
 ///
@@ -73,6 +74,7 @@ impl ResizeArgs {
             direct: false,
         };
         let chain = opening.chain(&self.file, self.format.as_deref())?;
+        refuse_base(&chain.layers()[0].path)?;
         let old = chain.size();
         let new = size.of(old).map_err(named)?;
         if new < old && !self.shrink {

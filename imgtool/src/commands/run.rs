@@ -81,6 +81,10 @@ impl RunArgs {
             None => None,
         };
         let machine = find(&store, &self.name, &self.machine, &control)?;
+        if !self.ephemeral && !self.print {
+            let image = store.instance(&self.name)?.image();
+            Store::refuse_base(&image, Some(&store))?;
+        }
         let (accel, why) = self
             .accel
             .accel(machine.architecture, doctor::cache().as_deref())?;

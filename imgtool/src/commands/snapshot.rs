@@ -16,6 +16,7 @@ use super::convert::ConvertArgs;
 use crate::arguments::{OpenArgs, WatchArgs};
 use crate::images::{Opening, qcow2_with};
 use crate::output::{self, OutputFormat};
+use crate::stores::refuse_base;
 use crate::watch::Watch;
 use crate::{interrupt, snapshots};
 
@@ -291,6 +292,9 @@ impl ImageArgs {
         };
         let chain = opening.detached(&self.file, self.format.as_deref())?;
         let image = qcow2_with(&chain, "internal snapshots")?;
+        if matches!(change, Change::Apply(_)) {
+            refuse_base(&chain.layers()[0].path)?;
+        }
         self.watched(image, |watch| match (change, &which) {
             (Change::Create(name), _) => image.create_snapshot(name, SystemTime::now(), watch).map(|_| ()),
             (Change::Apply(_), Some(which)) => image.apply_snapshot(which, watch),
