@@ -1,6 +1,6 @@
 //! What is to be done, looked up in a guest: which of the table's paths are there, and with something in them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use block::{ErrorKind, Result};
 use ext4_reader::{FileKind, Filesystem, Inode, LastLink, Visits};
@@ -98,6 +98,7 @@ impl<'f> Search<'f> {
             .collect();
         // Without its link it would be found no more.
         steps.retain(|step| step.deed != Deed::Remove || !left.contains(&step.path));
+        let steps = self.settled(steps)?;
         let removed: BTreeSet<Vec<u8>> = steps
             .iter()
             .filter(|step| step.deed == Deed::Remove)
@@ -111,6 +112,29 @@ impl<'f> Search<'f> {
                 .any(|above| removed.contains(above))
         };
         Ok(steps.into_iter().filter(|step| !goes(step)).collect())
+    }
+
+    /// What is done, by paths that have no links before their last part: what several paths lead to is done once.
+    fn settled(&self, steps: BTreeSet<Step>) -> Result<BTreeSet<Step>> {
+        let mut real_ones = BTreeMap::new();
+        let mut settled = BTreeSet::new();
+        for step in steps {
+            if let Deed::Leave(_) = step.deed {
+                settled.insert(step);
+                continue;
+            }
+            let slash = step.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+            let (directory, name) = step.path.split_at(slash);
+            if !real_ones.contains_key(directory) {
+                real_ones.insert(directory.to_vec(), self.real(directory)?);
+            }
+            let real = real_ones[directory]
+                .strip_suffix(b"/")
+                .unwrap_or(&real_ones[directory]);
+            let path = [real, name].concat();
+            settled.insert(Step { path, ..step });
+        }
+        Ok(settled)
     }
 
     /// Where a directory that is emptied is, if links lead from its path to one that an operation is not about: the system's own files

@@ -75,14 +75,16 @@ fn a_link_that_is_not_followed_stays_and_is_found_again() {
 }
 
 #[test]
-fn links_to_temporary_files_are_followed() {
+fn links_to_temporary_files_and_to_more_of_the_same_are_followed() {
     let lab = Lab::new();
     let (done, found) = sealed_after(
         &lab,
         "rm -r var/run run/log 2>/dev/null || true
          ln -s ../run var/run; echo '<secret 1>' >run/one
          mkdir -p run/log/journal; rm -r var/log/journal; ln -s /run/log/journal var/log/journal; echo '<secret 2>' >run/log/journal/a
-         mv var/cache/apt tmp/apt; ln -s ../../tmp/apt var/cache/apt",
+         mv var/cache/apt tmp/apt; ln -s ../../tmp/apt var/cache/apt
+         rm -rf var/tmp var/mail; ln -s ../tmp var/tmp; echo '<secret 3>' >tmp/three
+         mkdir -p var/spool/mail; ln -s spool/mail var/mail; echo '<secret 4>' >var/spool/mail/ada",
     );
     assert!(!done.iter().any(|line| line.contains("left")), "{done:#?}");
     assert_eq!(found, [""; 0]);
