@@ -122,7 +122,9 @@ if [ ! -e fuzz/corpus/filesystem/journal ]; then
 fi
 built() {
     local path="fuzz/corpus/filesystem/$1"
-    [ -e "$path" ] || cargo run -q --release --package imgtool -- mkfs -q --shrink --block-size 1k "${@:2}" "$tree" "$path"
+    [ -e "$path" ] && return
+    [ -x target/debug/imgtool ] || cargo build -q --package imgtool
+    target/debug/imgtool mkfs -q --shrink --block-size 1k "${@:2}" "$tree" "$path"
 }
 built built
 built built-inline --inline-data
