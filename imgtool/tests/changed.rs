@@ -3,6 +3,7 @@
 //!
 //! strace stops the command at one of its reads, and goes on with it when the file is changed.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::{Output, Stdio};
@@ -55,8 +56,11 @@ fn run_over(lab: &Lab, line: &str, read: usize, name: &str, change: fn(&File, u6
                 change(&file, file.metadata().unwrap().len());
             }
             stops = now;
-            let thread = text.split(' ').next().unwrap();
-            lab.run(&format!("kill -CONT {thread}")).ok();
+            let threads: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+            for thread in threads {
+                // One that has ended has nobody to go on with.
+                lab.run(&format!("kill -CONT {thread}"));
+            }
         }
         thread::sleep(Duration::from_millis(5));
     }

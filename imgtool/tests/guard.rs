@@ -262,7 +262,10 @@ fn nothing_changes_a_disk_that_another_in_the_store_is_based_on() {
     let disk = "store/instances/web.qcow2";
     lab.qemu_img("snapshot -c a store/instances/web.qcow2");
     fs::create_dir(lab.path("store/sub")).unwrap();
-    fs::hard_link(lab.path(disk), lab.path("hard.qcow2")).unwrap();
+    // From where its base is found, too.
+    fs::create_dir(lab.path("beside")).unwrap();
+    symlink("store/templates", lab.path("templates")).unwrap();
+    fs::hard_link(lab.path(disk), lab.path("beside/hard.qcow2")).unwrap();
     lab.qemu_img("create -q -f qcow2 -b ../instances/web.qcow2 -F qcow2 store/sub/web.snap");
     lab.qemu_img("create -q -f qcow2 -b web.snap -F qcow2 store/sub/other.img");
     let chain = lab.qemu_img("info --backing-chain store/sub/other.img");
@@ -273,7 +276,7 @@ fn nothing_changes_a_disk_that_another_in_the_store_is_based_on() {
         store.run(line).fails(1, &["based on it", "store/sub/"]);
         assert!(fs::read(lab.path(disk)).unwrap() == before, "{line}");
     };
-    for name in ["web", disk, "./hard.qcow2"] {
+    for name in ["web", disk, "beside/hard.qcow2"] {
         refuses(&format!("fs put {name} file /boot/file"));
         refuses(&format!("fs rm {name} /boot/vmlinuz-6"));
         refuses(&format!("fs mkdir {name} /directory"));

@@ -24,7 +24,7 @@ pub(in crate::commands) struct FilesystemArgs {
     /// Make it as small as can be
     #[arg(long)]
     shrink: bool,
-    /// Room to grow to: descriptors are kept for this size, and beyond it are put elsewhere (meta_bg) [default: 1024 times --size, or 512G]
+    /// Room to grow to: descriptors are kept for this size, and beyond it are put elsewhere [default: 1024 times --size, or 512G]
     #[arg(long, value_name = "SIZE")]
     grow: Option<String>,
     /// Bytes in a block: 1k, 2k or 4k

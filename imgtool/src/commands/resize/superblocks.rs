@@ -211,7 +211,7 @@ mod tests {
                 assert!(known_of(&start).is_some());
             }
         }
-        assert_eq!(known_of(&[0; START]), None);
+        assert_eq!(known_of(&vec![0; START]), None);
         assert_eq!(known_of(&[]), None);
     }
 }
