@@ -17,9 +17,9 @@ use crate::stores::StoreArgs;
 /// Longest text in bytes that is in a file which an argument names.
 const LONGEST_TEXT: u64 = 1 << 20;
 
-/// The text in a file, or what a pipe has to say.
-pub(crate) fn text_of(path: &Path) -> Result<String> {
-    let failed = |error| Error::io("read", error).with_path(path);
+/// The text in a file, or what a pipe has to say. An error says that it was to `read` something.
+pub(crate) fn text_of(path: &Path, read: &'static str) -> Result<String> {
+    let failed = |error| Error::io(read, error).with_path(path);
     let refuse = |message: String| Err(Error::invalid(message).with_path(path));
     let file = File::open(path).map_err(failed)?;
     let kind = file.metadata().map_err(failed)?.file_type();

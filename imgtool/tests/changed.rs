@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use crate::common::Lab;
 
-/// What is done to a file.
-const CHANGES: [(&str, fn(&File, u64)); 4] = [
+/// What is done to a file of a length.
+type Change = fn(&File, u64);
+
+const CHANGES: [(&str, Change); 4] = [
     ("cut to nothing", |file, _| file.set_len(0).unwrap()),
     ("cut in half", |file, len| file.set_len(len / 2 + 100).unwrap()),
     ("cut behind its start", |file, _| file.set_len(5000).unwrap()),
@@ -24,7 +26,7 @@ const CHANGES: [(&str, fn(&File, u64)); 4] = [
 ];
 
 /// Runs `imgtool`, which is stopped at its so many-th read, where the file is changed. `None` if it does not read so often.
-fn run_over(lab: &Lab, line: &str, read: usize, name: &str, change: fn(&File, u64)) -> Option<Output> {
+fn run_over(lab: &Lab, line: &str, read: usize, name: &str, change: Change) -> Option<Output> {
     let log = lab.path("trace");
     let _ = fs::remove_file(&log);
     let inject = format!("inject=pread64,preadv:signal=STOP:when={read}");

@@ -217,7 +217,7 @@ fn the_content_of_a_base_is_kept_by_whatever_name_and_in_whichever_store() {
     Store::refuse_base(&path, own).unwrap();
     Store::refuse_base(&lab.path("image.qcow2"), own).unwrap();
     Store::refuse_base(&lab.path("store/new.qcow2"), own).unwrap();
-    assert_eq!(Store::overlays(&image, own).unwrap(), [path.clone()]);
+    assert_eq!(Store::overlays(&image, own).unwrap(), std::slice::from_ref(&path));
     fs::remove_file(&path).unwrap();
     Store::refuse_base(&image, own).unwrap();
 }
