@@ -263,7 +263,12 @@ fn a_growth_without_room_gives_back_what_it_took() {
             let [was, is] = [&before, &file].map(|storage| check(storage).allocated_clusters);
             assert_eq!(was, is, "{options}, {preallocation:?}, room for {room}");
         }
-        assert!(refused > 0, "{options}, {preallocation:?}: it takes no room");
+        // With clusters of 512 bytes a longer L1 table finds room in a page that is there.
+        let is_small = options.starts_with("cluster_size=512,") && preallocation == Preallocation::Off;
+        assert!(
+            refused > 0 || is_small,
+            "{options}, {preallocation:?}: it takes no room"
+        );
     }
 }
 
