@@ -86,7 +86,7 @@ fn random_damage_never_panics_and_always_ends() {
         let places = metadata(&good);
         let mut rng = Rng::new(4);
         let mut differing = 0;
-        for round in 0..400 {
+        for _ in 0..400 {
             let mut bytes = good.clone();
             for _ in 0..=rng.below(12) {
                 // The first blocks decide most.
@@ -107,8 +107,9 @@ fn random_damage_never_panics_and_always_ends() {
             if !read.is_ok_and(|count| count == all) {
                 differing += 1;
             }
-            assert!(round < 100 || differing > 10, "{kind}: damage is not noticed");
         }
+        // About one in eight of what has no checksums; which bytes are hit depends on the filesystem's UUID.
+        assert!(differing > 10, "{kind}: damage is not noticed");
     }
 }
 
