@@ -17,7 +17,7 @@ build: ## The imgtool program, optimised, in target/release
 
 test: ## All tests, those against QEMU and the ext4 tools included (installs what is missing)
 	scripts/setup.sh test
-	$(CARGO) test --workspace --all-features
+	$(CARGO) test --workspace --all-features --no-fail-fast
 
 test-slow: ## What takes minutes and a network: Debian 12 and Ubuntu built by their recipes, and booted
 	scripts/setup.sh test-slow
