@@ -183,6 +183,21 @@ pub(crate) fn others_based_on(layers: &[Layer], chain: &[Layer]) -> Vec<PathBuf>
             others.push(path);
         }
     }
+    others.extend(in_stores(layers, known));
+    others
+}
+
+/// Disks in stores that are based on one of `layers` and are none of `chain`.
+pub(crate) fn others_in_stores(layers: &[Layer], chain: &[Layer]) -> Vec<PathBuf> {
+    in_stores(
+        layers,
+        chain.iter().filter_map(|layer| layer.storage.file_id()).collect(),
+    )
+}
+
+/// Disks in stores that are based on one of `layers` and are none of `known`, each once.
+fn in_stores(layers: &[Layer], mut known: Vec<FileId>) -> Vec<PathBuf> {
+    let mut others = Vec::new();
     for path in layers.iter().flat_map(|layer| overlays_in_stores(&layer.path)) {
         let Ok(found) = fs::metadata(&path) else { continue };
         let id = FileId {

@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 use std::env;
-use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Once, OnceLock};
 
@@ -267,27 +265,11 @@ pub(crate) fn refuse_template(path: &Path) -> Result<()> {
 }
 
 /// Fails for what no new file takes the place of: a file of a template, in whichever store, an image that a disk in a store is based on, and
-/// a file of the store that commands use where none is named. The disk of a machine is an image as others are.
+/// a file of a store's own. The disk of a machine is an image as others are.
 pub(crate) fn refuse_target(path: &Path) -> Result<()> {
     refuse_template(path)?;
     refuse_base(path)?;
-    let Ok(store) = StoreArgs::default().open() else {
-        return Ok(());
-    };
-    match store.refuse_own_file(path) {
-        Err(error) if !is_disk(&store, path) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Whether a file is the disk of a machine.
-fn is_disk(store: &Store, path: &Path) -> bool {
-    let name = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
-    let Ok(instance) = store.instance(name) else {
-        return false;
-    };
-    let places = (fs::canonicalize(instance.image()), fs::canonicalize(path));
-    matches!(places, (Ok(disk), Ok(path)) if disk == path)
+    Store::refuse_store_file(path, StoreArgs::default().open().ok().as_ref())
 }
 
 /// Fails for an image that a disk in a store is based on, of which what guests see is about to change.
@@ -302,6 +284,8 @@ pub(crate) fn overlays_in_stores(path: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -124,6 +124,22 @@ fn nothing_that_makes_a_file_replaces_one_of_the_store_but_for_disks() {
         store.run(line).fails(1, &["it is a file of the store"]);
         assert_eq!((files(), names()), before, "{line}");
     }
+    // Whichever store is in use, and even where none can be.
+    let program = env!("CARGO_BIN_EXE_imgtool");
+    for line in [
+        "convert -O raw other.qcow2 store/aliases.toml",
+        "create -f qcow2 store/instances/new.qcow2 1M",
+        "mkfs -q root store/keys",
+    ] {
+        for other in [
+            "IMGTOOL_STORE=elsewhere",
+            "-u IMGTOOL_STORE -u HOME -u XDG_DATA_HOME",
+        ] {
+            let done = lab.run(&format!("env {other} {program} {line}"));
+            done.fails(1, &["it is a file of the store"]);
+            assert_eq!((files(), names()), before, "{line}");
+        }
+    }
     for line in [
         "convert -O raw other.qcow2 store/aliases.toml",
         "create -f raw store/instances/x.initrd 1M",
@@ -290,6 +306,19 @@ fn nothing_changes_a_disk_that_another_in_the_store_is_based_on() {
     refuses("commit store/sub/web.snap");
     refuses(&format!("convert -n -O qcow2 other.qcow2 {disk}"));
     refuses(&format!("create -q -f qcow2 {disk} 1M"));
+    for line in [
+        format!("resize {disk} 200M"),
+        format!("resize -f qcow2 json:{{\"file.filename\":\"{disk}\"}} 200M"),
+        format!("snapshot -a a {disk}"),
+        format!("convert -n -O qcow2 other.qcow2 {disk}"),
+        format!("bench -w -c 1 -f qcow2 {disk}"),
+        format!("create -f qcow2 {disk} 1M"),
+        format!("dd if=other.qcow2 of={disk}"),
+        "commit store/sub/web.snap".to_owned(),
+        "commit -b ../instances/web.qcow2 store/sub/web.snap".to_owned(),
+    ] {
+        refuses(&format!("qemu-img {line}"));
+    }
     fs::remove_file(lab.path("store/sub/other.img")).unwrap();
     store.run("commit -q store/sub/web.snap").ok();
     fs::remove_file(lab.path("store/sub/web.snap")).unwrap();

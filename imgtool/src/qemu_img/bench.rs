@@ -137,6 +137,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
     };
     let image = image::open(&spec, flags)?;
     if wanted.write {
+        image.layers[0].refuse_base()?;
         super::warn_of_probing(console, &image.layers[0]);
     }
     console.print(announcement(&requests))?;

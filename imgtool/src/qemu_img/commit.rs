@@ -15,6 +15,7 @@ use super::progress::Progress;
 use super::refusal::{Refusal, reason};
 use super::secret::Secrets;
 use super::{Outcome, pages};
+use crate::layers;
 
 #[derive(Debug, Default)]
 struct Wanted {
@@ -82,6 +83,7 @@ fn commit(
     let whole = image::open(spec, flags)?;
     super::warn_of_probing(console, &whole.layers[0]);
     let number = find(&whole, wanted, file)?;
+    refuse_others(&whole, number)?;
     drop(whole);
     let above = image::open_part(spec, write, number)?;
     let base = image::open_below(&above, write).map_err(|refusal| match refusal.text() {
@@ -101,6 +103,20 @@ fn commit(
             .map_err(|error| Refusal::new(format!("Failed to empty {file}: {}", reason(&error))))?;
     }
     Ok(())
+}
+
+/// Fails if disks in a store of machines, outside of the chain, are based on what changes: they would read something else. Elsewhere it is up
+/// to the user, as with QEMU's program.
+fn refuse_others(image: &Image, number: usize) -> Result<(), Refusal> {
+    let chain = image.chain.layers();
+    match layers::others_in_stores(&chain[1..=number], chain).first() {
+        Some(other) => Err(Refusal::new(format!(
+            "Could not open '{}': {} is based on it, and would read something else afterwards",
+            image.layers[number].filename,
+            block::escape(&other.to_string_lossy()),
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The number of the layer to write to.

@@ -347,6 +347,7 @@ impl Wanted {
             Spec::new(target, Some(self.out_format()), false)
         };
         let opened = image::open(&spec, flags)?;
+        opened.layers[0].refuse_base()?;
         let header = opened.layers[0].header.as_ref();
         if self.bitmaps && !can_have_bitmaps(header) {
             return Err(no_bitmaps(opened.layers[0].format));

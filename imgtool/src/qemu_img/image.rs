@@ -21,6 +21,7 @@ use super::part::Part;
 use super::qcow2_words::{self, BadL1};
 use super::refusal::{Refusal, reason};
 use super::secret;
+use crate::stores::refuse_base;
 
 /// Layers in a chain at most.
 const MAX_LAYERS: usize = block::chain::MAX_LAYERS;
@@ -104,6 +105,15 @@ impl Spec {
             options.set("driver", format);
         }
         Ok((options, file))
+    }
+}
+
+impl Found {
+    /// Fails if a disk in a store of machines is based on the file: what that reads is about to change.
+    pub(super) fn refuse_base(&self) -> Result<(), Refusal> {
+        let refused = self.node.file().path().map_or(Ok(()), refuse_base);
+        refused
+            .map_err(|error| Refusal::new(format!("Could not open '{}': {}", self.filename, error.message())))
     }
 }
 

@@ -60,6 +60,7 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
         ..Flags::default()
     };
     let image = super::open_to_write(console, &spec, flags)?;
+    image.layers[0].refuse_base()?;
     let old = image.device().size();
     let new = if sign == 0 {
         bytes

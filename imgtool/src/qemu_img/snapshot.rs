@@ -79,7 +79,9 @@ pub(super) fn run(console: &Console, arguments: &[String]) -> Outcome {
                     Err(Refusal::new(format!("Could not apply snapshot '{name}': {why}")))
                 }
             };
-            apply(&open(console, &spec, flags, sound)?, &name)?;
+            let image = open(console, &spec, flags, sound)?;
+            image.layers[0].refuse_base()?;
+            apply(&image, &name)?;
         }
         Action::Delete(name) => {
             let sound = |found: &Found| match found.bad_snapshot() {

@@ -13,14 +13,14 @@ use block::chain::MAX_LAYERS;
 use block::gate::{self, OpenRequest, Purpose};
 use block::{Error, Format, Result};
 
-use super::{Fingerprint, InstanceName, Store};
+use super::{Fingerprint, InstanceName, LOCK, Store};
 
 /// How deep below a store is looked; what lies deeper may be based on anything.
 const MAX_DEPTH: usize = 8;
 /// How the names of files end that are no disks, and are not opened.
 const NO_DISKS: [&str; 7] = ["toml", "kernel", "initrd", "seed", "vars", "minisig", "pub"];
 /// What is beside the directories of a store, and has no disk that stays.
-const OWN: [&str; 4] = [".lock", ".unfinished", ".unfinished.new", ".work"];
+const OWN: [&str; 4] = [LOCK, ".unfinished", ".unfinished.new", ".work"];
 /// What a qcow2 image starts with.
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 

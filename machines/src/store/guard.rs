@@ -8,6 +8,7 @@
 //! By what they are: a hard link has any name, and so has what a symbolic link in a store leads to. Only files that are there
 //! can be such, and only those of one store, that of the caller, are compared: by device and inode, which reads one directory.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use block::{Error, Result};
 
 use super::template::BESIDE;
-use super::{Fingerprint, Store};
+use super::{Fingerprint, LOCK, Store};
 
 impl Store {
     /// Fails for a file of a template: of any store by its name, and of this `own` one by whatever name.
@@ -82,7 +83,7 @@ impl Store {
             "trusted",
             ".work",
             "aliases.toml",
-            ".lock",
+            LOCK,
             ".unfinished",
         ];
         if !own.iter().any(|name| inside.starts_with(name)) {
@@ -92,6 +93,33 @@ impl Store {
             "it is a file of the store, whose templates and machines are made by its own commands",
         );
         Err(error.with_path(path).with_hint("name a file outside of it"))
+    }
+
+    /// Fails for the name of a file of a store's own, be it the one that the file lies in or this `own` one, but for the disk of a machine, which is an
+    /// image as others are.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn refuse_store_file(path: &Path, own: Option<&Self>) -> Result<()> {
+        let others = stores_of(path, None);
+        // Anybody's directories may be called as those of a store are.
+        let others = others.iter().filter(|store| store.directory.join(LOCK).is_file());
+        for store in others.chain(own) {
+            if !store.is_disk(path) {
+                store.refuse_own_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a file is the disk of a machine.
+    fn is_disk(&self, path: &Path) -> bool {
+        let name = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+        let Ok(instance) = self.instance(name) else {
+            return false;
+        };
+        let places = (fs::canonicalize(instance.image()), fs::canonicalize(path));
+        matches!(places, (Ok(disk), Ok(path)) if disk == path)
     }
 
     /// Whether a file is the image of a template, of whichever store, under its name there.

@@ -79,6 +79,9 @@ pub use upkeep::{Collected, Collecting, Verified};
 
 use scratch::Scratch;
 
+/// What is locked in a store's directory as long as it is changed.
+const LOCK: &str = ".lock";
+
 /// A store.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -163,7 +166,7 @@ impl Store {
 
     /// As [`hold`](Self::hold), for who changes nothing yet.
     fn lock(&self) -> Result<Held> {
-        let path = self.directory.join(".lock");
+        let path = self.directory.join(LOCK);
         let failed = |error| self.explain(Error::io("lock the store", error).with_path(&path));
         self.make_directory().map_err(failed)?;
         self.refuse_links_of_others()?;
