@@ -1,8 +1,6 @@
 //! Arguments that several commands have.
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result};
@@ -17,25 +15,15 @@ use crate::stores::StoreArgs;
 /// Longest text in bytes that is in a file which an argument names.
 const LONGEST_TEXT: u64 = 1 << 20;
 
-/// The text in a file, or what a pipe has to say. An error says that it was to `read` something.
-pub(crate) fn text_of(path: &Path, read: &'static str) -> Result<String> {
-    let failed = |error| Error::io(read, error).with_path(path);
-    let refuse = |message: String| Err(Error::invalid(message).with_path(path));
-    let file = File::open(path).map_err(failed)?;
-    let kind = file.metadata().map_err(failed)?.file_type();
-    if !kind.is_file() && !kind.is_fifo() {
-        return refuse("a text is read from a file or a pipe, and this is neither".to_owned());
-    }
-    let mut bytes = Vec::new();
-    file.take(LONGEST_TEXT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > LONGEST_TEXT {
-        return refuse(format!(
-            "a text has at most {LONGEST_TEXT} bytes, and this has more"
-        ));
-    }
-    String::from_utf8(bytes).or_else(|_| refuse("this is no text: it is not UTF-8".to_owned()))
+/// The text in a file, or what a pipe or a terminal has to say. `what` it is has an article, as `a credential`.
+pub(crate) fn text_of(path: &Path, what: &str) -> Result<String> {
+    text_up_to(path, what, LONGEST_TEXT)
+}
+
+/// The same, of at most `most` bytes.
+pub(crate) fn text_up_to(path: &Path, what: &str, most: u64) -> Result<String> {
+    let bytes = raw::read_whole(path, what, most)?;
+    String::from_utf8(bytes).map_err(|_| Error::invalid("this is no text: it is not UTF-8").with_path(path))
 }
 
 /// What images may open by naming it.

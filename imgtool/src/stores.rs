@@ -160,7 +160,7 @@ fn credential(text: &str) -> Result<(CredentialName, String)> {
         )
     })?;
     let value = match value.strip_prefix('@') {
-        Some(file) => text_of(Path::new(file), "read the credential")?,
+        Some(file) => text_of(Path::new(file), "a credential")?,
         None => value.to_owned(),
     };
     Ok((name.parse()?, value))

@@ -3,8 +3,7 @@
 //! # How it works
 //!
 //! A new file is written under a name of its own in the directory that it is to be in, and given its name when it
-//! is whole; a rename puts it in the place of an older one at once. What a killed process leaves under such a name,
-//! the next that makes a file there removes. Until then the older one is locked against
+//! is whole ([`raw::create_partial`]); a rename puts it in the place of an older one at once. Until then the older one is locked against
 //! others and as it was. While the file has no name that anybody knows, nothing in it has to be durable in any
 //! order, so [`Pending`] leaves out every sync, and one at the end does for all.
 //!
@@ -15,7 +14,6 @@
 //! A block device, which must not be in use by anybody, and an export of an NBD server have no other name, and
 //! `--in-place` asks for the same: they are written to as they are.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -37,8 +35,6 @@ use crate::stores::refuse_target;
 /// What to do where no file can be put in another's place.
 const IN_PLACE: &str = "the new file is made beside the one that it replaces: choose a directory that you may write to, or have `imgtool convert \
                         --in-place` write to the file as it is";
-/// How often another name is tried for a file that has none yet.
-const ATTEMPTS: u32 = 100;
 
 /// The most bytes that the names of a file's extended attributes take, and the value of one.
 const MOST_ATTRIBUTES: usize = 64 << 10;
@@ -384,51 +380,11 @@ fn is_for_devices(path: &Path) -> bool {
 fn create_beside(path: &Path, making: Making) -> Result<(raw::File, Unfinished)> {
     let options = raw::OpenOptions::new()
         .write(true)
-        .create_new(true)
         .direct(making.direct)
         .io(making.io.for_writing());
-    let directory = path.parent().unwrap_or(Path::new(""));
-    remove_leftovers(directory_of(path));
-    let mut attempt = 0;
-    loop {
-        let name = format!(".imgtool-{}-{attempt}.partial", std::process::id());
-        let partial = directory.join(name);
-        match options.open(&partial) {
-            Ok(file) => return Ok((file, Unfinished::new(&partial))),
-            Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) && attempt < ATTEMPTS => {
-                attempt += 1;
-            }
-            Err(error) => return Err(missing_directory(error.with_path_replaced(&partial, path), path)),
-        }
-    }
-}
-
-/// Removes what processes that were killed have left unfinished in `directory`: files with a name as
-/// [`create_beside`] gives them, whose process is gone and that nobody has locked.
-fn remove_leftovers(directory: &Path) {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let Some(process) = process_of_partial(&entry.file_name()) else {
-            continue;
-        };
-        let gone = !Path::new("/proc").join(process.to_string()).exists();
-        if gone && raw::OpenOptions::new().write(true).open(entry.path()).is_ok() {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// The process that a file with the name of an unfinished one belongs to.
-fn process_of_partial(name: &OsStr) -> Option<u32> {
-    let numbers = name
-        .to_str()?
-        .strip_prefix(".imgtool-")?
-        .strip_suffix(".partial")?;
-    let (process, attempt) = numbers.split_once('-')?;
-    attempt.parse::<u32>().ok()?;
-    process.parse().ok()
+    let created = raw::create_partial(path, &options);
+    let (file, partial) = created.map_err(|error| missing_directory(error, path))?;
+    Ok((file, Unfinished::new(&partial)))
 }
 
 /// Whether a directory takes no new files.

@@ -424,8 +424,7 @@ fn stores() {
                 "launch -q --store store --accel tcg --format libvirt -o web.xml web",
                 &[("web.xml", Text), ("store", Store)],
             ),
-            // A kill leaves the unfinished copy of the disk under a name of its own.
-            once(
+            case(
                 "launch -q --store store --format kvmtool -o web.sh web",
                 &[("web.sh", Text), ("web-disk0.raw", OldOrNew), ("store", Store)],
             ),

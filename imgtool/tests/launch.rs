@@ -536,7 +536,7 @@ fn credentials_of_profiles_machines_and_the_command_line_reach_launchers_and_nob
     for (wrong, words) in [
         ("a", "gives a credential no value"),
         ("a/b=c", "no name of a credential"),
-        ("a=@none", "none: read the credential"),
+        ("a=@none", "none: read"),
     ] {
         let done = lab.run(&format!(
             "imgtool run --store store --print web --credential {wrong}"

@@ -138,7 +138,7 @@ fn a_kernel_that_is_longer_than_any_is_refused() {
     assert!(
         error
             .to_string()
-            .contains("too long for a kernel (1073741824 bytes)"),
+            .contains("has at most 1073741824 bytes, and this has more"),
         "{error}"
     );
 }

@@ -35,11 +35,13 @@ mod mmap;
 mod offload;
 mod open;
 mod opener;
+mod partial;
 pub mod partition;
 #[cfg(test)]
 mod testing;
 #[cfg(feature = "io-uring")]
 mod uring;
+mod whole;
 pub mod xattr;
 
 pub use file::File;
@@ -48,3 +50,5 @@ pub use image::{Image, Raw, SECTOR, create};
 pub use in_use::refuse_mounted;
 pub use open::OpenOptions;
 pub use opener::HostOpener;
+pub use partial::create_partial;
+pub use whole::read_whole;

@@ -74,7 +74,7 @@ impl PersonalArgs {
         }
         let mut keys = String::new();
         for path in &self.ssh_key {
-            let text = text_of(path, "read")?;
+            let text = text_of(path, "a list of keys")?;
             AuthorizedKeys::parse(&text).map_err(|error| error.with_path(path))?;
             keys.push_str(text.trim_end());
             keys.push('\n');

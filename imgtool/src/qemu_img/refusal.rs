@@ -115,7 +115,8 @@ pub(super) fn is_errno(error: &Error, number: i32) -> bool {
     host_error(error).and_then(io::Error::raw_os_error) == Some(number)
 }
 
-fn host_error(error: &Error) -> Option<&io::Error> {
+/// What the host has refused with, if it was the host.
+pub(super) fn host_error(error: &Error) -> Option<&io::Error> {
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<io::Error>() {

@@ -4,8 +4,8 @@
 //! ([`passphrase`]), and a command keeps its own [`Secrets`] to see that no ID comes twice.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use block::Passphrase;
@@ -14,7 +14,10 @@ use super::console::Console;
 use super::keyed;
 use super::object::{self, Object};
 use super::object_text::{Members, ObjectText};
-use super::refusal::{Refusal, host_text};
+use super::refusal::{Refusal, host_error, host_text};
+
+/// Bytes in the file of a secret at most.
+const LONGEST: u64 = 1 << 20;
 
 static KNOWN: Mutex<BTreeMap<String, Passphrase>> = Mutex::new(BTreeMap::new());
 
@@ -24,6 +27,20 @@ pub(super) fn passphrase(id: &str) -> Result<Passphrase, Refusal> {
     let secret = known.get(id).cloned().ok_or_else(|| unknown(id))?;
     text(id, secret.as_bytes())?;
     Ok(secret)
+}
+
+fn could_not_read(file: &str, error: &block::Error) -> Refusal {
+    let Some(cause) = host_error(error) else {
+        return Refusal::new(format!("Unable to read {file}: {}", error.message()));
+    };
+    let failed = match cause.kind() {
+        ErrorKind::IsADirectory => "Error reading",
+        _ => "Failed to open",
+    };
+    let why = host_text(cause);
+    Refusal::new(format!(
+        "Unable to read {file}: {failed} file \u{201c}{file}\u{201d}: {why}"
+    ))
 }
 
 fn unknown(id: &str) -> Refusal {
@@ -135,16 +152,10 @@ impl Stated {
             (Some(_), Some(_)) => return Err(Refusal::new("'file' and 'data' are mutually exclusive")),
             (None, None) => return Err(Refusal::new("Either 'file' or 'data' must be provided")),
             (Some(data), None) => data.into_bytes(),
-            (None, Some(file)) => fs::read(&file).map_err(|error| {
-                let failed = match error.kind() {
-                    ErrorKind::IsADirectory => "Error reading",
-                    _ => "Failed to open",
-                };
-                let why = host_text(&error);
-                Refusal::new(format!(
-                    "Unable to read {file}: {failed} file \u{201c}{file}\u{201d}: {why}"
-                ))
-            })?,
+            (None, Some(file)) => {
+                let read = raw::read_whole(Path::new(&file), "a secret", LONGEST);
+                read.map_err(|error| could_not_read(&file, &error))?
+            }
         };
         let decoded = |stored: Vec<u8>| if self.base64 { base64(&stored) } else { Ok(stored) };
         let Some(key_id) = self.key else {
@@ -192,6 +203,8 @@ fn base64(text: &[u8]) -> Result<Vec<u8>, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn one(text: &str) -> Result<Vec<u8>, String> {

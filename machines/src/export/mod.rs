@@ -21,7 +21,7 @@ pub(crate) use oci::LABEL;
 
 use crate::Root;
 use crate::archive::write_tar;
-use crate::store::{Fingerprint, MAX_KERNEL, SIGNATURE, Template, copy_file};
+use crate::store::{Fingerprint, MAX_KERNEL, SIGNATURE, Template, copy_file, read_kernel};
 
 /// What a template becomes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,7 +162,7 @@ impl Template {
         let mut beside = Vec::new();
         for (suffix, path) in [(KERNEL, self.kernel()), (INITRD, self.initrd())] {
             if let Some(path) = path {
-                let content = fs::read(&path).map_err(|error| Error::io("read", error).with_path(path))?;
+                let content = read_kernel(&path)?;
                 beside.push(Beside { suffix, content });
             }
         }

@@ -1,8 +1,8 @@
 //! Files in the form that a launcher wants.
 
-use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use block::chain::{Chain, ChainOptions};
@@ -14,9 +14,7 @@ use tempfile::TempPath;
 
 use super::{Needs, is_raw, vmlinux};
 use crate::machine::{Boot, Disk, Layer, Machine};
-
-/// A kernel has less, compressed or not.
-const MAX_KERNEL: u64 = 1 << 30;
+use crate::store::read_kernel;
 
 /// The machine with its files as they are [needed](super::Launcher::needs), those that are not so made anew in
 /// `directory`: `NAME-disk0.raw`, `NAME-vmlinux`. They are copies, which go their own way from then on. All get their names when
@@ -33,7 +31,7 @@ pub fn prepare(machine: &Machine, needs: Needs, directory: &Path, control: &Cont
     let mut made = Vec::new();
     // What takes no time is what may turn out to be none.
     if let (true, Boot::Direct { kernel, .. }) = (needs.elf_kernel, &mut machine.boot) {
-        let bytes = read(kernel)?;
+        let bytes = read_kernel(kernel)?;
         let elf = vmlinux::extract(&bytes).map_err(|error| error.with_path(&*kernel))?;
         if elf != bytes {
             let path = directory.join(format!("{}-vmlinux", machine.name));
@@ -75,22 +73,18 @@ impl Made {
         let named = |error: Error| error.with_path(path);
         // What is refused is, before anything is copied.
         lock_replaced(path)?;
-        let directory = path.parent().unwrap_or(Path::new("."));
-        let file = tempfile::Builder::new()
-            .prefix(".imgtool-")
-            .tempfile_in(directory)
-            .map_err(|error| {
-                // Its own text has a name in it that nobody has chosen.
-                let cause = fs::metadata(directory)
-                    .err()
-                    .unwrap_or_else(|| error.kind().into());
-                let error = Error::io("make a file in its directory", cause);
-                match error.io_kind() {
-                    Some(io::ErrorKind::NotFound) => named(error).with_hint("make the directory first"),
-                    _ => named(error),
-                }
-            })?
-            .into_temp_path();
+        let created = raw::create_partial(path, &raw::OpenOptions::new().write(true));
+        let (file, partial) = created.map_err(|error| match error.io_kind() {
+            Some(io::ErrorKind::NotFound) => named(error).with_hint("make the directory first"),
+            _ => named(error),
+        })?;
+        let made =
+            TempPath::try_from_path(partial).map_err(|error| named(Error::io("name a file", error)))?;
+        // It gets what is a machine's own.
+        fs::set_permissions(&made, Permissions::from_mode(0o600))
+            .map_err(|error| named(Error::io("keep to its owner", error)))?;
+        drop(file);
+        let file = made;
         fill(&file).map_err(|error| error.with_path_replaced(&file, path).with_path(path))?;
         Ok(Self {
             file,
@@ -127,14 +121,34 @@ fn signature(file: &fs::Metadata) -> String {
     format!("{} {}.{:09}", file.len(), file.mtime(), file.mtime_nsec())
 }
 
+/// Where a file comes from, as its note says.
+#[derive(PartialEq)]
+enum Origin {
+    Here,
+    /// It was made here, and has been written to since.
+    HereOnce,
+    Elsewhere,
+}
+
+/// The file itself, and no link, is `found` to be there.
+fn origin(path: &Path, found: &fs::Metadata) -> Origin {
+    let mut noted = [0; MAX_SIGNATURE];
+    match rustix::fs::lgetxattr(path, MADE, &mut noted) {
+        Ok(len) if found.is_file() => {
+            if &noted[..len] == signature(found).as_bytes() {
+                Origin::Here
+            } else {
+                Origin::HereOnce
+            }
+        }
+        _ => Origin::Elsewhere,
+    }
+}
+
 /// Whether a file was made and [signed](sign) here, and nobody has written to it since.
 pub fn is_as_made(path: &Path) -> bool {
-    let mut noted = [0; MAX_SIGNATURE];
-    let noted = match rustix::fs::getxattr(path, MADE, &mut noted) {
-        Ok(len) => &noted[..len],
-        Err(_) => return false,
-    };
-    fs::metadata(path).is_ok_and(|file| file.is_file() && noted == signature(&file).as_bytes())
+    let found = fs::canonicalize(path).and_then(|path| Ok((path.symlink_metadata()?, path)));
+    found.is_ok_and(|(found, path)| origin(&path, &found) == Origin::Here)
 }
 
 /// Notes in a file that it was made here. Where the file system keeps no such note, nobody replaces it later.
@@ -150,17 +164,13 @@ fn lock_replaced(path: &Path) -> Result<Option<raw::File>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found.map_err(|error| Error::io("look at", error).with_path(path))?,
     };
-    let mut noted = [0; MAX_SIGNATURE];
-    let noted = match rustix::fs::lgetxattr(path, MADE, &mut noted) {
-        Ok(len) if file.is_file() => &noted[..len],
-        _ => {
-            let message = "there is a file of that name already, which was not made by imgtool launch";
-            return Err(is_taken(path, message));
+    let refused = |message| Err(is_taken(path, message));
+    match origin(path, &file) {
+        Origin::Here => {}
+        Origin::HereOnce => return refused("it was made by imgtool launch, and has been written to since"),
+        Origin::Elsewhere => {
+            return refused("there is a file of that name already, which was not made by imgtool launch");
         }
-    };
-    if noted != signature(&file).as_bytes() {
-        let message = "it was made by imgtool launch, and has been written to since";
-        return Err(is_taken(path, message));
     }
     raw::OpenOptions::new().write(true).open(path).map(Some)
 }
@@ -195,18 +205,4 @@ fn convert(disk: &Disk, to: &Path, control: &Control<'_>) -> Result<()> {
     let target = raw::Image::open(storage, block::Access::WRITE)?;
     ops::convert(&*source.device(), &target, &ConvertOptions::new(), control)?;
     block::BlockDevice::flush(&target)
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let named = |error| Error::io("read", error).with_path(path);
-    let file = fs::File::open(path).map_err(named)?;
-    let mut bytes = Vec::new();
-    // A pipe does not tell its length; a file that does is not read to find out.
-    if file.metadata().map_err(named)?.len() <= MAX_KERNEL {
-        let read = file.take(MAX_KERNEL + 1).read_to_end(&mut bytes).map_err(named)?;
-        if read as u64 <= MAX_KERNEL {
-            return Ok(bytes);
-        }
-    }
-    Err(Error::invalid(format!("it is too long for a kernel ({MAX_KERNEL} bytes)")).with_path(path))
 }

@@ -1,6 +1,5 @@
 //! Users of the system: `[[users]]`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result, escape};
@@ -10,6 +9,9 @@ use super::origins::Origins;
 use super::origins::Step::{Key, Named, Text};
 use super::source::joined;
 use crate::personalise::{AuthorizedKeys, Guest, users};
+
+/// Bytes in a file with keys at most.
+const MAX_KEYS: u64 = 1 << 20;
 
 /// A user that the system has.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -141,7 +143,9 @@ impl User {
 
     /// Adds the keys that are in a file.
     pub(super) fn add_keys_of(&mut self, file: &Path) -> Result<()> {
-        let text = fs::read_to_string(file).map_err(|error| Error::io("read", error).with_path(file))?;
+        let bytes = raw::read_whole(file, "a list of keys", MAX_KEYS)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| Error::invalid("this is no text: it is not UTF-8").with_path(file))?;
         let keys = AuthorizedKeys::parse(&text).map_err(|error| error.with_path(file))?;
         let keys = keys.lines().map(|line| PublicKey(line.to_owned()));
         self.ssh_keys.extend(keys);

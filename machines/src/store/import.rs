@@ -24,6 +24,14 @@ use crate::{BootKind, Root, Settings};
 /// Bytes of a kernel or an initrd at most.
 pub(crate) const MAX_KERNEL: u64 = 1 << 30;
 
+/// The kernel or the initrd in a file of the host.
+///
+/// # Errors
+/// `Io`; `InvalidInput` for more than a GiB.
+pub fn read_kernel(path: &Path) -> Result<Vec<u8>> {
+    raw::read_whole(path, "a kernel or an initrd", MAX_KERNEL)
+}
+
 /// A template in the making.
 #[derive(Clone, Debug, Default)]
 pub struct NewTemplate {

@@ -5,7 +5,7 @@
 //! in use once is copied: images are read as a guest reads them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use block::chain::Chain;
@@ -18,7 +18,7 @@ use raw::HostOpener;
 
 use super::clones::create_private;
 use super::instance::what_to_stop;
-use super::{Instance, NewTemplate, Provenance, Store, Template};
+use super::{Instance, NewTemplate, Provenance, Store, Template, read_kernel};
 use crate::seal::{self, Change, NotLookedInto, Selection};
 use crate::{BootKind, Root};
 
@@ -122,10 +122,8 @@ impl Store {
         let direct = kind.map_or(kernel.is_some(), |kind| kind == BootKind::Direct);
         if direct && new.kernel.is_none() && !has_kernel(disk)? {
             // It never was on the disk.
-            let read =
-                |path: PathBuf| fs::read(&path).map_err(|error| Error::io("read", error).with_path(path));
-            new.kernel = kernel.map(read).transpose()?;
-            new.initrd = initrd.map(read).transpose()?;
+            new.kernel = kernel.as_deref().map(read_kernel).transpose()?;
+            new.initrd = initrd.as_deref().map(read_kernel).transpose()?;
         }
         Ok(())
     }

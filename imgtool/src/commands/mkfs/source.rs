@@ -1,6 +1,5 @@
 //! What the filesystem is made of.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use block::{Error, Result, escape};
@@ -11,7 +10,11 @@ use ext4_builder::source::{
 };
 use ext4_builder::{Builder, tar};
 
+use crate::arguments::text_up_to;
 use crate::images::directory_of;
+
+/// Bytes in a manifest, a list of contexts, or one of users or groups at most.
+const LONGEST_LIST: u64 = 64 << 20;
 
 /// What becomes of the source on the way.
 #[derive(Clone, Debug, Args)]
@@ -71,16 +74,16 @@ impl Overlays {
 impl TreeArgs {
     /// Reads what is to be laid over the source.
     pub(super) fn overlays(&self) -> Result<Overlays> {
-        let read =
-            |path: &Path| fs::read_to_string(path).map_err(|error| Error::io("read", error).with_path(path));
         let mut overlays = Overlays::default();
         for path in &self.manifest {
-            let manifest = Manifest::parse(&read(path)?, directory_of(path));
+            let manifest =
+                Manifest::parse(&text_up_to(path, "a manifest", LONGEST_LIST)?, directory_of(path));
             let manifest = manifest.map_err(|error| error.with_path(path))?;
             overlays.manifests.push((path.clone(), manifest));
         }
         if let Some(path) = &self.file_contexts {
-            let contexts = FileContexts::parse(&read(path)?).map_err(|error| error.with_path(path))?;
+            let text = text_up_to(path, "a list of contexts", LONGEST_LIST)?;
+            let contexts = FileContexts::parse(&text).map_err(|error| error.with_path(path))?;
             overlays.file_contexts = Some((path.clone(), contexts));
         }
         Ok(overlays)
@@ -166,10 +169,7 @@ fn id_map(option: &str, ranges: &[String]) -> Result<IdMap> {
 
 /// What users and groups are called by the files in a directory such as /etc.
 fn names_in(directory: &Path) -> Result<tar::Names> {
-    let read = |name| {
-        let path = directory.join(name);
-        fs::read(&path).map_err(|error| Error::io("read", error).with_path(path))
-    };
+    let read = |name| raw::read_whole(&directory.join(name), "a list of users or groups", LONGEST_LIST);
     Ok(tar::Names::new(&read("passwd")?, &read("group")?))
 }
 

@@ -1,14 +1,13 @@
 //! `imgtool template import`: make a template of an image.
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use block::{Access, Error, Result};
+use block::{Access, Result};
 use clap::Args;
 use machines::import::Importing;
 use machines::personalise::has_system;
-use machines::store::{Fingerprint, NewTemplate, Provenance, Template};
+use machines::store::{Fingerprint, NewTemplate, Provenance, Template, read_kernel};
 use machines::{Root, seal};
 use ops::Control;
 
@@ -104,7 +103,6 @@ impl ImportArgs {
     }
 
     fn import(&self) -> Result<Template> {
-        let read = |path: &PathBuf| fs::read(path).map_err(|error| Error::io("read", error).with_path(path));
         let new = NewTemplate {
             alias: self.alias.as_deref().map(str::parse).transpose()?,
             move_alias: self.moved,
@@ -116,8 +114,8 @@ impl ImportArgs {
                 source: Some(base_name(&self.file)),
                 ..Provenance::default()
             }),
-            kernel: self.kernel.as_ref().map(read).transpose()?,
-            initrd: self.initrd.as_ref().map(read).transpose()?,
+            kernel: self.kernel.as_deref().map(read_kernel).transpose()?,
+            initrd: self.initrd.as_deref().map(read_kernel).transpose()?,
             compress: self.compress,
             ..NewTemplate::default()
         };
