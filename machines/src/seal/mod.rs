@@ -231,8 +231,8 @@ fn apply(guest: &mut Guest, step: &Step) -> Result<&'static str> {
         Deed::Empty => editor
             .put(&step.path, b"", &Attributes::default())
             .map(|()| "emptied"),
-        Deed::Replace(text) => editor
-            .put(&step.path, text.as_bytes(), &Attributes::default())
+        Deed::Replace(bytes) => editor
+            .put(&step.path, bytes.as_slice(), &Attributes::default())
             .map(|()| "edited"),
         Deed::Leave(_) => Ok("left, as a link to elsewhere"),
     }

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use block::{ErrorKind, Result};
+use block::{Error, ErrorKind, Result};
 use ext4_reader::{FileKind, Filesystem, Inode, LastLink, Visits};
 
 use super::operations::{Action, LOGIN_RECORDS, Operation};
+use super::shown;
+use super::texts::Text;
 
 /// Where nothing is that has to last, whatever leads there.
 const TEMPORARY: [&[u8]; 3] = [b"/run", b"/tmp", b"/var/tmp"];
 
 /// Bytes of a text that is changed at most.
-const MAX_TEXT: u64 = 1 << 20;
+const MAX_TEXT: u64 = 16 << 20;
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +31,7 @@ pub(super) enum Deed {
     /// It goes, with all that is below it.
     Remove,
     /// It gets another content.
-    Replace(String),
+    Replace(Vec<u8>),
     /// It stays: a directory that would be emptied, and whose path has links that lead to this one, which is something else.
     Leave(Vec<u8>),
 }
@@ -58,7 +60,7 @@ impl<'f> Search<'f> {
         let homes = homes.filter(|home| home.starts_with('/') && home.len() > 1);
         search
             .homes
-            .extend(homes.map(|home| home.trim_end_matches('/').as_bytes().to_vec()));
+            .extend(homes.map(|home| passwd.bytes_of(home.trim_end_matches('/'))));
         Ok(search)
     }
 
@@ -202,18 +204,19 @@ impl<'f> Search<'f> {
                 }
             }
             Action::Edit(edit) => {
-                let changed = self.text(&path)?.and_then(|text| edit(&text));
-                steps.extend(changed.map(|text| step(path, Deed::Replace(text))));
+                let text = self.text(&path)?;
+                let changed = text.and_then(|text| edit(&text).map(|changed| text.bytes_of(&changed)));
+                steps.extend(changed.map(|bytes| step(path, Deed::Replace(bytes))));
             }
             Action::RemoveIf(goes) => {
-                if self.text(&path)?.is_some_and(|text| goes(&text)) {
+                if self.beginning(&path)?.is_some_and(|text| goes(&text)) {
                     steps.insert(step(path, Deed::Remove));
                 }
             }
             Action::RemoveNamed(names, goes) => {
                 let text = self.text(&path)?.unwrap_or_default();
                 for named in names(&text) {
-                    let found = self.expand(named.as_bytes())?;
+                    let found = self.expand(&text.bytes_of(&named))?;
                     for path in found {
                         self.steps(Action::RemoveIf(goes), path, steps)?;
                     }
@@ -267,18 +270,31 @@ impl<'f> Search<'f> {
         Ok(())
     }
 
-    /// The text of a regular file; `None` for what is none, is too long, or is not UTF-8.
+    /// The text of a regular file; `None` for what is none.
     ///
     /// # Errors
-    /// `Corrupt`, `Io`.
-    pub(super) fn text(&self, path: &[u8]) -> Result<Option<String>> {
-        let Some(inode) = self.followed(path)? else {
-            return Ok(None);
-        };
-        if inode.kind() != FileKind::Regular || inode.size() > MAX_TEXT {
-            return Ok(None);
+    /// `Unsupported` for one that is longer than texts are: what is in it would stay. `Corrupt`, `Io`.
+    pub(super) fn text(&self, path: &[u8]) -> Result<Option<Text>> {
+        let size = self.followed(path)?.map_or(0, |inode| inode.size());
+        let text = self.beginning(path)?;
+        if text.is_some() && size > MAX_TEXT {
+            let message = format!(
+                "{} in the guest has {size} bytes: no text of more than {MAX_TEXT} is looked into, and what is private in it would stay",
+                shown(path),
+            );
+            return Err(Error::unsupported(message).with_hint("shorten it, or remove it: imgtool fs rm"));
         }
-        Ok(String::from_utf8(self.start(&inode, MAX_TEXT)?).ok())
+        Ok(text)
+    }
+
+    /// The same as far as texts are long.
+    fn beginning(&self, path: &[u8]) -> Result<Option<Text>> {
+        match self.followed(path)? {
+            Some(inode) if inode.kind() == FileKind::Regular => {
+                self.start(&inode, MAX_TEXT).map(|bytes| Some(Text::new(bytes)))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The first bytes of a regular file.

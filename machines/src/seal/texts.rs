@@ -1,6 +1,47 @@
 //! What texts in a guest become, without what is one machine's own or private.
 
 use std::cell::Cell;
+use std::ops::Deref;
+
+/// A text of which any byte may be changed, and the others stay as they are. Where it is not UTF-8, each byte is the character of its
+/// number: what is looked for is ASCII in all encodings that a guest may have.
+#[derive(Debug, Default)]
+pub(super) struct Text {
+    text: String,
+    is_bytes: bool,
+}
+
+impl Text {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self {
+                text,
+                is_bytes: false,
+            },
+            Err(error) => Self {
+                text: error.as_bytes().iter().copied().map(char::from).collect(),
+                is_bytes: true,
+            },
+        }
+    }
+
+    /// The bytes of a part of it, or of what has become of it.
+    pub(super) fn bytes_of(&self, part: &str) -> Vec<u8> {
+        if self.is_bytes {
+            part.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect()
+        } else {
+            part.as_bytes().to_vec()
+        }
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
 
 /// The text without the lines that are to go.
 fn without<'t>(text: &'t str, goes: impl Fn(&'t str) -> bool) -> Option<String> {

@@ -202,3 +202,27 @@ fn passwords_of_networks_and_shares_are_found_and_taken_away_when_that_is_asked_
     let fstab = root.read("/etc/fstab", 1000).unwrap();
     assert!(fstab.starts_with(b"//nas/a /a cifs ro 0 0\n//nas/b /b cifs cred=/root/nas"));
 }
+
+#[test]
+fn texts_in_other_encodings_are_looked_into_and_their_other_bytes_stay() {
+    let lab = Lab::new();
+    lab.mounted(
+        "printf 'mu:x:2000:2000:M\\374ller:/srv/m\\374:/bin/sh\\n' >>etc/passwd
+         printf 'mu:$6$secret:1:M\\374:::::\\n' >>etc/shadow
+         mkdir \"srv/$(printf 'm\\374')\"; echo words >\"srv/$(printf 'm\\374')/.bash_history\"
+         printf '# M\\374ller\\n[wifi-security]\\npsk=secret\\n' >etc/NetworkManager/system-connections/w.nmconnection
+         chmod 600 etc/NetworkManager/system-connections/w.nmconnection",
+    );
+    let disk = open(&lab.path("disk.raw"), Access::WRITE).device();
+    let selection = Selection::new(
+        &["shell-history", "passwords", "net-secrets"].map(str::to_owned),
+        &[],
+    )
+    .unwrap();
+    seal(&disk, &selection, false, &Control::unwatched()).unwrap();
+    let left = lab.mounted(
+        "test ! -e \"srv/$(printf 'm\\374')/.bash_history\"
+         (tail -n 1 etc/shadow; cat etc/NetworkManager/system-connections/w.nmconnection) | iconv -f latin1 -t utf8",
+    );
+    assert_eq!(left, "mu:*:1:M\u{fc}:::::\n# M\u{fc}ller\n[wifi-security]\n");
+}
