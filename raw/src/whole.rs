@@ -16,9 +16,10 @@ use block::{Error, Result};
 pub fn read_whole(path: &Path, what: &str, most: u64) -> Result<Vec<u8>> {
     let failed = |error| Error::io("read", error).with_path(path);
     let file = File::open(path).map_err(failed)?;
-    let known = file.metadata().map_err(failed)?.len();
-    let mut bytes = Vec::new();
     // A file that tells its length is not read to find out; what a pipe or a device has is seen at its end.
+    let found = file.metadata().map_err(failed)?;
+    let known = if found.is_file() { found.len() } else { 0 };
+    let mut bytes = Vec::new();
     if known <= most {
         file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
     }
