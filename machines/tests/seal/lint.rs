@@ -207,7 +207,8 @@ fn passwords_of_networks_and_shares_are_found_and_taken_away_when_that_is_asked_
 fn texts_in_other_encodings_are_looked_into_and_their_other_bytes_stay() {
     let lab = Lab::new();
     lab.mounted(
-        "printf 'mu:x:2000:2000:M\\374ller:/srv/m\\374:/bin/sh\\n' >>etc/passwd
+        "mkdir -p etc/NetworkManager/system-connections
+         printf 'mu:x:2000:2000:M\\374ller:/srv/m\\374:/bin/sh\\n' >>etc/passwd
          printf 'mu:$6$secret:1:M\\374:::::\\n' >>etc/shadow
          mkdir \"srv/$(printf 'm\\374')\"; echo words >\"srv/$(printf 'm\\374')/.bash_history\"
          printf '# M\\374ller\\n[wifi-security]\\npsk=secret\\n' >etc/NetworkManager/system-connections/w.nmconnection
