@@ -72,9 +72,15 @@ impl Side {
 }
 
 /// Sees to it that a server, which has written its number to `pid`, ends with the line, and leaves nothing behind, no lock of `disk`
-/// either.
+/// either: the kernel lets go of it some time after the process has gone, and answers for the file alone where /proc/locks, which is read
+/// in pieces, leaves out what others change meanwhile.
 const END_SERVER: &str = "until [ -s pid ]; do sleep 0.02; done; server=$(cat pid)
-    runs() { [ -e /proc/$server ] || { [ -e disk ] && grep -q \":$(stat -c %i disk) \" /proc/locks; }; }
+    locked='import fcntl, struct, sys
+LOCK, F_OFD_GETLK, F_WRLCK, F_UNLCK = \"hhqqi4x\", 36, 1, 2
+with open(\"disk\") as file:
+    found = fcntl.fcntl(file, F_OFD_GETLK, struct.pack(LOCK, F_WRLCK, 0, 0, 0, 0))
+sys.exit(struct.unpack(LOCK, found)[0] == F_UNLCK)'
+    runs() { [ -e /proc/$server ] || { [ -e disk ] && python3 -c \"$locked\"; }; }
     trap 'kill $server; for n in $(seq 6000); do runs || break; sleep 0.05; done; rm -f pid socket' EXIT";
 
 /// Runs the lines with both. One that starts with `!` is to fail.
