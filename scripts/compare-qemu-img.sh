@@ -73,4 +73,10 @@ twin 'bitmap --add' "$fresh; sync w" 'bitmap --add w b'
 twin 'bitmap --remove' "$fresh; qemu-img bitmap --add w b; sync w" 'bitmap --remove w b'
 twin 'amend compat' "$fresh; sync w" 'amend -o compat=0.10 w'
 twin 'amend refcount_bits' "$fresh; sync w" 'amend -o refcount_bits=64 w'
+# Each request a MiB and a page behind the one before.
+apart='-s 4k -S 1052672 -f qcow2'
+twin 'bench, reads of 4 KiB' : "bench -c 100000 -d 1 $apart ten.qcow2"
+twin 'bench, 32 reads at once' : "bench -c 100000 -d 32 $apart ten.qcow2"
+twin 'bench, writes of 4 KiB' "$fresh" "bench -w -c 50000 -d 1 $apart w"
+twin 'bench, copies on write' 'rm -f w; qemu-img create -q -f qcow2 -b ten.raw -F raw w' "bench -w -c 10000 -d 1 $apart w"
 rm -f w

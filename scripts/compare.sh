@@ -77,6 +77,12 @@ fi
 
 # 1 TiB in clusters of 64 KiB, all mapped and none with data; and 64 GiB.
 made tib.qcow2 'qemu-img create -q -f qcow2 -o preallocation=metadata new 1T'
+# 64 TiB, a cluster of zeros in every 8 GiB, and so 8192 L2 tables.
+sparse() {
+    qemu-img create -q -f qcow2 new 64T
+    for ((at = 0; at < 65536; at += 8)); do echo "write -q -z ${at}G 64k"; done | qemu-io -f qcow2 new
+}
+made wide.qcow2 sparse
 made snapped.qcow2 'cp --sparse=always tib.qcow2 new; qemu-img snapshot -c s new'
 made gib.qcow2 'qemu-img create -q -f qcow2 -o preallocation=metadata new 64G'
 # Half of the refcounts of the first block are gone, and so is an L2 table.
@@ -104,7 +110,14 @@ header
 row 'snapshot create, 1 TiB mapped' 'cp --sparse=always tib.qcow2 w' 'snapshot -c s w'
 row 'snapshot delete, 1 TiB mapped' 'cp --sparse=always snapped.qcow2 w' 'snapshot -d s w'
 row 'snapshot apply, 1 TiB mapped' 'cp --sparse=always snapped.qcow2 w' 'snapshot -a s w'
-row 'check, 1 TiB mapped' : 'check tib.qcow2'
+for image in 'tib.qcow2, 1 TiB mapped' 'wide.qcow2, 64 TiB with 8192 tables'; do
+    file=${image%%,*} is=${image#*, }
+    row "info, $is" : "info $file"
+    row "map, $is" : "map --output json $file"
+    row "check, $is" : "check $file"
+    row "measure, $is" : "measure -O qcow2 $file"
+    row "compare, $is" : "compare $file $file"
+done
 row 'repair, 64 GiB mapped' 'cp --sparse=always damaged.qcow2 w' 'check -r all w'
 row 'amend refcount_bits, 64 GiB mapped' 'cp --sparse=always gib.qcow2 w' 'amend -o refcount_bits=32 w'
 row 'amend compat, 64 GiB mapped' 'cp --sparse=always gib.qcow2 w' 'amend -o compat=0.10 w'
