@@ -96,8 +96,11 @@ fn without_os_codes(text: &str) -> String {
 pub(crate) fn usage(error: &clap::Error, command: Option<&OsStr>) -> u8 {
     use clap::error::ErrorKind as Kind;
     if !error.use_stderr() {
-        let _ = error.print();
-        return 0;
+        let printed = error.print().and_then(|()| io::stdout().flush());
+        return match printed {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => crate::report(&error.into()),
+            _ => 0,
+        };
     }
     let text = match error.kind() {
         Kind::InvalidUtf8 => {

@@ -312,7 +312,7 @@ fn nothing_changes_a_disk_that_another_in_the_store_is_based_on() {
         format!("snapshot -a a {disk}"),
         format!("convert -n -O qcow2 other.qcow2 {disk}"),
         format!("bench -w -c 1 -f qcow2 {disk}"),
-        format!("create -f qcow2 {disk} 1M"),
+        format!("create -q -f qcow2 {disk} 1M"),
         format!("dd if=other.qcow2 of={disk}"),
         "commit store/sub/web.snap".to_owned(),
         "commit -b ../instances/web.qcow2 store/sub/web.snap".to_owned(),

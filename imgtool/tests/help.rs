@@ -101,3 +101,13 @@ fn a_wrong_command_line_is_an_error() {
         );
     }
 }
+
+#[test]
+fn help_that_cannot_be_printed_is_a_failure() {
+    let lab = Lab::new();
+    for words in ["help", "--help", "--version", "convert --help"] {
+        let line = format!("{} {words} >/dev/full", env!("CARGO_BIN_EXE_imgtool"));
+        lab.run_words(&["sh", "-c", &line])
+            .fails(1, &["write to standard output", "No space left"]);
+    }
+}
