@@ -214,6 +214,30 @@ fn a_file_of_two_formats_is_named_as_both() {
 }
 
 #[test]
+fn what_qemu_takes_for_another_format_by_its_name_is_unsafe() {
+    let lab = Lab::new();
+    disk(&lab);
+    lab.qemu_img("convert -f raw -O vpc -o subformat=fixed,force_size=on disk fixed.dmg");
+    lab.qemu_img("convert -f raw -O qcow2 disk image.dmg");
+    lab.run("cp disk disk.dmg").ok();
+    lab.run("cp disk disk.dmg.raw").ok();
+    for name in ["disk.dmg", "fixed.dmg"] {
+        assert_unsafe(&lab, name, "format", ".dmg");
+        let done = lab.run(&format!("qemu-img info {name}"));
+        assert!(
+            done.code() != 0 || done.stdout().contains("dmg"),
+            "{}",
+            done.stdout()
+        );
+    }
+    for (name, format) in [("image.dmg", "qcow2"), ("disk.dmg.raw", "raw")] {
+        assert_safe(&lab, name, format);
+        let told = lab.qemu_img(&format!("info {name}"));
+        assert!(told.contains(&format!("file format: {format}")), "{told}");
+    }
+}
+
+#[test]
 fn images_that_lead_to_other_files_are_unsafe() {
     let lab = Lab::new();
     disk(&lab);

@@ -86,6 +86,13 @@ pub fn signatures(storage: Arc<dyn Storage>) -> Result<Vec<Signature>> {
     signature::find(&File::new(storage)?)
 }
 
+/// Whether QEMU, where it is to guess, goes by the name: it does so for one format only, and for files that it knows nothing else of.
+fn is_guessed_by_name(file: &File, format: Option<Format>) -> bool {
+    let unknown = matches!(format, Some(Format::Raw | Format::Iso | Format::Vhd));
+    let name = file.storage().path().and_then(|path| path.file_name());
+    unknown && name.is_some_and(|name| name.as_encoded_bytes().ends_with(b".dmg"))
+}
+
 /// Inspects the image in `storage`.
 ///
 /// # Errors
@@ -103,6 +110,12 @@ pub fn inspect(storage: Arc<dyn Storage>, limits: &Limits) -> Result<Report> {
     {
         let text = format!("it should be {}, and is {}", wanted.name(), found.name());
         report.problem(Check::Format, text);
+    }
+    if is_guessed_by_name(&file, report.format) {
+        report.problem(
+            Check::Format,
+            "its name ends with .dmg, by which QEMU takes it for a disk of macOS; give it another name",
+        );
     }
     match report.format {
         Some(Format::Raw) => disk::judge(&file, &mut report)?,

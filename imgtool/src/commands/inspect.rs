@@ -21,7 +21,7 @@ const UNSAFE: u8 = 2;
 ///
 /// Only the file itself is opened, whatever it names. It is safe if it is in one format, whoever looks; if it names no
 /// other file; if it uses no feature that is not known here; if its disk and tables are no larger than they may be; if the
-/// tables lie in the file and apart, with nothing mapped twice; and if there is nothing behind them. VMDK, VHD and VHDX
+/// tables lie in the file and apart, with nothing mapped twice; and if there is nothing behind what they count. VMDK, VHD and VHDX
 /// images say things in several places: all have to say the same. docs/security.md says what is looked at in each format.
 ///
 /// The exit code is 0 for an image that is safe, 2 for one that is not, and 1 if it could not be read. Without --safe
