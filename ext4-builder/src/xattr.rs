@@ -99,6 +99,11 @@ impl Xattr {
         &self.value
     }
 
+    /// Bytes of its name and its value.
+    pub(crate) fn bytes(&self) -> usize {
+        self.name.len() + self.value.len()
+    }
+
     /// Whether a full name, in the parts that [`split_name`] gives, is its own.
     pub fn has_name(&self, (index, name): (u8, &[u8])) -> bool {
         self.index == index && self.name == name

@@ -5,11 +5,16 @@ use std::hash::{BuildHasher, RandomState};
 use block::{Error, Result};
 use hashbrown::HashTable;
 
-use crate::xattr::Plan;
+use crate::xattr::{Plan, Xattr};
+
+/// Bytes of names and values of all sets at most: they are kept in memory, and the files of a system have some hundred of them.
+const MAX_BYTES: usize = 256 << 20;
 
 /// All sets that nodes have had, by their numbers.
 #[derive(Debug)]
 pub(crate) struct XattrSets {
+    /// Of names and values.
+    bytes: usize,
     /// The first is the empty one.
     plans: Vec<Plan>,
     lookup: HashTable<u32>,
@@ -19,6 +24,7 @@ pub(crate) struct XattrSets {
 impl Default for XattrSets {
     fn default() -> Self {
         Self {
+            bytes: 0,
             plans: vec![Plan::default()],
             lookup: HashTable::new(),
             // As for names: the table's order is never seen.
@@ -34,7 +40,7 @@ impl XattrSets {
     /// The number of a set, which may be a known one.
     ///
     /// # Errors
-    /// `Unsupported` when there are too many.
+    /// `Unsupported` when there are too many, or too long ones.
     pub(crate) fn put(&mut self, plan: Plan) -> Result<u32> {
         if plan.set().is_empty() {
             return Ok(Self::EMPTY);
@@ -48,6 +54,15 @@ impl XattrSets {
         let index = u32::try_from(plans.len()).map_err(|_| {
             Error::unsupported("a filesystem cannot hold more than 2^32 sets of extended attributes")
         })?;
+        let sizes = plan.set().iter().map(Xattr::bytes);
+        self.bytes += sizes.sum::<usize>();
+        if self.bytes > MAX_BYTES {
+            let message = format!(
+                "the extended attributes in this tree take more than {} MiB",
+                MAX_BYTES >> 20
+            );
+            return Err(Error::unsupported(message));
+        }
         plans.push(plan);
         self.lookup
             .insert_unique(hash, index, |&other| hasher.hash_one(plans[other as usize].set()));
@@ -63,13 +78,26 @@ impl XattrSets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::xattr::Xattr;
 
     fn plan(names: &[&str]) -> Plan {
         let set = names
             .iter()
             .map(|name| Xattr::new(name.as_bytes(), b"value").unwrap().unwrap());
         Plan::new(set.collect(), 96, 4096, false).unwrap()
+    }
+
+    #[test]
+    fn all_of_them_take_256_mib_at_most() {
+        let mut sets = XattrSets {
+            bytes: (256 << 20) - 2 * "avalue".len(),
+            ..XattrSets::default()
+        };
+        sets.put(plan(&["user.a"])).unwrap();
+        sets.put(plan(&["user.b"])).unwrap();
+        // It is there already.
+        sets.put(plan(&["user.a"])).unwrap();
+        let error = sets.put(plan(&["user.c"])).unwrap_err();
+        assert!(error.to_string().contains("more than 256 MiB"), "{error}");
     }
 
     #[test]

@@ -95,6 +95,39 @@ fn texts_of_the_command_line_are_short() {
 }
 
 #[test]
+fn a_tree_that_no_path_leads_through_is_not_walked() {
+    let lab = Lab::new();
+    // Each directory is made in the one before: no path is as long as they are deep.
+    for (image, parts) in [("deep.img", 2047), ("deeper.img", 2048)] {
+        let script = format!(
+            "import os, subprocess, tempfile
+with tempfile.TemporaryDirectory() as point:
+    subprocess.run('truncate -s 16M {image}; mkfs.ext4 -q -N 4096 -b 1024 {image}; mount -o loop {image} ' + point, shell=True, check=True)
+    try:
+        here = os.open(point, os.O_RDONLY)
+        for part in range({parts}):
+            os.mkdir('a', dir_fd=here)
+            below = os.open('a', os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.close(here)
+    finally:
+        subprocess.run(['umount', point], check=True)"
+        );
+        lab.run_words(&["python3", "-c", &script]).ok();
+        for command in ["fs tree {} /a", "fs ls -R {} /a", "fs cp -r {} /a copy"] {
+            let done = lab.run(&format!("imgtool {}", command.replace("{}", image)));
+            if parts == 2047 {
+                assert_eq!(done.code(), 0, "{command}: {}", done.stderr());
+            } else {
+                done.fails(1, &["it is more than 2047 directories deep"]);
+            }
+            lab.run("rm -rf copy").ok();
+        }
+    }
+}
+
+#[test]
 fn recipes_are_not_deep_and_not_many() {
     let lab = Lab::new();
     let recipe = |name: &str, text: &str| fs::write(lab.path(name), text).unwrap();

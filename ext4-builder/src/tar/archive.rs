@@ -18,6 +18,9 @@ use crate::acl::{ACCESS, DEFAULT, permissions};
 /// Bytes of a name, of an entry or a link's target.
 const MAX_NAME: u64 = 64 << 10;
 
+/// Parts of a path: no path that a kernel takes (`PATH_MAX`) has more. Each may be a directory that nothing else names, and takes memory and room.
+const MAX_PARTS: usize = 2047;
+
 /// Bytes of all extended headers in front of an entry, and of all global ones in an archive.
 const MAX_RECORDS: u64 = 16 << 20;
 
@@ -461,11 +464,19 @@ fn normalise(path: &[u8], what: &'static str, options: &Options) -> Result<Vec<u
         return Err(Fault::Absolute { what, path: text() });
     }
     let mut normal = Vec::with_capacity(path.len());
+    let mut parts = 0;
     for component in path.split(|&byte| byte == b'/') {
         match component {
             b"" | b"." => continue,
             b".." => return Err(Fault::ParentDirectory { what, path: text() }),
             _ => {}
+        }
+        parts += 1;
+        if parts > MAX_PARTS {
+            return Err(Fault::TooDeep {
+                what,
+                limit: MAX_PARTS,
+            });
         }
         if !normal.is_empty() {
             normal.push(b'/');

@@ -34,6 +34,8 @@ pub(super) enum Fault {
         len: u64,
         limit: u64,
     },
+    #[error("the {what} has more than {limit} parts, where no path leads on a running system")]
+    TooDeep { what: &'static str, limit: usize },
     #[error("record {0:?} of an extended header is malformed")]
     Record(String),
     #[error("the {what} contains a NUL byte")]
@@ -92,6 +94,7 @@ impl Fault {
             Self::UnknownType(_)
             | Self::Unsupported(_)
             | Self::SparseVersion { .. }
+            | Self::TooDeep { .. }
             | Self::TooLong { .. }
             | Self::UnknownName { .. } => ErrorKind::Unsupported,
             _ => ErrorKind::Corrupt,

@@ -211,6 +211,19 @@ mod tests {
     }
 
     #[test]
+    fn there_are_2097152_pieces_at_most() {
+        let mut list = PieceList::default();
+        for piece in 0..1 << 21 {
+            list.push(1024 * piece, 512).unwrap();
+        }
+        // What continues the last one is no other piece.
+        list.push((1024 << 21) - 512, 512).unwrap();
+        list.push(1024 << 21, 512).unwrap();
+        let fault = list.push((1024 << 21) + 1024, 512).unwrap_err();
+        assert!(fault.to_string().contains("too many pieces"), "{fault}");
+    }
+
+    #[test]
     fn a_map_may_span_blocks() {
         let mut text = b"100\n".to_vec();
         (0..100_u64).for_each(|piece| text.extend_from_slice(format!("{}\n512\n", piece * 4096).as_bytes()));

@@ -418,6 +418,17 @@ fn claims_of_size_cost_no_memory() {
 }
 
 #[test]
+fn a_path_has_no_more_parts_than_a_kernel_takes() {
+    let deep = |parts: usize| "a/".repeat(parts);
+    for key in ["path", "linkpath"] {
+        let kind = if key == "path" { b'0' } else { b'1' };
+        let error = fail(&[extended(&[(key, &deep(2048))]), entry(kind, "x", b""), end()]);
+        assert!(error.to_string().contains("more than 2047 parts"), "{error}");
+    }
+    read(&[extended(&[("path", &deep(2047))]), entry(b'5', "x", b""), end()]).unwrap();
+}
+
+#[test]
 fn the_number_that_means_no_id_is_no_owner() {
     let file = entry(b'0', "x", b"");
     for key in ["uid", "gid"] {

@@ -3,8 +3,12 @@
 //! The caller says which directories are entered. However deep a tree is, it is walked without recursion, and one that goes
 //! in circles or claims to be larger than it can be is an error.
 
-use block::Result;
+use block::{Error, Result};
 use ext4_reader::{Entry, Filesystem, Inode, Visits};
+
+/// Directories within each other at most: no path that a kernel takes (`PATH_MAX`, 4096 bytes with its end) has more parts. What is said of each file by
+/// its whole path, or drawn behind a line for each directory, would be as much as the square of a greater depth.
+const MAX_DEPTH: usize = 2047;
 
 /// See the [module](self).
 pub(super) struct Walk<'a> {
@@ -48,8 +52,12 @@ impl<'a> Walk<'a> {
     /// Goes on with what is in the directory that the latest step came to.
     ///
     /// # Errors
-    /// `Corrupt` for one that was entered before; as [`Filesystem::read_dir`].
+    /// `Corrupt` for one that was entered before, `Unsupported` for one that is too deep; as [`Filesystem::read_dir`].
     pub(super) fn enter(&mut self, directory: &Inode) -> Result<()> {
+        if self.levels.len() >= MAX_DEPTH {
+            let message = format!("it is more than {MAX_DEPTH} directories deep, where no path leads");
+            return Err(Error::unsupported(message).with_hint("name a directory in it to start from"));
+        }
         self.visits.enter(directory)?;
         let mut entries = self.filesystem.read_dir(directory)?;
         if !self.all {

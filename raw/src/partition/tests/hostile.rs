@@ -36,6 +36,7 @@ fn what_a_header_claims_is_bounded() {
         ("it has 4294967295 entries", 80, 4, u64::from(u32::MAX)),
         ("it has 40000 entries", 80, 4, 40_000),
         ("entries have 4294967295 bytes", 84, 4, u64::from(u32::MAX)),
+        ("entries have 8192 bytes", 84, 4, 8192),
         ("entries have 64 bytes", 84, 4, 64),
         ("cannot be in sector 18446744073709551615", 72, 8, u64::MAX),
         ("cannot be in sector 40940", 72, 8, 40_940),
