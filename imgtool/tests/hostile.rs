@@ -178,6 +178,83 @@ fn floods_of_bitmaps() {
     );
 }
 
+/// Bitmaps of 64 MiB each in a file of 2 MiB: all entries of their tables, or all of their tables, are one.
+#[test]
+fn bitmaps_that_share_what_they_hold() {
+    const ENTRIES: u64 = 1024;
+    for (entries_of_data, bitmaps) in [(ENTRIES, 1), (8, 1000)] {
+        let lab = Lab::new();
+        let file = image(&lab, "cluster_size=65536", "256G");
+        let (directory, table, data) = (1_u64 << 20, (1 << 20) + (64 << 10), (1 << 20) + (128 << 10));
+        file.set_len(2 << 20).unwrap();
+        let mut entries = Vec::new();
+        for number in 0..bitmaps {
+            let name = format!("{number:04}");
+            entries.extend(table.to_be_bytes());
+            entries.extend((ENTRIES as u32).to_be_bytes());
+            entries.extend(2_u32.to_be_bytes());
+            entries.extend([1, 9]);
+            entries.extend((name.len() as u16).to_be_bytes());
+            entries.extend(0_u32.to_be_bytes());
+            entries.extend(name.as_bytes());
+            entries.resize(entries.len().next_multiple_of(8), 0);
+        }
+        file.write_all_at(&entries, directory).unwrap();
+        for entry in 0..entries_of_data {
+            put_u64(&file, table + 8 * entry, data);
+        }
+        file.write_all_at(&[0xAA; 64 << 10], data).unwrap();
+        put_u64(&file, 88, 1);
+        put_u32(&file, 112, 0x2385_2875);
+        put_u32(&file, 116, 24);
+        put_u32(&file, 120, bitmaps);
+        put_u32(&file, 124, 0);
+        put_u64(&file, 128, entries.len() as u64);
+        put_u64(&file, 136, directory);
+        put_u64(&file, 144, 0);
+        every_command_is_bounded(&lab);
+        let shared = ["bitmaps name more clusters than the 32 of the file"];
+        bounded(&lab, "bitmap --list").fails(1, &shared);
+        bounded(&lab, "convert -O qcow2 --bitmaps --target").fails(1, &shared);
+        // QEMU takes the first for sound: what it reads of it is what is here.
+        let ranges = bounded(&lab, "bitmap --ranges 0000");
+        assert_eq!(ranges.code(), i32::from(bitmaps == 1), "{}", ranges.stderr());
+    }
+}
+
+/// Images of a few clusters whose every part is mapped by the same two L2 tables, each with all of its entries.
+#[test]
+fn tables_that_parts_of_the_disk_share() {
+    for (cluster_size, size, parts) in [(512_u64, "1G", 32_768), (65_536, "512G", 1024)] {
+        let lab = Lab::new();
+        let file = image(&lab, &format!("cluster_size={cluster_size}"), size);
+        let end = file.metadata().unwrap().len().next_multiple_of(cluster_size);
+        file.set_len(end + 4 * cluster_size).unwrap();
+        for table in 0..2 {
+            for entry in 0..cluster_size / 8 {
+                let data = end + (2 + entry % 2) * cluster_size;
+                put_u64(&file, end + table * cluster_size + 8 * entry, data);
+            }
+        }
+        let l1 = word(&file, 40);
+        for part in 0..parts {
+            put_u64(&file, l1 + 8 * part, end + part % 2 * cluster_size);
+        }
+        every_command_is_bounded(&lab);
+        for command in [
+            "map",
+            "measure -O qcow2",
+            "compare other",
+            "convert -O raw --target",
+        ] {
+            bounded(&lab, command).fails(
+                if command.starts_with("compare") { 2 } else { 1 },
+                &["entries of the L1 table name more clusters"],
+            );
+        }
+    }
+}
+
 /// The largest tables that there may be, in a file that is nearly all hole.
 #[test]
 fn tables_as_large_as_they_may_be() {

@@ -100,6 +100,8 @@ pub(crate) enum Corruption {
         at: u64,
         problem: &'static str,
     },
+    #[error("{what} name more clusters than the {file} of the file, and so share some of them")]
+    Shared { what: &'static str, file: u64 },
     #[error("{first} and {second} overlap at {at}")]
     Overlap {
         first: &'static str,

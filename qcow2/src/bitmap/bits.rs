@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use block::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use block::{Error, ErrorKind, Result, Scratch, Storage};
 
-use super::table::{self, TableEntry};
+use super::table::{self, Room, TableEntry};
 use super::{Bitmap, MAX_DATA};
 use crate::geometry::Geometry;
 use crate::limit::Limit;
@@ -93,13 +93,16 @@ impl DirtyBits {
         Ok(bits)
     }
 
-    /// Reads the contents of a bitmap that [can be used](Bitmap::check_usable).
+    /// Reads the contents of a bitmap that [can be used](Bitmap::check_usable), and whose table and data fit into the room that others
+    /// have left of the file.
     pub(crate) fn load(
         storage: &dyn Storage,
         bitmap: &Bitmap,
         size: u64,
         geometry: Geometry,
+        room: &mut Room,
     ) -> Result<Self> {
+        room.take(geometry.clusters(u64::from(bitmap.table_entries) * 8))?;
         let mut bits = Self::clean(size, bitmap.granularity_bits, geometry)?;
         let entries = table::read(storage, bitmap)?;
         let file_len = storage.len()?;
@@ -110,6 +113,7 @@ impl DirtyBits {
                 TableEntry::Zeros => continue,
                 TableEntry::Ones => bits.chunk_of_bytes(index, |_| 0xff),
                 TableEntry::Data(host) => {
+                    room.take(1)?;
                     table::check_inside("a bitmap's data", host, data.len() as u64, file_len)?;
                     storage.read_exact_at(&mut data, host.0)?;
                     bits.chunk_of_bytes(index, |i| data[i])

@@ -47,6 +47,30 @@ impl TableEntry {
     }
 }
 
+/// Clusters of a file that bitmaps may take. Where tables and data lie apart there is room for all of them. Where they do not, they would take
+/// memory and time as a file of another length would.
+#[derive(Debug)]
+pub(crate) struct Room {
+    file: u64,
+    left: u64,
+}
+
+impl Room {
+    pub(crate) fn new(file_len: u64, geometry: Geometry) -> Self {
+        let file = geometry.clusters(file_len);
+        Self { file, left: file }
+    }
+
+    pub(crate) fn take(&mut self, clusters: u64) -> Result<(), Corruption> {
+        let left = self.left.checked_sub(clusters);
+        self.left = left.ok_or(Corruption::Shared {
+            what: "bitmaps",
+            file: self.file,
+        })?;
+        Ok(())
+    }
+}
+
 /// Reads a bitmap's table, which lies inside the file: the directory's parser has seen to that. Its entries are not
 /// decoded: what only counts clusters passes over those that are broken.
 pub(crate) fn read(storage: &dyn Storage, bitmap: &Bitmap) -> Result<Vec<u64>> {

@@ -252,7 +252,8 @@ impl Image {
         }
     }
 
-    /// Reads the active L1 table, a piece at a time: an empty one, however long, takes no memory.
+    /// Reads the active L1 table, a piece at a time: an empty one, however long, takes no memory. One that names more L2 tables than the file has
+    /// clusters has parts of the disk share them, which nobody makes, and which would take the time of a disk that no file of this length holds.
     fn read_l1(&self) -> Result<()> {
         let (start, entries) = {
             let header = self.locked_header();
@@ -263,16 +264,23 @@ impl Image {
             start,
             if entries == 0 { 0 } else { entries as u64 * 8 },
         )?;
+        let clusters = self.geometry.clusters(self.storage.len()?);
+        let mut tables = 0;
         let mut bytes = vec![0; (entries * 8).min(32 << 10)];
         for first in (0..entries).step_by(4096) {
             let piece = &mut bytes[..(entries - first).min(4096) * 8];
             self.storage.read_exact_at(piece, (start + first as u64 * 8).0)?;
             for (i, entry) in piece.chunks_exact(8).enumerate() {
-                self.l1.store(
-                    first + i,
-                    u64::from_be_bytes(entry.try_into().unwrap_or_default()),
-                );
+                let entry = u64::from_be_bytes(entry.try_into().unwrap_or_default());
+                tables += u64::from(entry != 0);
+                self.l1.store(first + i, entry);
             }
+        }
+        if tables > clusters {
+            return Err(self.corrupt(Corruption::Shared {
+                what: "entries of the L1 table",
+                file: clusters,
+            }));
         }
         Ok(())
     }

@@ -16,13 +16,14 @@ impl CopiedBitmaps {
     pub(crate) fn of(chain: &Chain, broken: &mut dyn FnMut(&Bitmap, Error) -> Result<()>) -> Result<Self> {
         let image = qcow2_with(chain, "bitmaps")?;
         let mut copied = Vec::new();
-        for bitmap in image.bitmaps()? {
-            match image.dirty_bits(&bitmap.name) {
-                Ok(bits) => copied.push((bitmap, bits)),
-                Err(error) if error.kind() == ErrorKind::Unsupported => broken(&bitmap, error)?,
+        image.each_bitmap(|bitmap, bits| {
+            match bits {
+                Ok(bits) => copied.push((bitmap.clone(), bits)),
+                Err(error) if error.kind() == ErrorKind::Unsupported => broken(bitmap, error)?,
                 Err(error) => return Err(error),
             }
-        }
+            Ok(())
+        })?;
         Ok(Self(copied))
     }
 

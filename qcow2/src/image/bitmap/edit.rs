@@ -226,7 +226,10 @@ impl BitmapEdit<'_> {
     /// As [`clear`](Self::clear); `Corrupt`, `Io`.
     pub fn dirty_bits(&self, name: &str) -> Result<DirtyBits> {
         match &self.drafts[self.index_of(name)?].content {
-            Content::Kept(index) => self.image.load_bits(&self.stored.entries[*index]),
+            Content::Kept(index) => {
+                let mut room = self.image.room()?;
+                self.image.load_bits(&self.stored.entries[*index], &mut room)
+            }
             Content::New(bits) => Ok(DirtyBits::clone(bits)),
         }
     }

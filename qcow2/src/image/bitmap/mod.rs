@@ -32,6 +32,7 @@ use super::{Image, Writer};
 use crate::address::ClusterIndex;
 use crate::bitmap::bits::DirtyBits;
 use crate::bitmap::directory::{self, Entry};
+use crate::bitmap::table::Room;
 use crate::bitmap::{self, Bitmap};
 use crate::header::Header;
 
@@ -141,8 +142,11 @@ impl Image {
     /// `Corrupt`, `Io`; what `each` returns.
     pub fn each_bitmap(&self, mut each: impl FnMut(&Bitmap, Result<DirtyBits>) -> Result<()>) -> Result<()> {
         let mut all = |bitmaps: &Bitmaps| {
+            let mut room = self.room()?;
             let mut entries = bitmaps.entries.iter().enumerate();
-            entries.try_for_each(|(index, entry)| each(&entry.bitmap, self.dirty_bits_at(bitmaps, index)))
+            entries.try_for_each(|(index, entry)| {
+                each(&entry.bitmap, self.dirty_bits_at(bitmaps, index, &mut room))
+            })
         };
         let done = match &self.writer {
             Some(writer) => all(&writer.bitmaps()),
@@ -152,19 +156,24 @@ impl Image {
     }
 
     fn dirty_bits_in(&self, bitmaps: &Bitmaps, name: &str) -> Result<DirtyBits> {
-        self.dirty_bits_at(bitmaps, bitmaps.index_of(name)?)
+        self.dirty_bits_at(bitmaps, bitmaps.index_of(name)?, &mut self.room()?)
     }
 
-    fn dirty_bits_at(&self, bitmaps: &Bitmaps, index: usize) -> Result<DirtyBits> {
+    fn room(&self) -> Result<Room> {
+        Ok(Room::new(self.storage.len()?, self.geometry))
+    }
+
+    fn dirty_bits_at(&self, bitmaps: &Bitmaps, index: usize, room: &mut Room) -> Result<DirtyBits> {
         match bitmaps.tracked.iter().find(|tracked| tracked.index == index) {
             Some(tracked) => Ok(DirtyBits::clone(&tracked.bits)),
-            None => self.load_bits(&bitmaps.entries[index]),
+            None => self.load_bits(&bitmaps.entries[index], room),
         }
     }
 
-    fn load_bits(&self, entry: &Entry) -> Result<DirtyBits> {
+    fn load_bits(&self, entry: &Entry, room: &mut Room) -> Result<DirtyBits> {
         entry.bitmap.check_usable()?;
-        DirtyBits::load(&self.storage, &entry.bitmap, self.size(), self.geometry).map_err(|error| {
+        let bits = DirtyBits::load(&self.storage, &entry.bitmap, self.size(), self.geometry, room);
+        bits.map_err(|error| {
             let name = escape(&entry.bitmap.name);
             error.with_hint(format!(
                 "bitmap '{name}' cannot be read; remove it with `imgtool bitmap --remove`"
@@ -176,13 +185,14 @@ impl Image {
     pub(super) fn track_bitmaps(&self, bitmaps: &mut Bitmaps) -> Result<()> {
         let mut tracked = Vec::new();
         let mut bits_left = MAX_TRACKED_BITS;
+        let mut room = self.room()?;
         for (index, entry) in bitmaps.entries.iter().enumerate() {
             if !entry.bitmap.auto || entry.bitmap.in_use {
                 continue;
             }
             let bits = bitmap::bits(self.size(), entry.bitmap.granularity_bits);
             bits_left = bits_left.checked_sub(bits).ok_or_else(too_much)?;
-            let bits = Arc::new(self.load_bits(entry)?);
+            let bits = Arc::new(self.load_bits(entry, &mut room)?);
             tracked.push(Tracked { index, bits });
         }
         if tracked.is_empty() {
@@ -226,11 +236,11 @@ impl Image {
         size: u64,
     ) -> Result<Option<NewDirectory>> {
         let old = self.size();
-        let mut drafts = bitmaps.kept();
+        let (mut drafts, mut room) = (bitmaps.kept(), self.room()?);
         for (draft, entry) in drafts.iter_mut().zip(&bitmaps.entries) {
             let bits = |size| bitmap::bits(size, entry.bitmap.granularity_bits);
             if bits(old) != bits(size) {
-                draft.content = Content::New(Arc::new(self.load_bits(entry)?.resized(size)?));
+                draft.content = Content::New(Arc::new(self.load_bits(entry, &mut room)?.resized(size)?));
             }
         }
         self.write_if_changed(writer, bitmaps, drafts)
@@ -245,7 +255,7 @@ impl Image {
         size: u64,
     ) -> Result<Option<NewDirectory>> {
         let old = self.size();
-        let mut drafts = bitmaps.kept();
+        let (mut drafts, mut room) = (bitmaps.kept(), self.room()?);
         for (draft, entry) in drafts.iter_mut().zip(&bitmaps.entries) {
             let granularity_bits = entry.bitmap.granularity_bits;
             let bits = |size| bitmap::bits(size, granularity_bits);
@@ -254,7 +264,7 @@ impl Image {
                 let all = DirtyBits::all(size, granularity_bits, self.geometry)?;
                 draft.content = Content::New(Arc::new(all));
             } else if bits(old) != bits(size) {
-                draft.content = Content::New(Arc::new(self.load_bits(entry)?.resized(size)?));
+                draft.content = Content::New(Arc::new(self.load_bits(entry, &mut room)?.resized(size)?));
             }
         }
         self.write_if_changed(writer, bitmaps, drafts)
