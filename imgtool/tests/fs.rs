@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::common::{Lab, interrupted_by};
+use crate::common::{Lab, copy_program, interrupted_by};
 use serde_json::Value;
 
 /// A mounted filesystem, unmounted when it is dropped.
@@ -722,7 +722,7 @@ fn what_a_user_may_not_do_is_left_out_and_told() {
     fixture(&lab);
     fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o777)).unwrap();
     // Where everybody reaches it.
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), lab.path("program")).unwrap();
+    copy_program(&lab.path("program"));
     let as_nobody = |line: &str| {
         let user = "setpriv --reuid 54321 --regid 54321 --clear-groups ./program fs";
         lab.run(&format!("{user} {line}"))

@@ -81,7 +81,12 @@ fn texts_of_the_command_line_are_short() {
         }
     }
     let done = lab.run("imgtool qemu-img info --object secret,id=s,file=/dev/zero root.img");
-    done.fails(1, &["/dev/zero", "at most 1048576 bytes"]);
+    assert_eq!(done.code(), 1);
+    assert!(
+        done.stderr().contains("a secret has at most 1048576 bytes"),
+        "{}",
+        done.stderr()
+    );
     assert!(!lab.path("new.img").exists());
     assert!(!lab.path("store/instances/db.toml").exists());
     // A pipe says something in the end, too.
@@ -532,7 +537,7 @@ fn what_sealing_reads_is_no_longer_than_16_mib() {
         );
         lab.run_words(&["sh", "-c", &line])
     };
-    for private in ["tree/etc/passwd", "tree/etc/shadow"] {
+    for private in ["tree/etc/passwd", "tree/etc/hosts"] {
         hole(&lab, private, (1 << 40) + 1);
         lab.imgtool("mkfs -q --size 64M tree image");
         let before = fs::read(lab.path("image")).unwrap();
@@ -546,14 +551,10 @@ fn what_sealing_reads_is_no_longer_than_16_mib() {
         assert!(fs::read(lab.path("image")).unwrap() == before);
         fs::remove_file(lab.path(private)).unwrap();
     }
-    fs::write(
-        lab.path("tree/etc/shadow"),
-        "ann:secret:1::::::\n".repeat(100_000),
-    )
-    .unwrap();
+    fs::write(lab.path("tree/etc/hosts"), "127.0.1.1 tiny\n".repeat(1_000_000)).unwrap();
     lab.imgtool("mkfs -q --size 64M tree image");
     seal("image").ok();
     let id = lab.imgtool("fs stat image /etc/machine-id");
     assert!(!id.contains(&((1u64 << 40) + 1).to_string()), "{id}");
-    assert!(!lab.imgtool("fs cat image /etc/shadow").contains("secret"));
+    assert!(!lab.imgtool("fs cat image /etc/hosts").contains("tiny"));
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::common::copy_program;
 use crate::common::filesystems::{UUID, assert_good, field, lab, tool, words};
 use crate::common::{Lab, interrupted_by};
 use serde_json::Value;
@@ -389,7 +390,7 @@ fn files_that_may_not_be_read_are_named() {
     lab.imgtool("mkfs -q tree out");
     assert_eq!(tool(&lab, &["debugfs", "-R", "cat /secret", "out"]).ok(), "x");
     let program = lab.path("imgtool");
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), &program).unwrap();
+    copy_program(&program);
     let done = lab.run_words(&[
         "setpriv",
         "--reuid=65534",

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::common::Lab;
 use crate::common::filesystems::{UUID, assert_good, lab, tool};
+use crate::common::{Lab, copy_program};
 
 #[test]
 fn two_runs_of_whoever_may_read_the_tree_make_the_same_bytes() {
@@ -14,7 +14,7 @@ fn two_runs_of_whoever_may_read_the_tree_make_the_same_bytes() {
     lab.run("ln -s file tree/link").ok();
     lab.run("chown -R 65534:65534 out tree/below/large").ok();
     let program = lab.path("imgtool");
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), &program).unwrap();
+    copy_program(&program);
     let dir = lab.dir().to_str().unwrap();
     lab.run_words(&["chmod", "755", dir]).ok();
     let nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups";

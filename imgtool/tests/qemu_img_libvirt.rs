@@ -38,7 +38,7 @@ impl Side {
     fn ours(links: &Path) -> Self {
         // The user of the daemon may not come to where it is.
         let program = links.join("imgtool");
-        fs::copy(env!("CARGO_BIN_EXE_imgtool"), &program).unwrap();
+        crate::common::copy_program(&program);
         let done = Command::new(&program).arg("install-links").arg(links).output();
         assert!(done.as_ref().unwrap().status.success(), "{done:?}");
         fs::set_permissions(links, fs::Permissions::from_mode(0o755)).unwrap();

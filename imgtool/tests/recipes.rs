@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Done, Lab, Mount, interrupted_by};
+use crate::common::{Done, Lab, Mount, copy_program, interrupted_by};
 use serde_json::Value;
 
 /// A lab with a tree, and the recipe of a template that is made of it.
@@ -298,7 +298,7 @@ fn debootstrap_is_given_what_the_recipe_says_and_told_of_when_it_fails() {
     lab.run("chmod -R a+rwX .").ok();
     let line = "setpriv --reuid 65534 --clear-groups env PATH=LAB/bin:/usr/bin:/bin IMGTOOL template build --store store old.toml";
     let line = line.replace("LAB", lab.dir().to_str().unwrap());
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), lab.path("bin/imgtool")).unwrap();
+    copy_program(&lab.path("bin/imgtool"));
     let line = line.replace("IMGTOOL", lab.path("bin/imgtool").to_str().unwrap());
     lab.run(&line)
         .fails(1, &["debootstrap has to be run by root", "hint: sudo"]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::process::Command;
 
-use crate::common::Lab;
+use crate::common::{Lab, copy_program};
 
 /// Commands that make `target` anew.
 const MAKERS: [&str; 4] = [
@@ -124,7 +124,7 @@ fn a_file_on_which_something_is_mounted_is_written_to_as_qemu_img_does_and_not_o
 fn a_file_of_another_in_a_directory_like_tmp_is_written_to_as_qemu_img_does() {
     let lab = Lab::new();
     lab.raw("disk", 1 << 20, 1);
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), lab.path("qemu-img")).unwrap();
+    copy_program(&lab.path("qemu-img"));
     fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o1777)).unwrap();
     fs::write(lab.path("target"), "old").unwrap();
     fs::set_permissions(lab.path("target"), fs::Permissions::from_mode(0o666)).unwrap();
@@ -141,7 +141,7 @@ fn a_file_of_another_in_a_directory_like_tmp_is_written_to_as_qemu_img_does() {
 fn a_file_of_another_keeps_its_owner_as_with_qemu_img() {
     let lab = Lab::new();
     lab.raw("disk", 1 << 20, 1);
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), lab.path("qemu-img")).unwrap();
+    copy_program(&lab.path("qemu-img"));
     fs::set_permissions(lab.dir(), fs::Permissions::from_mode(0o777)).unwrap();
     let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     for (owner, stays) in [(1234, true), (65534, false)] {
@@ -199,7 +199,7 @@ fn open_files_are_written_to_by_the_names_of_their_descriptors() {
 #[test]
 fn nobody_gets_rights_that_they_did_not_have() {
     let (lab, _mounted) = Lab::on("ext4", 600);
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), lab.path("program")).unwrap();
+    copy_program(&lab.path("program"));
     let owned = |uid, gid, mode: u32| {
         let target = lab.path("target");
         fs::write(&target, "old").unwrap();

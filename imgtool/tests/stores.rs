@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::common::Lab;
+use crate::common::{Lab, copy_program};
 use serde_json::Value;
 
 /// A store with a template `tiny`, which has a password hash in it.
@@ -255,7 +255,7 @@ fn a_machine_of_another_user_is_listed_as_that_and_is_nothing_to_mend_or_remove(
     for path in [lab.dir().to_owned(), lab.path("store")] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    fs::copy(env!("CARGO_BIN_EXE_imgtool"), lab.path("program")).unwrap();
+    copy_program(&lab.path("program"));
     let as_member = |line: &str| {
         let user = "setpriv --reuid 54321 --regid 54321 --clear-groups ./program";
         lab.run(&format!("{user} {line}"))

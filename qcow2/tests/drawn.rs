@@ -29,7 +29,7 @@ fn images_hold_what_was_drawn_and_after_a_power_cut_what_was_flushed() {
         };
         qcow2::create(&empty, &options).unwrap();
         let recorder = Recorder::new();
-        let image = open(Arc::new(recorder.storage(empty)));
+        let image = open(recorder.storage(empty));
         let mut model = DiskModel::new(&image).unwrap();
         let mut moments = vec![(recorder.position(), model.clone())];
         for _ in 0..12 {

@@ -48,6 +48,20 @@ impl Drop for Loop {
 /// A directory with images, removed at the end.
 pub(crate) struct Lab(tempfile::TempDir);
 
+/// Copies the program to where anybody can reach it. A process of its own does: one that another thread is starting has this one's open files
+/// for a moment, and no program runs while somebody may write to it.
+pub(crate) fn copy_program(to: &Path) {
+    let done = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_imgtool"))
+        .arg(to)
+        .status();
+    assert!(
+        done.is_ok_and(|status| status.success()),
+        "cannot copy to {}",
+        to.display()
+    );
+}
+
 impl Lab {
     pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
