@@ -182,7 +182,7 @@ fn floods_of_bitmaps() {
 #[test]
 fn bitmaps_that_share_what_they_hold() {
     const ENTRIES: u64 = 1024;
-    for (entries_of_data, bitmaps) in [(ENTRIES, 1), (8, 1000)] {
+    for (entries_of_data, bitmaps) in [(ENTRIES, 1), (2, 1000)] {
         let lab = Lab::new();
         let file = image(&lab, "cluster_size=65536", "256G");
         let (directory, table, data) = (1_u64 << 20, (1 << 20) + (64 << 10), (1 << 20) + (128 << 10));
@@ -216,7 +216,7 @@ fn bitmaps_that_share_what_they_hold() {
         let shared = ["bitmaps name more clusters than the 32 of the file"];
         bounded(&lab, "bitmap --list").fails(1, &shared);
         bounded(&lab, "convert -O qcow2 --bitmaps --target").fails(1, &shared);
-        // QEMU takes the first for sound: what it reads of it is what is here.
+        // One of those that are too many together can be read.
         let ranges = bounded(&lab, "bitmap --ranges 0000");
         assert_eq!(ranges.code(), i32::from(bitmaps == 1), "{}", ranges.stderr());
     }
