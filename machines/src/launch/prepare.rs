@@ -74,17 +74,16 @@ impl Made {
         // What is refused is, before anything is copied.
         lock_replaced(path)?;
         let created = raw::create_partial(path, &raw::OpenOptions::new().write(true));
-        let (file, partial) = created.map_err(|error| match error.io_kind() {
+        let (created, partial) = created.map_err(|error| match error.io_kind() {
             Some(io::ErrorKind::NotFound) => named(error).with_hint("make the directory first"),
             _ => named(error),
         })?;
-        let made =
+        let file =
             TempPath::try_from_path(partial).map_err(|error| named(Error::io("name a file", error)))?;
         // It gets what is a machine's own.
-        fs::set_permissions(&made, Permissions::from_mode(0o600))
+        fs::set_permissions(&file, Permissions::from_mode(0o600))
             .map_err(|error| named(Error::io("keep to its owner", error)))?;
-        drop(file);
-        let file = made;
+        drop(created);
         fill(&file).map_err(|error| error.with_path_replaced(&file, path).with_path(path))?;
         Ok(Self {
             file,
