@@ -185,7 +185,7 @@ fn bitmaps_that_share_what_they_hold() {
     for (entries_of_data, bitmaps) in [(ENTRIES, 1), (2, 1000)] {
         let lab = Lab::new();
         let file = image(&lab, "cluster_size=65536", "256G");
-        let (directory, table, data) = (1_u64 << 20, (1 << 20) + (64 << 10), (1 << 20) + (128 << 10));
+        let [directory, table, data] = [1024_u64, 1088, 1152].map(|kib| kib << 10);
         file.set_len(2 << 20).unwrap();
         let mut entries = Vec::new();
         for number in 0..bitmaps {
