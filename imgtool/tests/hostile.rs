@@ -203,7 +203,7 @@ fn bitmaps_that_share_what_they_hold() {
         for entry in 0..entries_of_data {
             put_u64(&file, table + 8 * entry, data);
         }
-        file.write_all_at(&[0xAA; 64 << 10], data).unwrap();
+        file.write_all_at(&vec![0xAA; 64 << 10], data).unwrap();
         put_u64(&file, 88, 1);
         put_u32(&file, 112, 0x2385_2875);
         put_u32(&file, 116, 24);
