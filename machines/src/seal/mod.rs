@@ -206,6 +206,11 @@ pub fn seal(
     not_looked_into(disk, true)?;
     parts::refuse_hibernated_parts(disk)?;
     let mut guest = Guest::open(&root, is_new)?;
+    let search = Search::new(guest.editor.filesystem())?;
+    for operation in &selection.done {
+        // Nor is one in which something cannot be looked into.
+        search.plan(operation)?;
+    }
     let mut changes = Vec::new();
     for operation in &selection.done {
         control.check()?;
