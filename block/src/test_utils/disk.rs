@@ -98,7 +98,7 @@ impl DiskOp {
 ///     let recorder = Recorder::new();
 ///     let empty = MemStorage::new();
 ///     empty.set_len(64 << 10)?;
-///     let disk = Flat(Arc::new(recorder.storage(empty))); // yours
+///     let disk = Flat(recorder.storage(empty)); // yours
 ///     let mut model = DiskModel::new(&disk)?;
 ///     let mut rng = Rng::new(seed);
 ///     let mut moments = Vec::new();
