@@ -17,13 +17,7 @@ const LONGEST_TEXT: u64 = 1 << 20;
 
 /// The text in a file, or what a pipe or a terminal has to say. `what` it is has an article, as `a credential`.
 pub(crate) fn text_of(path: &Path, what: &str) -> Result<String> {
-    text_up_to(path, what, LONGEST_TEXT)
-}
-
-/// The same, of at most `most` bytes.
-pub(crate) fn text_up_to(path: &Path, what: &str, most: u64) -> Result<String> {
-    let bytes = raw::read_whole(path, what, most)?;
-    String::from_utf8(bytes).map_err(|_| Error::invalid("this is no text: it is not UTF-8").with_path(path))
+    raw::read_text(path, what, LONGEST_TEXT)
 }
 
 /// What images may open by naming it.

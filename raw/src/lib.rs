@@ -51,4 +51,4 @@ pub use in_use::refuse_mounted;
 pub use open::OpenOptions;
 pub use opener::HostOpener;
 pub use partial::create_partial;
-pub use whole::read_whole;
+pub use whole::{read_text, read_whole};

@@ -30,6 +30,15 @@ pub fn read_whole(path: &Path, what: &str, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The same, of a text.
+///
+/// # Errors
+/// As [`read_whole`]; `InvalidInput` for what is not UTF-8.
+pub fn read_text(path: &Path, what: &str, most: u64) -> Result<String> {
+    let bytes = read_whole(path, what, most)?;
+    String::from_utf8(bytes).map_err(|_| Error::invalid("this is no text: it is not UTF-8").with_path(path))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -143,9 +143,7 @@ impl User {
 
     /// Adds the keys that are in a file.
     pub(super) fn add_keys_of(&mut self, file: &Path) -> Result<()> {
-        let bytes = raw::read_whole(file, "a list of keys", MAX_KEYS)?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| Error::invalid("this is no text: it is not UTF-8").with_path(file))?;
+        let text = raw::read_text(file, "a list of keys", MAX_KEYS)?;
         let keys = AuthorizedKeys::parse(&text).map_err(|error| error.with_path(file))?;
         let keys = keys.lines().map(|line| PublicKey(line.to_owned()));
         self.ssh_keys.extend(keys);

@@ -10,7 +10,6 @@ use ext4_builder::source::{
 };
 use ext4_builder::{Builder, tar};
 
-use crate::arguments::text_up_to;
 use crate::images::directory_of;
 
 /// Bytes in a manifest, a list of contexts, or one of users or groups at most.
@@ -76,13 +75,15 @@ impl TreeArgs {
     pub(super) fn overlays(&self) -> Result<Overlays> {
         let mut overlays = Overlays::default();
         for path in &self.manifest {
-            let manifest =
-                Manifest::parse(&text_up_to(path, "a manifest", LONGEST_LIST)?, directory_of(path));
+            let manifest = Manifest::parse(
+                &raw::read_text(path, "a manifest", LONGEST_LIST)?,
+                directory_of(path),
+            );
             let manifest = manifest.map_err(|error| error.with_path(path))?;
             overlays.manifests.push((path.clone(), manifest));
         }
         if let Some(path) = &self.file_contexts {
-            let text = text_up_to(path, "a list of contexts", LONGEST_LIST)?;
+            let text = raw::read_text(path, "a list of contexts", LONGEST_LIST)?;
             let contexts = FileContexts::parse(&text).map_err(|error| error.with_path(path))?;
             overlays.file_contexts = Some((path.clone(), contexts));
         }
