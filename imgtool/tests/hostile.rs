@@ -139,6 +139,37 @@ fn floods_of_snapshots() {
     bounded(&lab, "info").fails(1, &["there may be 65536 at most"]);
 }
 
+/// Puts a directory of bitmaps at `place`, all of them with one table, which has so many `entries`, and has the header name it.
+fn put_bitmaps(
+    file: &fs::File,
+    place: u64,
+    names: &[String],
+    granularity_bits: u8,
+    table: u64,
+    entries: u32,
+) {
+    let mut directory = Vec::new();
+    for name in names {
+        directory.extend(table.to_be_bytes());
+        directory.extend(entries.to_be_bytes());
+        directory.extend(2_u32.to_be_bytes());
+        directory.extend([1, granularity_bits]);
+        directory.extend((name.len() as u16).to_be_bytes());
+        directory.extend(0_u32.to_be_bytes());
+        directory.extend(name.as_bytes());
+        directory.resize(directory.len().next_multiple_of(8), 0);
+    }
+    file.write_all_at(&directory, place).unwrap();
+    put_u64(file, 88, 1);
+    put_u32(file, 112, 0x2385_2875);
+    put_u32(file, 116, 24);
+    put_u32(file, 120, names.len() as u32);
+    put_u32(file, 124, 0);
+    put_u64(file, 128, directory.len() as u64);
+    put_u64(file, 136, place);
+    put_u64(file, 144, 0);
+}
+
 /// Bitmaps in a directory that is real, with names that are not nice.
 #[test]
 fn floods_of_bitmaps() {
@@ -146,29 +177,10 @@ fn floods_of_bitmaps() {
     let lab = Lab::new();
     let file = image(&lab, "cluster_size=65536", "1M");
     let place = 1_u64 << 30;
-    let mut directory = Vec::new();
-    for number in 0..COUNT {
-        let name = format!("\x1b]0;{number}\x07");
-        // No entry of a table is needed for a disk that is mapped by one.
-        directory.extend((place + (64 << 20)).to_be_bytes());
-        directory.extend(1_u32.to_be_bytes());
-        directory.extend(2_u32.to_be_bytes());
-        directory.extend([1, 16]);
-        directory.extend((name.len() as u16).to_be_bytes());
-        directory.extend(0_u32.to_be_bytes());
-        directory.extend(name.as_bytes());
-        directory.resize(directory.len().next_multiple_of(8), 0);
-    }
-    file.write_all_at(&directory, place).unwrap();
+    let names: Vec<_> = (0..COUNT).map(|number| format!("\x1b]0;{number}\x07")).collect();
+    // No entry of a table is needed for a disk that is mapped by one.
+    put_bitmaps(&file, place, &names, 16, place + (64 << 20), 1);
     file.set_len(place + (65 << 20)).unwrap();
-    put_u64(&file, 88, 1);
-    put_u32(&file, 112, 0x2385_2875);
-    put_u32(&file, 116, 24);
-    put_u32(&file, 120, COUNT);
-    put_u32(&file, 124, 0);
-    put_u64(&file, 128, directory.len() as u64);
-    put_u64(&file, 136, place);
-    put_u64(&file, 144, 0);
     every_command_is_bounded(&lab);
     let listed = bounded(&lab, "info").stdout();
     assert!(
@@ -187,31 +199,12 @@ fn bitmaps_that_share_what_they_hold() {
         let file = image(&lab, "cluster_size=65536", "256G");
         let [directory, table, data] = [1024_u64, 1088, 1152].map(|kib| kib << 10);
         file.set_len(2 << 20).unwrap();
-        let mut entries = Vec::new();
-        for number in 0..bitmaps {
-            let name = format!("{number:04}");
-            entries.extend(table.to_be_bytes());
-            entries.extend((ENTRIES as u32).to_be_bytes());
-            entries.extend(2_u32.to_be_bytes());
-            entries.extend([1, 9]);
-            entries.extend((name.len() as u16).to_be_bytes());
-            entries.extend(0_u32.to_be_bytes());
-            entries.extend(name.as_bytes());
-            entries.resize(entries.len().next_multiple_of(8), 0);
-        }
-        file.write_all_at(&entries, directory).unwrap();
+        let names: Vec<_> = (0..bitmaps).map(|number| format!("{number:04}")).collect();
+        put_bitmaps(&file, directory, &names, 9, table, ENTRIES as u32);
         for entry in 0..entries_of_data {
             put_u64(&file, table + 8 * entry, data);
         }
         file.write_all_at(&vec![0xAA; 64 << 10], data).unwrap();
-        put_u64(&file, 88, 1);
-        put_u32(&file, 112, 0x2385_2875);
-        put_u32(&file, 116, 24);
-        put_u32(&file, 120, bitmaps);
-        put_u32(&file, 124, 0);
-        put_u64(&file, 128, entries.len() as u64);
-        put_u64(&file, 136, directory);
-        put_u64(&file, 144, 0);
         every_command_is_bounded(&lab);
         let shared = ["bitmaps name more clusters than the 32 of the file"];
         bounded(&lab, "bitmap --list").fails(1, &shared);

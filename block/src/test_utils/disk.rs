@@ -80,7 +80,7 @@ impl DiskOp {
 ///
 /// use block::test_utils::{DiskModel, DiskOp, Recorder, Rng, seeds};
 /// use block::{BlockDevice, MemStorage, Storage};
-/// # use block::{DeviceInfo, Extent, Result, ZeroMode};
+/// # use block::{DeviceInfo, Extent, ExtentState, Result, ZeroMode};
 /// # #[derive(Debug)]
 /// # struct Flat(Arc<dyn Storage>);
 /// # impl BlockDevice for Flat {
@@ -90,7 +90,9 @@ impl DiskOp {
 /// #     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> { self.0.write_all_at(buf, offset) }
 /// #     fn zero_at(&self, offset: u64, len: u64, _: ZeroMode) -> Result<()> { self.0.write_all_at(&vec![0; len as usize], offset) }
 /// #     fn discard_at(&self, _: u64, _: u64) -> Result<()> { Ok(()) }
-/// #     fn extent_at(&self, _: u64, _: u64) -> Result<Extent> { unimplemented!() }
+/// #     fn extent_at(&self, offset: u64, len: u64) -> Result<Extent> {
+/// #         Ok(Extent { offset, len, state: ExtentState::Data, depth: 0, host: Some(offset) })
+/// #     }
 /// #     fn flush(&self) -> Result<()> { self.0.sync_data() }
 /// # }
 ///
